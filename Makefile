@@ -1,0 +1,51 @@
+# `make run` shows the product, `make check` says yes or no. Everything is installed into .venv, nothing else is touched.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | column -t -l 2
+
+.PHONY: python
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install the Debian package python3 (3.11 or newer)"; exit 69; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version)"; exit 69; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "the venv module is missing: install the Debian package python3-venv"; exit 69; }
+
+$(VENV)/runtime: requirements/runtime.txt pyproject.toml | python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev: requirements/dev.txt $(VENV)/runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+run: $(VENV)/runtime ## start everything on this machine, run a sample automation, stay up until Ctrl-C
+	@exec $(BIN)/mobius quickstart
+
+test: $(VENV)/dev ## the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or no
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory test
+
+format: $(VENV)/dev ## format the code and apply safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --extra build --output-file requirements/runtime.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --extra dev --extra postgres --output-file requirements/dev.txt pyproject.toml
+
+clean: ## remove what make has made
+	rm -rf $(VENV) .quickstart

@@ -1,0 +1,1 @@
+"""What crosses a boundary between processes: frames, pipe messages, and the codec. Imports nothing of ours."""

@@ -1,0 +1,88 @@
+"""Bytes <-> frames, with the fault told apart: ours (`LocalFrameError`) or the peer's (`RemoteFrameError`)."""
+
+from typing import Any
+
+import msgspec
+
+from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker
+
+MAX_FRAME_TO_WORKER = 1024 * 1024
+"""Bytes. The public clients close the connection above it (contract, "Frames")."""
+
+MAX_FRAME_TO_SERVER = 16 * 1024 * 1024
+"""Bytes. A larger result is reported failed as ResultTooLarge."""
+
+
+class LocalFrameError(ValueError):
+    """We tried to send a frame that the contract forbids: our bug."""
+
+
+class RemoteFrameError(ValueError):
+    """The peer sent what is no frame of its side. `message_id` is the peer's, where one could be read."""
+
+    def __init__(self, message: str, message_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message_id = message_id
+
+
+class _Correlation(msgspec.Struct):
+    message_id: str | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_from_worker = msgspec.json.Decoder(FromWorker)
+_from_server = msgspec.json.Decoder(FromServer)
+_correlation = msgspec.json.Decoder(_Correlation)
+
+
+def decode_from_worker(data: bytes | str) -> FromWorker:
+    """One frame that a worker sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
+    return _decode(_from_worker, data, MAX_FRAME_TO_SERVER)
+
+
+def decode_from_server(data: bytes | str) -> FromServer:
+    """One frame that a server sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
+    return _decode(_from_server, data, MAX_FRAME_TO_WORKER)
+
+
+def encode_to_server(frame: FromWorker) -> bytes:
+    """A worker's frame as bytes of at most MAX_FRAME_TO_SERVER. Raises LocalFrameError."""
+    return _encode(frame, FROM_WORKER, _from_worker, MAX_FRAME_TO_SERVER)
+
+
+def encode_to_worker(frame: FromServer) -> bytes:
+    """A server's frame as bytes of at most MAX_FRAME_TO_WORKER. Raises LocalFrameError."""
+    return _encode(frame, FROM_SERVER, _from_server, MAX_FRAME_TO_WORKER)
+
+
+def _decode(decoder: Any, data: bytes | str, limit: int) -> Any:
+    if len(data) > limit:
+        raise RemoteFrameError(f"frame of {len(data)} bytes is larger than the limit of {limit}")
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise RemoteFrameError(str(error), _message_id(data)) from error
+    except RecursionError as error:
+        raise RemoteFrameError("frame is nested too deeply") from error
+
+
+def _message_id(data: bytes | str) -> str | None:
+    try:
+        return _correlation.decode(data).message_id
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _encode(frame: Any, allowed: tuple[type, ...], decoder: Any, limit: int) -> bytes:
+    if not isinstance(frame, allowed):
+        raise LocalFrameError(f"{type(frame).__name__} is not a frame of this direction")
+    try:
+        data = _encoder.encode(frame)
+        # msgspec checks types when it reads, not when it writes; reading our own bytes back costs half a
+        # microsecond for a usual frame and keeps a wrong one from ever leaving.
+        decoder.decode(data)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise LocalFrameError(f"{type(frame).__name__}: {error}") from error
+    if len(data) > limit:
+        raise LocalFrameError(f"{type(frame).__name__} of {len(data)} bytes is larger than the limit of {limit}")
+    return data

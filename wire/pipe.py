@@ -1,0 +1,251 @@
+"""What the supervisor, a mold and a child say to each other: MessagePack, one message a datagram.
+
+The pipes are SOCK_SEQPACKET socket pairs: the kernel keeps message boundaries, and the end of a process is the end
+of its stream. Nothing per job crosses them. Every message of a slot names its incarnation, so that a dead child's
+late beat cannot touch its successor.
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+MAX_MESSAGE = 128 * 1024
+"""Bytes. Below the kernel's default send buffer, so that a datagram always fits."""
+
+MOLD_FD = 3
+"""File descriptor of the mold's end of its pipe (the mold is started by exec)."""
+
+PIPE_FD_VARIABLE = "MOBIUS_SUPERVISOR_FD"
+"""Environment variable that names the pipe's file descriptor to an embedded control plane."""
+
+SessionState = Literal["starting", "connecting", "registering", "registered", "draining", "ended"]
+
+
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of every message."""
+
+
+class PreviousEnd(Message, frozen=True):
+    """How the slot's last incarnation ended: what its successor may say of the jobs that were in hand.
+
+    `cause` is a word of supervisor.facts.EndCause ("signal", "exit", "hung", ...), `detail` a sentence without secrets,
+    `self_made` true when the death was the child's own doing (its exit code, SEGV/ABRT/BUS, out of memory).
+    """
+
+    incarnation: int
+    cause: str
+    detail: str
+    self_made: bool
+
+
+class ChildSettings(Message, frozen=True):
+    """All that one child needs to run. Durations are seconds.
+
+    The API key is either `api_key_file` (read by the child, and read again after a 401) or `api_key` (from the parent's
+    environment or credential store); this message is the only way by which a key reaches a child.
+    """
+
+    worker_instance_id: str
+    api_url: str
+    project: str
+    api_key_file: str | None = None
+    api_key: str | None = None
+    name: str | None = None
+    version: str | None = None
+    environment_id: str | None = None
+    concurrency: int = 1
+    queues: list[str] = msgspec.field(default_factory=lambda: ["default"])
+    actions: list[str] = msgspec.field(default_factory=list)
+    models: list[str] = msgspec.field(default_factory=list)
+    modules: list[str] = msgspec.field(default_factory=list)
+    """Modules that the mold did not import and the child must."""
+    journal: Literal["fsync", "write", "off"] = "write"
+    journal_path: str = ""
+    drain_grace: float = 30.0
+    hang_limit: float = 45.0
+    """`kill_after` of the pool: past it (plus the grace) a stuck interpreter ends itself."""
+    identity_conflict: float = 180.0
+    """How long worker_instance_conflict is retried before the child gives up (contract, "Identity")."""
+    log_level: str = "info"
+    log_format: Literal["console", "json"] = "console"
+    previous_end: PreviousEnd | None = None
+
+
+# --- supervisor -> mold ---------------------------------------------------------------------------------------------
+
+
+class MoldSettings(Message, frozen=True, tag="mold.settings"):
+    """First message to a mold: what to import before the first fork."""
+
+    pool: str
+    modules: list[str]
+    module_path: list[str]
+    preload: bool
+    stock_actions: bool
+    environment_actions: bool
+    log_level: str = "info"
+    log_format: Literal["console", "json"] = "console"
+
+
+class Spawn(Message, frozen=True, tag="mold.spawn"):
+    """Fork one child. Two file descriptors ride along (SCM_RIGHTS): the child's pipe end, then its output pipe."""
+
+    slot: str
+    incarnation: int
+    supervisor_pid: int
+    settings: ChildSettings
+
+
+# --- mold -> supervisor ---------------------------------------------------------------------------------------------
+
+
+class MoldReady(Message, frozen=True, tag="mold.ready"):
+    """Imports are done. `late_modules` left threads behind and are imported in each child instead."""
+
+    build: str
+    actions: list[str]
+    late_modules: list[str] = msgspec.field(default_factory=list)
+
+
+class MoldFailed(Message, frozen=True, tag="mold.failed"):
+    """The pool's modules cannot be imported; `message` is one sentence, `traceback` the rest."""
+
+    message: str
+    traceback: str = ""
+
+
+class Spawned(Message, frozen=True, tag="mold.spawned"):
+    """The child exists and is the supervisor's own child by now."""
+
+    slot: str
+    incarnation: int
+    pid: int
+
+
+class SpawnFailed(Message, frozen=True, tag="mold.spawn_failed"):
+    """The fork did not happen."""
+
+    slot: str
+    incarnation: int
+    message: str
+
+
+# --- child (or control plane) -> supervisor -------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="child.hello"):
+    """First words of a process: it runs our code, of this build."""
+
+    slot: str
+    incarnation: int
+    pid: int
+    build: str
+
+
+class Registered(Message, frozen=True, tag="child.registered"):
+    """The control plane has accepted the session."""
+
+    slot: str
+    incarnation: int
+
+
+class Ready(Message, frozen=True, tag="child.ready"):
+    """The child claims work (a control plane: it listens)."""
+
+    slot: str
+    incarnation: int
+
+
+class Beat(Message, frozen=True, tag="child.beat"):
+    """Once a second, from both ticks. Counters are cumulative over the incarnation; ages are seconds."""
+
+    slot: str
+    incarnation: int
+    source: Literal["loop", "thread"]
+    session: SessionState = "starting"
+    jobs_in_hand: int = 0
+    oldest_job_age: float = 0.0
+    last_acknowledgement_age: float = 0.0
+    loop_lag: float = 0.0
+    reports_waiting: int = 0
+    reconnects: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    handed_back: int = 0
+
+
+class Bye(Message, frozen=True, tag="child.bye"):
+    """Last words. `refused` when the control plane ended this worker for good (401, 403, 404, invalid_actor,
+    worker_instance_conflict that lasted): a restart at once would change nothing."""
+
+    slot: str
+    incarnation: int
+    reason: str
+    refused: bool = False
+    finished: int = 0
+    handed_back: int = 0
+    cut_off: int = 0
+
+
+# --- supervisor -> child --------------------------------------------------------------------------------------------
+
+
+class Drain(Message, frozen=True, tag="child.drain"):
+    """Claim no more, finish within `grace` seconds, exit 0. A second one may shorten the grace."""
+
+    grace: float
+
+
+ToMold = MoldSettings | Spawn
+FromMold = MoldReady | MoldFailed | Spawned | SpawnFailed
+FromChild = Hello | Registered | Ready | Beat | Bye
+ToChild = Drain
+
+MessageT = TypeVar("MessageT")
+
+_encoder = msgspec.msgpack.Encoder()
+_to_mold = msgspec.msgpack.Decoder(ToMold)
+_from_mold = msgspec.msgpack.Decoder(FromMold)
+_from_child = msgspec.msgpack.Decoder(FromChild)
+_to_child = msgspec.msgpack.Decoder(ToChild)
+
+
+class PipeMessageError(ValueError):
+    """The other end of a pipe sent what is no message of its side."""
+
+
+def encode(message: Message) -> bytes:
+    """One datagram. Raises PipeMessageError when it would not fit into MAX_MESSAGE bytes."""
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise PipeMessageError(f"{type(message).__name__} of {len(data)} bytes does not fit into {MAX_MESSAGE}")
+    return data
+
+
+def decode_to_mold(data: bytes) -> ToMold:
+    """What a supervisor said to its mold. Raises PipeMessageError."""
+    return _decode(_to_mold, data)
+
+
+def decode_from_mold(data: bytes) -> FromMold:
+    """What a mold said. Raises PipeMessageError."""
+    return _decode(_from_mold, data)
+
+
+def decode_from_child(data: bytes) -> FromChild:
+    """What a child said. Raises PipeMessageError."""
+    return _decode(_from_child, data)
+
+
+def decode_to_child(data: bytes) -> ToChild:
+    """What a supervisor said to its child. Raises PipeMessageError."""
+    return _decode(_to_child, data)
+
+
+def _decode(decoder: "msgspec.msgpack.Decoder[MessageT]", data: bytes) -> MessageT:
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise PipeMessageError(str(error)) from error
