@@ -1,0 +1,306 @@
+"""The port to storage: what the control plane asks of a database, in the domain's words.
+
+Every method is one transaction: when it returns, what it says is durable, and when it raises nothing has happened.
+`now` is the store's clock in microseconds; callers pass None, tests pass a time. Domain errors are raised as
+control_plane.errors.DomainError subclasses, a store that cannot write as StoreUnavailable.
+
+After a commit, and before the awaiting caller goes on, the store hands the `Committed` facts to its listener (in the
+event loop's thread), which wakes sessions and event streams.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from control_plane.domain.model import (
+    ApiKey,
+    Automation,
+    Event,
+    Job,
+    Project,
+    Run,
+    Selector,
+    Session,
+    Step,
+    Version,
+)
+
+
+class Fact(Struct, frozen=True, kw_only=True):
+    """Base of what a commit made true."""
+
+
+class JobClaimable(Fact, frozen=True):
+    """A job can be claimed from `available_at` (microseconds) on; enough of it to find the sessions able to run it."""
+
+    project_id: str
+    job_id: str
+    queue: str
+    available_at: int
+    action_name: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    environment_id: str | None = None
+
+
+class CancelRequested(Fact, frozen=True):
+    """A claimed job is to be cancelled by the session that holds it."""
+
+    project_id: str
+    job_id: str
+    session_id: str
+    reason: str | None
+    requested_at: int
+
+
+class RunChanged(Fact, frozen=True):
+    """New events are in the run's stream, up to `last_sequence`."""
+
+    project_id: str
+    run_id: str
+    last_sequence: int
+
+
+class SessionDrainRequested(Fact, frozen=True):
+    """An operator asked this session to drain."""
+
+    session_id: str
+
+
+Committed = JobClaimable | CancelRequested | RunChanged | SessionDrainRequested
+Listener = Callable[[Sequence[Committed]], None]
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """One page of a listing, newest first. `next_cursor` is opaque, None on the last page."""
+
+    items: list[Any]
+    next_cursor: str | None = None
+
+
+class LeaseTerms(Struct, frozen=True, kw_only=True):
+    """Seconds."""
+
+    lease_duration: float = 60.0
+    heartbeat_cadence: float = 20.0
+    pending_deadline: float = 600.0
+
+
+class ClaimOrder(Struct, frozen=True, kw_only=True):
+    """One claim of one session: at most `limit` jobs that `selector` admits. `excluded` are job ids that this session
+    handed back within the last second. `lease_tokens` are `limit` fresh random tokens; only hashes are stored."""
+
+    project_id: str
+    session_id: str
+    worker_instance_id: str
+    selector: Selector
+    limit: int
+    lease_tokens: Sequence[str]
+    excluded: Sequence[str] = ()
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """A job as claimed, with the token that only its holder knows."""
+
+    job: Job
+    lease_token: str
+
+
+class HeartbeatOutcome(Struct, frozen=True, kw_only=True):
+    """`lost`: the lease is gone (or the job is unknown); `cancel_*`: the job is to be cancelled."""
+
+    lost: bool
+    cancel_requested: bool = False
+    cancel_reason: str | None = None
+    cancel_requested_at: int | None = None
+
+
+class ReportOutcome(Struct, frozen=True, kw_only=True):
+    """What became of a report: "accepted", "duplicate" (this lease's report was accepted before), "superseded" (a newer
+    claim or the reaper's verdict stands), "handed_back", or "unknown" (no such job in the project)."""
+
+    verdict: str
+
+
+class Reaped(Struct, frozen=True, kw_only=True):
+    """What one sweep did, in numbers of jobs."""
+
+    leases_lapsed: int = 0
+    executions_timed_out: int = 0
+    pending_renewed: int = 0
+
+
+class SessionView(Struct, frozen=True, kw_only=True):
+    """A presence row with the jobs it holds now and the last that it finished."""
+
+    session: Session
+    current_jobs: list[Job]
+    last_job: Job | None = None
+    step_names: dict[str, str] = {}
+    """Step name by job id, for display."""
+
+
+class Store(Protocol):
+    """See the module's docstring for what every method promises."""
+
+    async def open(self, listener: Listener) -> None:
+        """Open or create the database and migrate it. Raises StoreUnavailable with a sentence."""
+
+    async def close(self) -> None:
+        """Commit what is queued and close."""
+
+    async def ping(self) -> None:
+        """Raises StoreUnavailable when a write would not succeed now."""
+
+    # --- projects and keys
+
+    async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
+        """Raises Conflict("handle_taken")."""
+
+    async def projects(self) -> list[Project]: ...
+
+    async def project(self, handle: str) -> Project:
+        """Raises NotFound."""
+
+    async def create_key(self, project_handle: str, name: str, secret_hash: bytes, *, now: int | None = None) -> ApiKey:
+        """Store the SHA-256 of a key. Raises NotFound."""
+
+    async def key(self, secret_hash: bytes) -> ApiKey | None:
+        """The key of this hash, also when revoked or expired (the caller tells them apart)."""
+
+    async def has_keys(self) -> bool: ...
+
+    # --- automations
+
+    async def create_automation(
+        self, project_id: str, handle: str, name: str, fields: dict[str, Any], *, now: int | None = None
+    ) -> Automation:
+        """`fields`: the optional fields of an Automation. Raises Conflict("handle_taken")."""
+
+    async def automations(self, project_id: str, *, status: str | None, cursor: str | None, limit: int) -> Page: ...
+
+    async def automation(self, project_id: str, handle: str) -> Automation:
+        """Raises NotFound."""
+
+    async def update_automation(
+        self, project_id: str, handle: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> Automation:
+        """Raises NotFound."""
+
+    async def archive_automation(self, project_id: str, handle: str, *, now: int | None = None) -> None:
+        """Its runs go on; it starts no new ones and leaves the default listing. Raises NotFound."""
+
+    async def create_version(
+        self,
+        project_id: str,
+        handle: str,
+        spec: dict[str, Any],
+        compiled_plan: dict[str, Any] | None,
+        *,
+        now: int | None = None,
+    ) -> Version:
+        """Validates the spec (domain/specs.py) into `validation`; an invalid spec is stored as a draft. Raises NotFound."""
+
+    async def versions(self, project_id: str, handle: str) -> list[Version]:
+        """Newest first. Raises NotFound."""
+
+    async def publish_version(
+        self, project_id: str, handle: str, version: int, *, now: int | None = None
+    ) -> Automation:
+        """Raises NotFound, Conflict("invalid_version", first sentence)."""
+
+    # --- runs
+
+    async def start_run(
+        self,
+        project_id: str,
+        handle: str,
+        *,
+        inputs: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        external_id: str | None = None,
+        now: int | None = None,
+    ) -> Run:
+        """Creates the run and starts its first step. Raises NotFound, Conflict("not_published" | "automation_paused" |
+        "external_id_conflict", with details run_id and status), Invalid (a required input is missing)."""
+
+    async def run(self, project_id: str, run_id: str) -> Run:
+        """Raises NotFound."""
+
+    async def runs(
+        self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
+    ) -> Page: ...
+
+    async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
+        """A terminal run is returned as it is. Raises NotFound."""
+
+    async def steps(self, project_id: str, run_id: str) -> list[Step]:
+        """In order of `seq`. Raises NotFound."""
+
+    async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
+        """Events with sequence > since, in order. Raises NotFound."""
+
+    # --- sessions
+
+    async def register_session(self, session: Session, *, now: int | None = None) -> Session:
+        """Insert or renew (same id) a presence row. It replaces the instance's older rows, which end; jobs keep their
+        leases (contract, "Identity": a new session ends no leases)."""
+
+    async def session_by_token(self, project_id: str, token_hash: bytes) -> Session | None:
+        """A live or ended session; the caller refuses a superseded one."""
+
+    async def session_of_instance(self, project_id: str, worker_instance_id: str) -> Session | None:
+        """The newest session of the id that has not ended."""
+
+    async def sessions_seen(self, seen: dict[str, int]) -> None:
+        """last_seen_at by session id, written in one go (once a few seconds, not per frame)."""
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        draining: bool | None = None,
+        ended: bool | None = None,
+        selector: Selector | None = None,
+        now: int | None = None,
+    ) -> None: ...
+
+    async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:
+        """Rows not ended, or ended with jobs still in hand; newest first."""
+
+    # --- jobs
+
+    async def claim(self, order: ClaimOrder, *, now: int | None = None) -> list[Lease]:
+        """Oldest available first. Adds `action.called` to the run's stream for every job claimed."""
+
+    async def heartbeat(
+        self, project_id: str, job_id: str, lease_token: str, *, now: int | None = None
+    ) -> HeartbeatOutcome: ...
+
+    async def report(
+        self,
+        project_id: str,
+        job_id: str,
+        lease_token: str,
+        *,
+        status: str,
+        result: dict[str, Any] | None,
+        error_type: str | None,
+        error_message: str | None,
+        now: int | None = None,
+    ) -> ReportOutcome:
+        """Fenced by (job, lease token): finishes, retries or puts the job back, moves the step and the run on, all in one
+        transaction (contract, "Words on the wire")."""
+
+    async def job(self, project_id: str, job_id: str) -> Job:
+        """Raises NotFound."""
+
+    async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
+        """One sweep over the three deadlines, at most `limit` jobs of each."""
+
+    async def next_available_at(self, *, now: int | None = None) -> int | None:
+        """When the next delayed job becomes claimable, to time the wake-up; None when none waits."""
+
+    async def claimable(self, *, limit: int, now: int | None = None) -> list[JobClaimable]:
+        """Jobs that can be claimed now: the poll behind the hints."""
