@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: help run test check format bench lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | column -t -l 2
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 .PHONY: python
 python:
@@ -16,6 +16,7 @@ python:
 
 $(VENV)/runtime: requirements/runtime.txt pyproject.toml | python
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what is needed into $(VENV) (once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -1,6 +1,6 @@
 """Bytes <-> frames, with the fault told apart: ours (`LocalFrameError`) or the peer's (`RemoteFrameError`)."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,9 +29,11 @@ class _Correlation(msgspec.Struct):
     message_id: str | None = None
 
 
+FrameT = TypeVar("FrameT")
+
 _encoder = msgspec.json.Encoder()
-_from_worker = msgspec.json.Decoder(FromWorker)
-_from_server = msgspec.json.Decoder(FromServer)
+_from_worker: "msgspec.json.Decoder[FromWorker]" = msgspec.json.Decoder(FromWorker)
+_from_server: "msgspec.json.Decoder[FromServer]" = msgspec.json.Decoder(FromServer)
 _correlation = msgspec.json.Decoder(_Correlation)
 
 
@@ -55,7 +57,7 @@ def encode_to_worker(frame: FromServer) -> bytes:
     return _encode(frame, FROM_SERVER, _from_server, MAX_FRAME_TO_WORKER)
 
 
-def _decode(decoder: Any, data: bytes | str, limit: int) -> Any:
+def _decode(decoder: "msgspec.json.Decoder[FrameT]", data: bytes | str, limit: int) -> FrameT:
     if len(data) > limit:
         raise RemoteFrameError(f"frame of {len(data)} bytes is larger than the limit of {limit}")
     try:

@@ -7,7 +7,6 @@ connection over one unknown field or one `null` too many.
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -241,4 +240,4 @@ FROM_SERVER: tuple[type[Struct], ...] = FromServer.__args__
 
 def frame_type(frame: Struct) -> str:
     """The `type` a frame has on the wire."""
-    return str(msgspec.inspect.type_info(type(frame)).tag)  # type: ignore[union-attr]
+    return str(frame.__struct_config__.tag)

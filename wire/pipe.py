@@ -206,10 +206,10 @@ ToChild = Drain
 MessageT = TypeVar("MessageT")
 
 _encoder = msgspec.msgpack.Encoder()
-_to_mold = msgspec.msgpack.Decoder(ToMold)
-_from_mold = msgspec.msgpack.Decoder(FromMold)
-_from_child = msgspec.msgpack.Decoder(FromChild)
-_to_child = msgspec.msgpack.Decoder(ToChild)
+_to_mold: "msgspec.msgpack.Decoder[ToMold]" = msgspec.msgpack.Decoder(ToMold)
+_from_mold: "msgspec.msgpack.Decoder[FromMold]" = msgspec.msgpack.Decoder(FromMold)
+_from_child: "msgspec.msgpack.Decoder[FromChild]" = msgspec.msgpack.Decoder(FromChild)
+_to_child: "msgspec.msgpack.Decoder[ToChild]" = msgspec.msgpack.Decoder(ToChild)
 
 
 class PipeMessageError(ValueError):
