@@ -38,6 +38,9 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
 
+bench: $(VENV)/dev ## the measurements, side by side with what one would take instead
+	$(BIN)/python -m bench.worker
+
 format: $(VENV)/dev ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
