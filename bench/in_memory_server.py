@@ -10,7 +10,7 @@ import asyncio
 import json
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from websockets.frames import Frame, Opcode
@@ -72,8 +72,7 @@ class Socket(asyncio.Protocol):
         self.open_claim: dict[str, Any] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one, without the base class
 
     def data_received(self, data: bytes) -> None:
         self.websocket.receive_data(data)

@@ -57,7 +57,11 @@ def ours(url: str, concurrency: int) -> Iterator[subprocess.Popen[bytes]]:
 @contextmanager
 def theirs(url: str, concurrency: int) -> Iterator[subprocess.Popen[bytes]]:
     python = ROOT / ".venv/clients/0.0.23/bin/python"
-    process = subprocess.Popen([str(python), "bench/public_client_worker.py", url, str(concurrency)], cwd=ROOT)
+    process = subprocess.Popen(
+        [str(python), "bench/public_client_worker.py", url, str(concurrency)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,  # it complains when the server ends
+    )
     try:
         yield process
     finally:
