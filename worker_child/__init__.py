@@ -1,0 +1,11 @@
+"""One worker process, the mold that it is forked from, and the API that handlers are written against.
+
+```python
+from worker_child import Context, NonRetryableError, action
+```
+"""
+
+from worker_child.actions import Context, action
+from worker_child.errors import NonRetryableError, RetryableError, ValidationError
+
+__all__ = ["Context", "NonRetryableError", "RetryableError", "ValidationError", "action"]

@@ -1,0 +1,1 @@
+"""Actions that every worker has unless its pool says `stock_actions = false`."""

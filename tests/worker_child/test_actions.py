@@ -1,0 +1,215 @@
+import asyncio
+import dataclasses
+import datetime as dt
+import threading
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+
+from tests.support.session_driver import claimed_job
+from worker_child.actions import Context, Registry
+from worker_child.errors import ActionDefinitionError, UnknownAction, ValidationError
+
+
+class Resize(msgspec.Struct):
+    url: str
+    width: int = 640
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int = 0
+
+
+class Named(TypedDict):
+    name: str
+
+
+def context(**spec: Any) -> Context:
+    job = msgspec.structs.replace(claimed_job(7, claim_attempt=2, run_id="run", step_id="step"), spec=spec)
+    return Context(job, "rig-1")
+
+
+def test_a_registered_handler_is_returned_unchanged_and_described() -> None:
+    registry = Registry()
+
+    async def handler(params: Resize, ctx: Context) -> None: ...
+
+    assert registry.action("image.resize", concurrency=2, timeout="2m", idempotent=True)(handler) is handler
+    action = registry.get("image.resize")
+    assert (action.concurrency, action.timeout, action.idempotent, action.asynchronous) == (2, 120.0, True, True)
+    assert action.arguments == ("parameters", "context")
+    assert registry.names() == ["image.resize"]
+
+
+def test_a_context_is_found_by_its_type_or_its_name_in_any_place() -> None:
+    registry = Registry()
+
+    @registry.action("first")
+    def first(where: Context, params: Resize) -> None: ...
+
+    @registry.action("second")
+    def second(ctx) -> None: ...  # type: ignore[no-untyped-def]
+
+    @registry.action("third")
+    def third() -> None: ...
+
+    assert [registry.get(name).arguments for name in ("first", "second", "third")] == [
+        ("context", "parameters"),
+        ("context",),
+        (),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "expected"),
+    [
+        (Resize, {"url": "u"}, Resize(url="u", width=640)),
+        (Point, {"x": 1}, Point(1, 0)),
+        (Named, {"name": "n"}, {"name": "n"}),
+        (int, 5, 5),
+        (list[str], ["a"], ["a"]),
+        (None, {"any": 1}, {"any": 1}),
+        (Any, "as it comes", "as it comes"),
+    ],
+)
+def test_parameters_become_what_the_handler_declares(hint: Any, given: Any, expected: Any) -> None:
+    registry = Registry()
+
+    def handler(params): ...  # type: ignore[no-untyped-def]
+
+    if hint is not None:
+        handler.__annotations__["params"] = hint
+    registry.action("work")(handler)
+    assert registry.get("work").convert(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "parameters: Object missing required field `url`"),
+        ({"url": "u", "width": "wide"}, "parameters.width: Expected `int`, got `str`"),
+        ([], "parameters: Expected `object`, got `array`"),
+    ],
+)
+def test_parameters_that_do_not_fit_name_the_field(given: Any, sentence: str) -> None:
+    registry = Registry()
+
+    @registry.action("work")
+    def handler(params: Resize) -> None: ...
+
+    with pytest.raises(ValidationError, match=f"^{sentence}$".replace("`", "`")):
+        registry.get("work").convert(given)
+
+
+def test_one_name_for_two_handlers_is_refused_with_both_places() -> None:
+    registry = Registry()
+
+    @registry.action("work")
+    def one() -> None: ...
+
+    def two() -> None: ...
+
+    with pytest.raises(ActionDefinitionError, match=r"'work' is defined twice, by .*one and by .*two: rename one"):
+        registry.action("work")(two)
+    registry.action("work")(one)
+
+
+def test_a_clash_with_a_stock_action_names_the_way_out() -> None:
+    registry = Registry()
+
+    def stock() -> None: ...
+
+    stock.__module__ = "worker_child.stock.basic"
+    registry.action("print")(stock)
+
+    def mine() -> None: ...
+
+    with pytest.raises(ActionDefinitionError, match="stock_actions = false"):
+        registry.action("print")(mine)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"name": ""}, "1 to 256 characters"),
+        ({"name": "a", "concurrency": 0}, "concurrency is a number from 1, got 0"),
+        ({"name": "a", "timeout": "soon"}, "timeout is seconds or a duration"),
+        ({"name": "a", "timeout": -1}, "timeout is seconds or a duration"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ActionDefinitionError, match=sentence):
+        Registry().action(**options)(lambda: None)
+
+
+def test_handlers_that_cannot_be_called_are_refused() -> None:
+    def two(a: int, b: int) -> None: ...
+
+    def keyword(*, needed: int) -> None: ...
+
+    def unknown(params: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    for handler, sentence in ((two, "at most one"), (keyword, "keyword-only"), (unknown, "Nowhere")):
+        with pytest.raises(ActionDefinitionError, match=sentence):
+            Registry().action("work")(handler)
+
+
+def test_a_restriction_keeps_what_it_names_and_refuses_what_is_not_there() -> None:
+    registry = Registry()
+    for name in ("a", "b"):
+        registry.action(name)(lambda: None)
+    assert registry.restricted(["b"]).names() == ["b"]
+    with pytest.raises(ActionDefinitionError, match=r"actions: no handler is registered for 'c' \(registered: a, b\)"):
+        registry.restricted(["c"])
+    with pytest.raises(UnknownAction, match="'a'"):
+        registry.restricted(["b"]).get("a")
+
+
+def test_a_context_says_what_the_job_is() -> None:
+    given = context()
+    assert (given.job_id, given.run_id, given.step_id, given.queue) == ("job-7", "run", "step", "default")
+    assert (given.attempt, given.action, given.worker_instance_id, given.lease_lost) == (2, "work", "rig-1", False)
+    assert given.idempotency_key == "job-7"
+    assert given.deadline is None
+
+
+def test_a_context_uses_what_our_control_plane_adds() -> None:
+    given = context(mobius={"idempotency_key": "key", "deadline_at": "2030-01-01T01:00:00+01:00"})
+    assert given.idempotency_key == "key"
+    assert given.deadline == dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize("extension", ["text", {"idempotency_key": 5, "deadline_at": "soon"}, None])
+def test_a_context_bears_an_extension_that_makes_no_sense(extension: Any) -> None:
+    given = context(mobius=extension)
+    assert given.idempotency_key == "job-7"
+    assert given.deadline is None
+
+
+async def test_cancelled_wakes_coroutines_and_threads() -> None:
+    given = context()
+    woken = threading.Event()
+
+    def in_thread() -> None:
+        if given.cancelled.wait_in_thread(10):
+            woken.set()
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    waiting = asyncio.ensure_future(given.cancelled.wait())
+    await asyncio.sleep(0)
+    assert not given.cancelled.is_set()
+    given.cancel()
+    assert await asyncio.wait_for(waiting, 10)
+    await asyncio.to_thread(thread.join, 10)
+    assert woken.is_set()
+
+
+async def test_cancelled_is_set_for_whoever_looks_at_it_later() -> None:
+    given = context()
+    given.cancel()
+    assert given.cancelled.is_set()
+    assert given.cancelled.wait_in_thread(0)

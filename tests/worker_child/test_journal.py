@@ -1,0 +1,361 @@
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from wire import frames
+from worker_child import journal as journal_module
+from worker_child.errors import JournalError, JournalLocked
+from worker_child.journal import HEADER, Claimed, Journal, Recovered
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def report(number: int, **fields: object) -> frames.Report:
+    given: dict[str, object] = {"status": "completed", "result": {"n": number}} | fields
+    return frames.Report(job_id=f"job-{number}", lease_token=f"lease-{number}", **given)  # type: ignore[arg-type]
+
+
+def opened(path: Path, mode: journal_module.Mode = "write") -> Journal:
+    journal = Journal(path, mode)
+    journal.recover(5)
+    return journal
+
+
+def recovered(path: Path) -> Recovered:
+    journal = Journal(path, "write")
+    with contextlib.closing(journal):
+        return journal.recover(5)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "rig-1.journal"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with contextlib.closing(opened(path)) as journal:
+        yield journal
+
+
+def test_the_next_process_finds_jobs_in_hand_and_reports_that_are_owed(journal: Journal, path: Path) -> None:
+    for number in (1, 2, 3, 4):
+        journal.claimed(f"job-{number}", f"lease-{number}", "work")
+    failed = report(2, status="failed", result=None, error_type="ValueError", error_message="é")
+    journal.reported(failed)
+    journal.reported(report(3))
+    journal.settled("lease-3")
+    journal.settled("lease-4")
+    journal.close()
+    found = recovered(path)
+    assert found == Recovered(claimed=[Claimed("job-1", "lease-1", "work")], reported=[failed])
+
+
+def test_a_result_that_is_raw_json_comes_back_as_an_object(journal: Journal, path: Path) -> None:
+    journal.reported(report(1, result=msgspec.Raw(b'{"deep": [1, null]}')))
+    journal.close()
+    assert recovered(path).reported[0].result == {"deep": [1, None]}
+
+
+def test_nothing_is_on_disk_before_flush_and_everything_after(journal: Journal, path: Path) -> None:
+    journal.claimed("job-1", "lease-1", "work")
+    assert path.read_bytes() == HEADER
+    journal.flush()
+    assert b"lease-1" in path.read_bytes()
+    assert path.stat().st_size == journal.size
+
+
+def test_the_file_and_its_directory_are_private(journal: Journal, path: Path) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_that_others_could_read_is_made_private(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(HEADER)
+    path.chmod(0o644)
+    opened(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9, 20])
+def test_a_torn_last_record_is_dropped_and_what_follows_is_sound(path: Path, cut: int) -> None:
+    with contextlib.closing(opened(path)) as journal:
+        journal.reported(report(1))
+        journal.flush()
+        whole = journal.size
+        journal.reported(report(2))
+    torn = path.read_bytes()
+    path.write_bytes(torn[:-cut])
+    with contextlib.closing(Journal(path, "write")) as journal:
+        found = journal.recover(5)
+        assert (found.reported, found.torn_bytes) == ([report(1)], len(torn) - cut - whole)
+        assert path.stat().st_size == whole
+        journal.reported(report(3))
+    assert recovered(path).reported == [report(1), report(3)]
+
+
+def test_a_flipped_bit_ends_what_is_believed(path: Path) -> None:
+    with contextlib.closing(opened(path)) as journal:
+        journal.reported(report(1))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    assert recovered(path).reported == []
+
+
+@pytest.mark.parametrize("size", [0, 5, len(HEADER)])
+def test_a_torn_header_is_an_empty_journal(path: Path, size: int) -> None:
+    path.parent.mkdir()
+    path.write_bytes(HEADER[:size])
+    assert recovered(path).reported == []
+    assert path.read_bytes() == HEADER
+
+
+def test_a_file_that_is_no_journal_is_kept_aside(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"somebody's notes")
+    assert recovered(path).claimed == []
+    assert path.with_name(path.name + ".unreadable").read_bytes() == b"somebody's notes"
+    assert path.read_bytes() == HEADER
+
+
+def test_a_journal_that_cannot_be_opened_says_which_and_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match=r"file/state/journal: Not a directory"):
+        Journal(tmp_path / "file" / "state" / "journal", "write").recover(1)
+
+
+def test_a_disk_that_is_full_from_the_start_does_not_stop_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    journal = Journal(path, "write")
+    assert journal.recover(1) == Recovered(claimed=[], reported=[])
+    assert journal.degraded
+    journal.reported(report(1))
+    journal.flush()
+    journal.close()
+
+
+def test_without_anything_owed_no_token_stays_on_disk(journal: Journal, path: Path) -> None:
+    journal.claimed("job-1", "lease-1", "work")
+    journal.flush()
+    assert not journal.compaction_due(outstanding=True)
+    journal.settled("lease-1")
+    journal.flush()
+    assert journal.compaction_due(outstanding=False)
+    journal.rewrite([], [])
+    assert path.read_bytes() == HEADER
+    assert not journal.compaction_due(outstanding=False)
+    journal.reported(report(2))
+    journal.close()
+    assert recovered(path).reported == [report(2)]
+
+
+def test_a_long_file_is_written_anew_with_what_is_owed(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_ABOVE", 2000)
+    for number in range(100):
+        journal.reported(report(number))
+        journal.settled(f"lease-{number}")
+    journal.flush()
+    assert journal.compaction_due(outstanding=True)
+    journal.rewrite([Claimed("job-7", "lease-7", "work")], [report(8)])
+    assert not journal.compaction_due(outstanding=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+    journal.reported(report(9))
+    journal.close()
+    assert recovered(path) == Recovered(claimed=[Claimed("job-7", "lease-7", "work")], reported=[report(8), report(9)])
+
+
+def test_mode_off_touches_no_disk(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "none" / "journal", "off")
+    journal.reported(report(1))
+    journal.flush()
+    journal.dead_letter(report(1), "unknown_job", "no")
+    journal.rewrite([], [report(1)])
+    journal.close()
+    assert not list(tmp_path.iterdir())
+    assert not journal.must_sync
+
+
+def test_mode_fsync_syncs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    with contextlib.closing(opened(path, "fsync")) as journal:
+        monkeypatch.setattr(os, "fdatasync", synced.append)
+        assert journal.must_sync
+        journal.reported(report(1))
+        journal.flush()
+        journal.sync()
+        assert synced == [journal._descriptor]
+
+
+def test_dead_letters_are_kept_without_the_token_and_settled(journal: Journal, path: Path) -> None:
+    journal.reported(report(1))
+    journal.dead_letter(report(1), "unknown_job", "there is no such job")
+    journal.close()
+    letters = path.with_name(path.name + ".dead-letters")
+    assert letters.stat().st_mode & 0o777 == 0o600
+    letter = msgspec.json.decode(letters.read_bytes())
+    assert (letter["job_id"], letter["code"], letter["result"]) == ("job-1", "unknown_job", {"n": 1})
+    assert b"lease-1" not in letters.read_bytes()
+    assert recovered(path).reported == []
+
+
+def test_dead_letters_are_bounded(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "DEAD_LETTERS_LIMIT", 1000)
+    for number in range(50):
+        journal.dead_letter(report(number, error_message="x" * 100), "unknown_job", "no")
+    total = sum(file.stat().st_size for file in path.parent.iterdir())
+    assert total < 5000
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+    import sys
+    from pathlib import Path
+    from wire import frames
+    from worker_child.journal import Claimed, Journal
+    journal = Journal(Path(sys.argv[1]), "write")
+    journal.recover(5)
+    journal.claimed("job-1", "lease-1", "work")
+    journal.claimed("job-2", "lease-2", "work")
+    journal.reported(frames.Report(job_id="job-2", lease_token="lease-2", result={"n": 2}))
+    journal.flush()
+    if sys.argv[2] == "rewrite":
+        print("waiting", flush=True)
+        sys.stdin.readline()
+        journal.rewrite([Claimed("job-3", "lease-3", "work")], [])
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def holder(path: Path, behaviour: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(path), behaviour],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_killed_process_leaves_its_journal_to_the_next(path: Path) -> None:
+    with holder(path, "hold") as process:
+        assert heard(process) == "held"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found = recovered(path)
+    assert [claimed.job_id for claimed in found.claimed] == ["job-1"]
+    assert [kept.job_id for kept in found.reported] == ["job-2"]
+
+
+def test_a_journal_in_use_is_refused_at_the_deadline(path: Path) -> None:
+    with holder(path, "hold") as process:
+        assert heard(process) == "held"
+        with pytest.raises(JournalLocked, match="another process still holds it"):
+            Journal(path, "write").recover(0.05)
+
+
+@pytest.mark.parametrize("behaviour", ["hold", "rewrite"])
+def test_a_successor_waits_for_the_lock_and_reads_what_was_written_last(path: Path, behaviour: str) -> None:
+    found: list[Recovered] = []
+    with holder(path, behaviour) as process:
+        heard(process)
+        successor = threading.Thread(target=lambda: found.append(recovered(path)))
+        successor.start()
+        if behaviour == "rewrite":
+            # The file that the successor has opened and waits for is replaced under it.
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert heard(process) == "held"
+        assert not found
+        process.kill()
+        successor.join(10)
+    expected = ["job-3"] if behaviour == "rewrite" else ["job-1"]
+    assert [claimed.job_id for claimed in found[0].claimed] == expected
+
+
+# --- a disk that fails ------------------------------------------------------------------------------------------------
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    from wire import frames
+    from worker_child import log
+    from worker_child.journal import Journal
+    log.configure(level="info", log_format="json")
+    def report(number):
+        return frames.Report(job_id=f"job-{number}", lease_token=f"lease-{number}", result={"text": "x" * 500})
+    journal = Journal(Path(sys.argv[1]), sys.argv[2])
+    journal.recover(5)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    for number in range(20):
+        journal.reported(report(number))
+        journal.flush()
+        if journal.must_sync:
+            journal.sync()
+    assert journal.degraded
+    assert journal.compaction_due(outstanding=True)
+    journal.rewrite([], [report(number) for number in range(20)])
+    assert journal.degraded, "the disk is still full"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    journal.rewrite([], [report(18), report(19)])
+    assert not journal.degraded
+    journal.reported(report(20))
+    journal.close()
+"""
+
+
+@pytest.mark.parametrize("mode", ["write", "fsync"])
+def test_a_full_disk_is_said_once_stops_nothing_and_heals(path: Path, mode: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(path), mode],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("journal.degraded") == 1
+    assert run.stdout.count("journal.healed") == 1
+    found = recovered(path)
+    assert [kept.job_id for kept in found.reported] == ["job-18", "job-19", "job-20"]
+    assert found.torn_bytes == 0
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
+
+
+def test_a_journal_never_holds_a_spec() -> None:
+    fields = {field for record in (Claimed, journal_module.Reported) for field in record.__struct_fields__}
+    assert fields == {"job_id", "lease_token", "action", "status", "result", "error_type", "error_message"}

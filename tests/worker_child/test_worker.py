@@ -1,0 +1,198 @@
+"""The worker's shell, in this process: what only it can get wrong."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.scripted_server import ScriptedServer, scripted_server
+from tests.support.session_driver import claimed_job
+from wire import frames, pipe
+from worker_child import transport
+from worker_child import worker as worker_module
+from worker_child.actions import Registry
+from worker_child.backoff import Backoff
+from worker_child.decisions import End
+from worker_child.journal import Journal
+from worker_child.parent import Parent
+from worker_child.session import ActionTerms, Session, SessionSettings
+from worker_child.transport import ApiKey, target
+from worker_child.worker import Worker
+
+
+class Rig:
+    """A worker of three slots that talks to a scripted server."""
+
+    def __init__(self, server: ScriptedServer, path: Path, mode: Any = "write") -> None:
+        self.server = server
+        self.registry = Registry()
+        self.gate = asyncio.Event()
+        self.started = asyncio.Semaphore(0)
+
+        @self.registry.action("work")
+        async def work() -> str:
+            self.started.release()
+            await self.gate.wait()
+            return "done"
+
+        settings = SessionSettings(
+            worker_instance_id="rig-1",
+            concurrency=3,
+            queues=["default"],
+            actions={"work": ActionTerms()},
+            id_prefix="m",
+        )
+        self.session = Session(settings, Backoff(lambda: 0.0), time.monotonic())
+        self.journal = Journal(path, mode)
+        self.journal.recover(5)
+        self.supervisor, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.end = end
+        spawn = pipe.Spawn(
+            slot="default-1",
+            incarnation=1,
+            supervisor_pid=1,
+            settings=pipe.ChildSettings(worker_instance_id="rig-1", api_url=server.url, project="default"),
+        )
+        parent = Parent(spawn, end, self.session.beat)
+        key, where = ApiKey("mbx_key", None), target(server.url, "default", "")
+        self.worker = Worker(self.session, self.journal, self.registry, key, where, parent)
+        self.running: asyncio.Task[End] = asyncio.ensure_future(self.worker.run())
+
+    async def close(self) -> None:
+        self.gate.set()
+        self.running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self.running
+        self.worker._runner.stop()
+        self.journal.close()
+        self.supervisor.close()
+        self.end.close()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with scripted_server() as server:
+        rig = Rig(server, tmp_path / "journal")
+        yield rig
+        await rig.close()
+
+
+async def test_one_write_of_the_journal_and_one_of_the_socket_for_many_jobs(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.server.register()
+    await rig.server.answer_claim(*(claimed_job(number) for number in (1, 2, 3)))
+    for _ in range(3):
+        await asyncio.wait_for(rig.started.acquire(), 20)
+    writes: list[int] = []
+    transmitted: list[int] = []
+    write, transmit = rig.journal._write, transport.Connection.transmit
+    monkeypatch.setattr(rig.journal, "_write", lambda data: (writes.append(len(data)), write(data))[1])
+    monkeypatch.setattr(
+        transport.Connection, "transmit", lambda self, data: (transmitted.append(len(data)), transmit(self, data))[1]
+    )
+    rig.gate.set()
+    for _ in range(3):
+        await rig.server.receive(frames.Report)
+    assert (len(writes), transmitted) == (1, [3])
+
+
+async def test_the_journal_has_a_report_before_the_server_has(rig: Rig) -> None:
+    rig.gate.set()
+    await rig.server.register()
+    await rig.server.answer_claim(claimed_job(1))
+    await rig.server.receive(frames.Claim)
+    report = await rig.server.receive(frames.Report)
+    assert report.lease_token.encode() in rig.journal._path.read_bytes()
+
+
+async def test_with_fsync_nothing_is_sent_before_the_sync_and_one_sync_covers_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_server() as server:
+        rig = Rig(server, tmp_path / "journal", "fsync")
+        synced: list[float] = []
+        sync = rig.journal.sync
+        monkeypatch.setattr(rig.journal, "sync", lambda: (sync(), synced.append(time.monotonic())))
+        await server.register()
+        await server.answer_claim(*(claimed_job(number) for number in (1, 2, 3)))
+        rig.gate.set()
+        for _ in range(3):
+            await server.receive(frames.Report)
+            assert synced
+        assert len(synced) == 1
+        await rig.close()
+
+
+async def test_a_suspend_drops_the_connection_and_connects_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.server.register()
+    slept = worker_module._time_suspended() + 60
+    monkeypatch.setattr(worker_module, "_time_suspended", lambda: slept)
+    register = await rig.server.register()
+    assert register.worker_session_token == "session"
+
+
+async def test_a_watch_that_comes_far_too_late_counts_as_a_suspend(rig: Rig) -> None:
+    await rig.server.register()
+    rig.worker._watch_at -= worker_module.OVERSLEPT + 1
+    await rig.server.register()
+
+
+async def test_a_step_of_the_wall_clock_is_no_suspend(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.server.register()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    connection = rig.worker._connection
+    rig.worker._watch()
+    assert rig.worker._connection is connection is not None
+
+
+async def test_bytes_that_do_not_get_away_end_the_connection(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.server.register()
+    monkeypatch.setattr(transport.Connection, "is_stalled", lambda *_: True)
+    rig.worker._watch()
+    monkeypatch.undo()
+    await rig.server.register()
+
+
+async def test_what_a_failed_disk_missed_is_written_when_it_can_be(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.server.register()
+
+    def full(_: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.journal, "_write", full)
+        await rig.server.answer_claim(claimed_job(1))
+        await rig.server.receive(frames.Claim)
+        assert rig.journal.degraded
+    assert b"lease-1" not in rig.journal._path.read_bytes()
+    rig.worker._watch()
+    assert not rig.journal.degraded
+    assert b"lease-1" in rig.journal._path.read_bytes()
+    rig.gate.set()
+    assert (await rig.server.acknowledge_report()).status == "completed"
+
+
+async def test_a_bug_in_the_session_ends_the_process_instead_of_wedging_it(rig: Rig) -> None:
+    await rig.server.register()
+    rig.session.tick = lambda _: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    rig.worker._tick()
+    with pytest.raises(ZeroDivisionError):
+        await rig.running
+
+
+async def test_a_repeated_report_is_not_queued_behind_unsent_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.gate.set()
+    await rig.server.register()
+    await rig.server.answer_claim(claimed_job(1))
+    await rig.server.receive(frames.Claim)
+    await rig.server.receive(frames.Report)
+    monkeypatch.setattr(transport.Connection, "unsent", 1)
+    for decision in rig.session.tick(time.monotonic() + 11):
+        rig.worker._perform[type(decision)](decision)
+    assert rig.worker._outgoing == []

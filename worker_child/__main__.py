@@ -1,0 +1,182 @@
+"""One child's life, from the settings that its supervisor hands it to its exit code."""
+
+import asyncio
+import random
+import secrets
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from wire import frames, pipe
+from worker_child import log
+from worker_child.actions import Registry, registry
+from worker_child.backoff import Backoff
+from worker_child.errors import ConfigurationError, CredentialError, JournalError
+from worker_child.journal import Journal, Recovered
+from worker_child.modules import import_module
+from worker_child.parent import Parent
+from worker_child.session import ActionTerms, Session, SessionSettings
+from worker_child.transport import ApiKey, Target, target
+from worker_child.worker import Worker
+
+DRAINED = 0
+INTERNAL = 70
+REFUSED = 77
+CONFIGURATION = 78
+
+
+def run(spawn: pipe.Spawn, channel: socket.socket, *, build_id: str, late_modules: list[str]) -> int:
+    """Runs one worker until it is drained or refused. Returns the exit code of its process.
+
+    `build_id` is the mold's, whose code this process runs; `late_modules` are those that the mold could not import.
+    """
+    log.configure(level=spawn.settings.log_level, log_format=spawn.settings.log_format)
+    child = _Child(spawn, channel)
+    child.parent.hello(build_id)
+    try:
+        actions = _actions(spawn.settings, late_modules)
+        key = ApiKey(spawn.settings.api_key, spawn.settings.api_key_file)
+        where = target(spawn.settings.api_url, spawn.settings.project, key.project)
+    except (ConfigurationError, CredentialError) as error:
+        return child.fail(str(error), CONFIGURATION)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(child.live(actions, key, where))
+    except JournalError as error:
+        return child.fail(str(error), INTERNAL)
+    except Exception as error:  # noqa: BLE001 - the last resort of a process: its supervisor learns why it ended
+        structlog.get_logger().exception("child.internal_error")
+        return child.fail(f"internal error: {type(error).__name__}: {error}", INTERNAL)
+
+
+class _Child:
+    """What a child's supervisor, signals and beats talk to, before there is a worker and while there is one."""
+
+    def __init__(self, spawn: pipe.Spawn, channel: socket.socket) -> None:
+        self.parent = Parent(spawn, channel, self._beat)
+        self._settings = spawn.settings
+        self._worker: Worker | None = None
+        self._stop_asked: asyncio.Future[None]
+
+    async def live(self, actions: Registry, key: ApiKey, where: Target) -> int:
+        """Takes the journal, works, says goodbye."""
+        loop = asyncio.get_running_loop()
+        self._stop_asked = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, f"{number.name} was received")
+        self.parent.attach(loop, self)
+        journal = Journal(Path(self._settings.journal_path), self._settings.journal)
+        recovered = await self._recover(journal)
+        if recovered is None:
+            self.parent.bye("asked to stop before it started to work")
+            return DRAINED
+        settings = self._session_settings(actions)
+        leftover = [*recovered.reported, *_crashed(recovered, self._settings.previous_end)]
+        backoff = Backoff(random.random)
+        session = Session(settings, backoff, time.monotonic(), leftover)
+        self._worker = Worker(session, journal, actions, key, where, self.parent)
+        end = await self._worker.run()
+        self.parent.detach(loop)
+        counts = session.counts
+        self.parent.bye(
+            end.reason,
+            refused=end.refused,
+            finished=counts["completed"] + counts["failed"] + counts["cancelled"],
+            handed_back=counts["handed_back"],
+            cut_off=counts["cut_off"],
+        )
+        structlog.get_logger().info("worker.ended", reason=end.reason, refused=end.refused)
+        return REFUSED if end.refused else DRAINED
+
+    def drain(self, grace: float, reason: str) -> None:
+        """An order of the supervisor: its grace counts."""
+        self._drain(grace, reason, ordered=True)
+
+    def stop(self, reason: str) -> None:
+        """A signal, or the supervisor's death: the grace of the settings counts, unless an order gave another."""
+        self._drain(self._settings.drain_grace, reason, ordered=False)
+
+    def _drain(self, grace: float, reason: str, *, ordered: bool) -> None:
+        if self._worker is not None:
+            self._worker.drain(grace, reason, ordered=ordered)
+        elif not self._stop_asked.done():
+            self._stop_asked.set_result(None)
+
+    def fail(self, reason: str, code: int) -> int:
+        """Last words of a child that cannot work."""
+        structlog.get_logger().error("child.cannot_work", reason=reason)
+        self.parent.bye(reason)
+        return code
+
+    async def _recover(self, journal: Journal) -> Recovered | None:
+        """What the predecessor left, once it has let go of the journal; None when asked to stop meanwhile.
+
+        A predecessor whose interpreter is stuck ends itself after `hang_limit` plus the grace; so long we wait.
+        """
+        settings = self._settings
+        deadline = settings.hang_limit + settings.drain_grace + 10.0
+        recovering = asyncio.ensure_future(asyncio.to_thread(journal.recover, deadline))
+        both: list[asyncio.Future[Any]] = [recovering, self._stop_asked]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        # Both may have happened: then there is no worker yet that the request could reach.
+        return None if self._stop_asked.done() else recovering.result()
+
+    def _session_settings(self, actions: Registry) -> SessionSettings:
+        terms = {
+            name: ActionTerms(concurrency=actions.get(name).concurrency, idempotent=actions.get(name).idempotent)
+            for name in actions.names()
+        }
+        settings = self._settings
+        return SessionSettings(
+            worker_instance_id=settings.worker_instance_id,
+            concurrency=settings.concurrency,
+            queues=settings.queues,
+            actions=terms,
+            id_prefix=secrets.token_hex(6),
+            name=settings.name,
+            version=settings.version,
+            environment_id=settings.environment_id,
+            identity_conflict=settings.identity_conflict,
+        )
+
+    def _beat(self, now: float) -> pipe.Beat:
+        if self._worker is None:
+            return pipe.Beat(slot="", incarnation=0, source="loop")
+        return self._worker.beat(now)
+
+
+def _actions(settings: pipe.ChildSettings, late_modules: list[str]) -> Registry:
+    """The actions that this worker offers. Raises ConfigurationError that names the key."""
+    for name in dict.fromkeys([*late_modules, *settings.modules]):
+        import_module(name)
+    if settings.models:
+        raise ConfigurationError(f"models: no generator is registered for {settings.models[0]!r}")
+    if not settings.queues:
+        raise ConfigurationError('queues: name at least one queue, such as "default"')
+    if settings.journal != "off" and not settings.journal_path:
+        raise ConfigurationError('journal_path: is empty; set journal = "off" to work without a journal')
+    actions = registry.restricted(settings.actions or registry.names())
+    if not actions.names():
+        raise ConfigurationError("modules: they register no action, and stock_actions is off: nothing to work on")
+    return actions
+
+
+def _crashed(recovered: Recovered, previous: pipe.PreviousEnd | None) -> list[frames.Report]:
+    """Reports for the jobs that an earlier process of this slot had in hand when it ended."""
+    evidence = f"{previous.cause}: {previous.detail}" if previous is not None else "nobody saw how"
+    return [
+        frames.Report(
+            job_id=claimed.job_id,
+            lease_token=claimed.lease_token,
+            status="failed",
+            error_type="WorkerCrashed",
+            error_message=f"the worker process ended while the job was in hand ({evidence})",
+        )
+        for claimed in recovered.claimed
+    ]

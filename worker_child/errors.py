@@ -1,0 +1,76 @@
+"""Every error of the worker, in one tree.
+
+```
+WorkerError
+├── HandlerError                what a handler may raise to say more than "it failed"
+│   ├── NonRetryableError       another attempt would fail too
+│   │   ├── ValidationError     the job's parameters do not fit the handler's type
+│   │   ├── UnknownAction       this worker has no handler of that name
+│   │   └── ResultTooLarge      the result does not fit into one frame
+│   └── RetryableError          another attempt may succeed
+├── ConfigurationError          the settings or the handlers cannot work: exit code 78
+│   ├── ActionDefinitionError   an `@action` that cannot be registered
+│   └── ModuleImportError       a module of `modules` cannot be imported
+├── CredentialError             the API key cannot be read or was refused for good: exit code 77
+└── JournalError                the journal cannot be used
+    └── JournalLocked           another process still holds it
+```
+
+The names of the handlers' errors are the contract's ("Words on the wire"): they go into `error_type`.
+"""
+
+
+class WorkerError(Exception):
+    """Base of everything that this program raises on purpose."""
+
+
+class HandlerError(WorkerError):
+    """Base of what a handler may raise to give a verdict with its failure."""
+
+
+class NonRetryableError(HandlerError):
+    """Another attempt would fail too: the step fails at once. Subclasses are reported under this name."""
+
+
+class ValidationError(NonRetryableError):
+    """The job's parameters do not fit the type that the handler declares; the message names the field."""
+
+
+class UnknownAction(NonRetryableError):  # noqa: N818 - the contract's word for it
+    """This worker has no handler of that name."""
+
+
+class ResultTooLarge(NonRetryableError):  # noqa: N818 - the contract's word for it
+    """The handler's result does not fit into one frame (contract, "Frames")."""
+
+
+class RetryableError(HandlerError):
+    """Another attempt may succeed: what any other exception means too, said on purpose."""
+
+
+class ConfigurationError(WorkerError):
+    """The settings or the handlers cannot work; the message names the key and what to do."""
+
+
+class ActionDefinitionError(ConfigurationError):
+    """An `@action` that cannot be registered: a name taken twice, or a signature that cannot be called."""
+
+
+class ModuleImportError(ConfigurationError):
+    """A module of `modules` cannot be imported. `detail` is the traceback of what it raised."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class CredentialError(WorkerError):
+    """The API key cannot be read, or was refused for good."""
+
+
+class JournalError(WorkerError):
+    """The journal cannot be used."""
+
+
+class JournalLocked(JournalError):  # noqa: N818 - a state of the journal rather than a fault in it
+    """Another process still holds the journal after the deadline."""

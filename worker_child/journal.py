@@ -1,0 +1,391 @@
+"""A slot's journal: which jobs are in hand and which reports are not acknowledged yet, on disk, across processes.
+
+One append-only file, mode 0600: a header, then records of `<length><crc32><MessagePack>`. It holds lease tokens and
+reports, never a job's spec, and is emptied as soon as nothing is outstanding. One process holds it at a time, by flock.
+
+A disk that fails never stops the work: the journal says so once, loudly, and writes again when it can.
+"""
+
+import contextlib
+import datetime as dt
+import errno
+import fcntl
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from wire import frames
+from worker_child.errors import JournalError, JournalLocked
+
+Mode = Literal["fsync", "write", "off"]
+
+HEADER = b"mobius-journal 1\n"
+COMPACT_ABOVE = 4 * 1024 * 1024
+"""Bytes. A longer file is written anew with only what is outstanding."""
+DEAD_LETTERS_LIMIT = 16 * 1024 * 1024
+"""Bytes. A longer dead-letter file is moved aside, over the one before it."""
+
+_DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+"""What a disk does, as opposed to what a configuration does: it must not stop the work."""
+
+_FRAME = struct.Struct("<II")
+
+
+class Claimed(Struct, frozen=True, array_like=True, tag="c"):
+    """A job is in hand."""
+
+    job_id: str
+    lease_token: str
+    action: str
+
+
+class Reported(Struct, frozen=True, array_like=True, tag="r"):
+    """A job has its outcome; `result` is a JSON object as bytes."""
+
+    job_id: str
+    lease_token: str
+    status: frames.ReportStatus
+    result: bytes | None
+    error_type: str | None
+    error_message: str | None
+
+
+class Settled(Struct, frozen=True, array_like=True, tag="s"):
+    """Nothing is owed for this lease any more."""
+
+    lease_token: str
+
+
+class Recovered(Struct, frozen=True, kw_only=True):
+    """What an earlier process left: jobs in hand, reports that were not settled, and bytes that made no record."""
+
+    claimed: list[Claimed]
+    reported: list[frames.Report]
+    torn_bytes: int = 0
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """One line of the dead-letter file: a report that the control plane refused for good, and why."""
+
+    at: str
+    code: str
+    message: str
+    job_id: str
+    status: str
+    result: msgspec.Raw | None
+    error_type: str | None
+    error_message: str | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Claimed | Reported | Settled)
+_json = msgspec.json.Encoder()
+
+
+class Journal:
+    """One slot's journal. `recover` first; then append, `flush` before the frames that depend on it are sent.
+
+    In mode "fsync" what was flushed is safe only after `sync`, which blocks and belongs into a thread.
+    """
+
+    def __init__(self, path: Path, mode: Mode) -> None:
+        self._compacted_to = len(HEADER)
+        self.degraded = False
+        """True while the disk refuses to be written: reports live in memory alone."""
+        self.size = 0
+        self._path = path
+        self._mode = mode
+        self._descriptor = -1
+        self._buffer: list[bytes] = []
+        self._log = structlog.get_logger().bind(journal=str(path))
+
+    @property
+    def must_sync(self) -> bool:
+        """Whether `sync` has to follow a flush before anything is promised."""
+        return self._mode == "fsync" and not self.degraded
+
+    def recover(self, lock_deadline: float) -> Recovered:
+        """Takes the lock, waiting for a predecessor for at most `lock_deadline` seconds, and reads what it left.
+
+        Raises JournalLocked when the deadline passes, JournalError when the file cannot be opened. Blocks.
+        """
+        if self._mode == "off":
+            return Recovered(claimed=[], reported=[])
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._descriptor = self._locked(time.monotonic() + lock_deadline)
+            os.fchmod(self._descriptor, 0o600)
+            data = self._path.read_bytes()
+        except OSError as error:
+            if error.errno not in _DISK_FAULTS:
+                raise JournalError(f"journal {self._path}: {error.strerror or error}") from error
+            self._fail("open", error)
+            return Recovered(claimed=[], reported=[])
+        recovered, good = _read(data)
+        if data and not data.startswith(HEADER) and not HEADER.startswith(data):
+            aside = self._path.with_name(self._path.name + ".unreadable")
+            aside.write_bytes(data)
+            self._log.error("journal.unreadable", moved_to=str(aside), size=len(data))
+        if recovered.torn_bytes:
+            self._log.warning("journal.torn", bytes=recovered.torn_bytes)
+        with self._survive("open"):
+            os.ftruncate(self._descriptor, good)
+            self.size = good
+            if good == 0:
+                self._write(HEADER)
+        return recovered
+
+    def claimed(self, job_id: str, lease_token: str, action: str) -> None:
+        """A job was taken: before its code starts."""
+        self._append(Claimed(job_id, lease_token, action))
+
+    def reported(self, report: frames.Report) -> None:
+        """A job has its outcome: before its report is sent."""
+        self._append(_record(report))
+
+    def settled(self, lease_token: str) -> None:
+        """Nothing is owed for this lease any more. A loss of this record costs one report sent twice."""
+        self._append(Settled(lease_token))
+
+    def flush(self) -> None:
+        """Hands everything appended to the operating system: from then on it survives the death of this process."""
+        if not self._buffer:
+            return
+        data = b"".join(self._buffer)
+        self._buffer.clear()
+        with self._survive("write"):
+            self._write(data)
+
+    def sync(self) -> None:
+        """Waits until what was flushed survives a loss of power. Blocks."""
+        with self._survive("sync"):
+            os.fdatasync(self._descriptor)
+
+    def compaction_due(self, *, outstanding: bool) -> bool:
+        """Whether to `rewrite` now: tokens and reports do not stay on disk once nothing is owed."""
+        if self._descriptor < 0:
+            return False
+        if self.degraded or not outstanding:
+            return self.degraded or self.size > len(HEADER)
+        return self.size > max(COMPACT_ABOVE, 2 * self._compacted_to)
+
+    def rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> None:
+        """Replaces the content by what is outstanding: keeps the file small, and heals it after a failure."""
+        if self._descriptor < 0:
+            return
+        self._buffer.clear()
+        records = [_framed(record) for record in claimed]
+        records += [_framed(_record(report)) for report in reported]
+        try:
+            if not records and not self.degraded:
+                os.ftruncate(self._descriptor, len(HEADER))
+                self.size = len(HEADER)
+            else:
+                self._replace(HEADER + b"".join(records))
+        except OSError as error:
+            self._fail("rewrite", error)
+            return
+        self._compacted_to = self.size
+        if self.degraded:
+            self.degraded = False
+            self._log.warning("journal.healed", outstanding=len(records))
+
+    def dead_letter(self, report: frames.Report, code: str, message: str) -> None:
+        """Keeps a report that the control plane refused for good, then settles it."""
+        letter = DeadLetter(
+            at=dt.datetime.now(dt.UTC).isoformat(),
+            code=code,
+            message=message,
+            job_id=report.job_id,
+            status=report.status,
+            result=msgspec.Raw(_result(report) or b"null"),
+            error_type=report.error_type,
+            error_message=report.error_message,
+        )
+        path = self._path.with_name(self._path.name + ".dead-letters")
+        if self._mode != "off":
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                try:
+                    if os.fstat(descriptor).st_size > DEAD_LETTERS_LIMIT:
+                        path.rename(path.with_name(path.name + ".old"))
+                    os.write(descriptor, _json.encode(letter) + b"\n")
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                self._log.error("journal.dead_letter_lost", job_id=report.job_id, error=str(error))
+        self._log.error("report.refused", job_id=report.job_id, code=code, message=message)
+        self.settled(report.lease_token)
+
+    def close(self) -> None:
+        """Writes what is left and gives the lock up."""
+        if self._descriptor >= 0:
+            self.flush()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _locked(self, deadline: float) -> int:
+        while True:
+            descriptor = self._open(self._path)
+            try:
+                _lock(descriptor, deadline - time.monotonic(), self._path)
+                if _same_file(descriptor, self._path):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # A predecessor wrote the journal anew while we waited: what we have locked is the old file.
+            os.close(descriptor)
+
+    def _open(self, path: Path, flags: int = 0) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+
+    def _append(self, record: Claimed | Reported | Settled) -> None:
+        if self._descriptor >= 0 and not self.degraded:
+            self._buffer.append(_framed(record))
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self.size += len(data)
+
+    def _replace(self, data: bytes) -> None:
+        new = self._path.with_name(self._path.name + ".new")
+        old, descriptor = self._descriptor, self._open(new, os.O_TRUNC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            if self._mode == "fsync":
+                os.fsync(descriptor)
+            new.rename(self._path)
+        except BaseException:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
+        self._descriptor, self.size = descriptor, len(data)
+        os.close(old)
+
+    @contextlib.contextmanager
+    def _survive(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._fail(doing, error)
+
+    def _fail(self, doing: str, error: OSError) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, self.size)
+        if not self.degraded:
+            self.degraded = True
+            self._log.error(
+                "journal.degraded",
+                doing=doing,
+                error=str(error),
+                consequence="reports are kept in memory only: they are lost if this process dies before they are sent",
+            )
+
+
+def _framed(record: Claimed | Reported | Settled) -> bytes:
+    payload = _encoder.encode(record)
+    return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def _record(report: frames.Report) -> Reported:
+    return Reported(
+        report.job_id,
+        report.lease_token,
+        report.status,
+        _result(report),
+        report.error_type,
+        report.error_message,
+    )
+
+
+def _result(report: frames.Report) -> bytes | None:
+    """A report's result as JSON bytes; a Raw has them already."""
+    return None if report.result is None else _json.encode(report.result)
+
+
+def _read(data: bytes) -> tuple[Recovered, int]:
+    """What a journal's bytes say, and how many of them are whole records."""
+    if not data.startswith(HEADER):
+        return Recovered(claimed=[], reported=[], torn_bytes=len(data)), 0
+    claimed: dict[str, Claimed] = {}
+    reported: dict[str, frames.Report] = {}
+    position = len(HEADER)
+    while position + _FRAME.size <= len(data):
+        length, checksum = _FRAME.unpack_from(data, position)
+        start = position + _FRAME.size
+        payload = data[start : start + length]
+        if len(payload) != length or zlib.crc32(payload) != checksum:
+            break
+        try:
+            record = _decoder.decode(payload)
+        except msgspec.MsgspecError:
+            break
+        claimed.pop(record.lease_token, None)
+        if isinstance(record, Claimed):
+            claimed[record.lease_token] = record
+        elif isinstance(record, Reported):
+            reported[record.lease_token] = _report(record)
+        else:
+            reported.pop(record.lease_token, None)
+        position = start + length
+    torn = len(data) - position
+    return Recovered(claimed=list(claimed.values()), reported=list(reported.values()), torn_bytes=torn), position
+
+
+def _report(record: Reported) -> frames.Report:
+    return frames.Report(
+        job_id=record.job_id,
+        lease_token=record.lease_token,
+        status=record.status,
+        result=None if record.result is None else msgspec.json.decode(record.result),
+        error_type=record.error_type,
+        error_message=record.error_message,
+    )
+
+
+def _lock(descriptor: int, timeout: float, path: Path) -> None:
+    """An exclusive lock within `timeout` seconds. The kernel wakes us when the holder is gone; nothing is polled."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        structlog.get_logger().info("journal.waits", journal=str(path), timeout=round(timeout, 1))
+    # flock has no deadline of its own. The thread is a daemon: should the deadline pass, it ends with the process.
+    waiter = threading.Thread(target=_lock_and_close, args=(os.dup(descriptor),), daemon=True)
+    waiter.start()
+    waiter.join(max(0.0, timeout))
+    if waiter.is_alive():
+        raise JournalLocked(f"journal {path}: another process still holds it after {timeout:.0f} s")
+
+
+def _lock_and_close(duplicate: int) -> None:
+    """The lock belongs to what both descriptors share: it stays when this one is closed."""
+    try:
+        fcntl.flock(duplicate, fcntl.LOCK_EX)
+    finally:
+        os.close(duplicate)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)

@@ -1,0 +1,85 @@
+"""structlog set-up of a worker process: one line an event on standard output, which the supervisor reads."""
+
+import logging
+import sys
+from typing import Any, Literal, TextIO
+
+import structlog
+
+MAX_EXCEPTION = 16 * 1024
+"""Characters of a traceback in one line of the log."""
+
+_SECRET_KEYS = frozenset({"api_key", "authorization", "lease_token", "session_token", "worker_session_token"})
+
+
+def configure(
+    *, level: str, log_format: Literal["console", "json"], stream: TextIO | None = None, **bound: Any
+) -> None:
+    """Sends every line of this process to `stream` (standard output when None), with `bound` on each of them.
+
+    The standard library's loggers are sent the same way, from WARNING up. That floor is also what keeps the
+    `websockets` logger from printing request headers, which carry the API key.
+    """
+    renderer: Any = structlog.processors.JSONRenderer()
+    if log_format == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=False)
+    threshold = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            _hide_secrets,
+            _cut_exception,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *_: _LineWriter(stream or sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**bound)
+    root = logging.getLogger()
+    root.handlers[:] = [_StandardLibrary()]
+    root.setLevel(max(threshold, logging.WARNING))
+
+
+def _hide_secrets(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for key in _SECRET_KEYS & event.keys():
+        event[key] = "(hidden)"
+    return event
+
+
+def _cut_exception(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """An exception may carry megabytes in its text: the end, which says what was raised, is kept."""
+    exception = event.get("exception")
+    if isinstance(exception, str) and len(exception) > MAX_EXCEPTION:
+        event["exception"] = exception[: MAX_EXCEPTION // 2] + "\n...\n" + exception[-MAX_EXCEPTION // 2 :]
+    return event
+
+
+class _LineWriter:
+    """Writes whole lines. A reader that is gone must not fail the job that logs."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+    debug = info = warning = warn = error = critical = exception = fatal = log = msg
+
+
+class _StandardLibrary(logging.Handler):
+    """Hands records of the standard library's loggers to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)

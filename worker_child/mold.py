@@ -1,0 +1,229 @@
+"""The fork server's own program: `python -m worker_child.mold`, its pipe on file descriptor 3.
+
+It imports a pool's modules once, freezes the heap, and forks a child for every `Spawn`. It has one thread and no event
+loop, because a fork of anything else deadlocks or disturbs its parent. A module that leaves threads behind cannot be
+un-imported: the mold then starts itself anew without that module, and each child imports it instead.
+
+The first message is only peeked at until the imports are done, so that a mold which starts itself anew finds it again.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+# Imported for the children's sake: what the mold has in memory, all of its forks share.
+import structlog
+import uvloop
+import websockets.asyncio.client
+
+from wire import build, pipe
+from worker_child import __main__ as child
+from worker_child import log
+from worker_child.actions import registry
+from worker_child.errors import ConfigurationError
+from worker_child.modules import import_module
+
+SHARED_MODULES = (structlog, uvloop, websockets.asyncio.client)
+LATE = "--late"
+THREADS_SETTLE = 0.2
+"""Seconds that a thread which is just ending is given, before its module is called one that leaves threads behind."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mold:
+    """One mold. `late` are modules that an earlier life of this process found to leave threads behind."""
+
+    def __init__(self, channel: socket.socket, late: list[str]) -> None:
+        self._channel = channel
+        self._late = late
+        self._build = build.build_id()
+
+    def run(self) -> int:
+        """Serves until the supervisor's end of the pipe closes. Returns the exit code."""
+        data = self._channel.recv(pipe.MAX_MESSAGE, socket.MSG_PEEK)
+        if not data:
+            return 0
+        settings = pipe.decode_to_mold(data)
+        if not isinstance(settings, pipe.MoldSettings):
+            raise pipe.PipeMessageError(f"the first message of a mold is MoldSettings, not {type(settings).__name__}")
+        log.configure(level=settings.log_level, log_format=settings.log_format, pool=settings.pool)
+        try:
+            self._import(settings)
+        except ConfigurationError as error:
+            detail = getattr(error, "detail", "")
+            # Closing a socket that holds unread data resets it, and the last words would be lost with it.
+            self._channel.recv(pipe.MAX_MESSAGE)
+            self._say(pipe.MoldFailed(message=str(error), traceback=detail[-pipe.MAX_MESSAGE // 2 :]))
+            return 78
+        self._channel.recv(pipe.MAX_MESSAGE)
+        gc.collect()
+        gc.freeze()
+        self._say(pipe.MoldReady(build=self._build, actions=registry.names(), late_modules=self._late))
+        return self._serve()
+
+    def _import(self, settings: pipe.MoldSettings) -> None:
+        sys.path[:0] = [str(Path(entry).resolve()) for entry in settings.module_path]
+        if settings.stock_actions:
+            import_module("worker_child.stock.basic")
+        if not settings.preload:
+            self._late = list(settings.modules)
+            return
+        found = []
+        for name in settings.modules:
+            if name in self._late:
+                continue
+            before = _threads()
+            import_module(name)
+            if _threads(at_most=before) > before:
+                found.append(name)
+        if found:
+            self._start_anew([*self._late, *found])
+
+    def _start_anew(self, late: list[str]) -> NoReturn:
+        """Replaces this process by a mold that leaves the modules in `late` to the children."""
+        arguments = sys.orig_argv[1:]
+        if LATE in arguments:
+            arguments = arguments[: arguments.index(LATE)]
+        self._channel.set_inheritable(True)
+        os.execv(sys.executable, [sys.executable, *arguments, LATE, *late])  # noqa: S606 - our own program again
+
+    def _serve(self) -> int:
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(self._channel, pipe.MAX_MESSAGE, 2)
+            if not data:
+                return 0
+            try:
+                message = pipe.decode_to_mold(data)
+                if not isinstance(message, pipe.Spawn) or len(descriptors) != 2:
+                    raise pipe.PipeMessageError("a mold that is ready takes Spawn with two file descriptors")
+                self._spawn(message, descriptors[0], descriptors[1])
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    def _spawn(self, spawn: pipe.Spawn, channel: int, output: int) -> None:
+        """Forks twice, so that the child becomes the supervisor's own before it runs a line of the pool's code."""
+        pid_reader, pid_writer = os.pipe()
+        go_reader, go_writer = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            intermediate = os.fork()
+            if intermediate == 0:
+                self._fork_again(spawn, (channel, output), (pid_reader, pid_writer, go_reader, go_writer))
+            os.close(pid_writer)
+            pid_writer = -1
+            os.waitpid(intermediate, 0)
+            answer = os.read(pid_reader, 16)
+            if not answer:
+                raise BlockingIOError("the second fork failed: too many processes, or no memory")
+            self._say(pipe.Spawned(slot=spawn.slot, incarnation=spawn.incarnation, pid=int(answer)))
+            os.write(go_writer, b"g")
+        except OSError as error:
+            self._say(pipe.SpawnFailed(slot=spawn.slot, incarnation=spawn.incarnation, message=str(error)))
+        finally:
+            for descriptor in (pid_reader, pid_writer, go_reader, go_writer):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _fork_again(self, spawn: pipe.Spawn, given: tuple[int, int], handshake: tuple[int, int, int, int]) -> NoReturn:
+        """The intermediate process: forks the child, says its pid, and is gone, which re-parents the child."""
+        pid_reader, pid_writer, go_reader, go_writer = handshake
+        try:
+            child_pid = os.fork()
+        except OSError:
+            os._exit(1)
+        if child_pid:
+            os.write(pid_writer, str(child_pid).encode())
+            os._exit(0)
+        code = 70
+        try:
+            for descriptor in (pid_reader, pid_writer, go_writer):
+                os.close(descriptor)
+            if os.read(go_reader, 1) == b"g":
+                os.close(go_reader)
+                self._channel.close()
+                code = _become_child(spawn, given, self._build, self._late)
+        except BaseException:  # noqa: BLE001 - the last resort of a process: say why, then end with its code
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            # Not sys.exit: the frames below belong to the mold, and a handler's stuck thread would be waited for.
+            os._exit(code)
+
+    def _say(self, message: pipe.FromMold) -> None:
+        self._channel.send(pipe.encode(message))
+
+
+def _become_child(spawn: pipe.Spawn, given: tuple[int, int], build_id: str, late: list[str]) -> int:
+    """Runs in the child, once it is the supervisor's. Returns the child's exit code."""
+    channel, output = given
+    os.setsid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != spawn.supervisor_pid:
+        # The supervisor died before the signal was set: nobody would ever tell us.
+        return 0
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    _reset_signals()
+    random.seed()
+    return child.run(spawn, socket.socket(fileno=channel), build_id=build_id, late_modules=late)
+
+
+def _reset_signals() -> None:
+    """Undoes what imported modules did to signals: the child's own loop sets what it needs."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _threads(at_most: int | None = None) -> int:
+    """Threads of this process, Python's and native ones; with `at_most`, after those that are ending have ended."""
+    deadline = time.monotonic() + THREADS_SETTLE
+    while True:
+        count = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - a count of names, nothing of a path
+        if at_most is None or count <= at_most or time.monotonic() >= deadline:
+            return count
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join(0.01)
+        time.sleep(0.01)  # a native thread can be waited for in no other way; bounded by the deadline
+
+
+def main() -> int:
+    """The process's whole life. Returns the exit code."""
+    channel = socket.socket(fileno=pipe.MOLD_FD)
+    channel.set_inheritable(False)
+    faulthandler.enable()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    late = sys.argv[sys.argv.index(LATE) + 1 :] if LATE in sys.argv else []
+    try:
+        return Mold(channel, late).run()
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    except pipe.PipeMessageError as error:
+        structlog.get_logger().error("mold.pipe", error=str(error))
+        return 70
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Runs jobs: one task each, with its deadline, its cancellation, and exactly one outcome."""
+
+import asyncio
+import contextvars
+import datetime as dt
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from wire.codec import MAX_FRAME_TO_SERVER
+from wire.frames import ClaimedJob
+from worker_child.actions import Action, Context, Registry
+from worker_child.decisions import Outcome
+from worker_child.errors import NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
+
+MAX_RESULT = MAX_FRAME_TO_SERVER - 64 * 1024
+"""Bytes of JSON: what a frame holds besides its envelope."""
+MAX_MESSAGE = 8 * 1024
+"""Characters of an error message."""
+GIVE_UP_AFTER = 5.0
+"""Seconds that code which was told to stop at its timeout may take, before its job is reported without it."""
+
+VERDICTS: tuple[type[NonRetryableError], ...] = (ValidationError, UnknownAction, ResultTooLarge, NonRetryableError)
+"""The most exact first (contract, "Words on the wire")."""
+
+_RESERVED = frozenset(
+    [
+        *(verdict.__name__ for verdict in VERDICTS),
+        "PoisonJob",
+        "WorkerOverCapacity",
+        "WorkerCrashed",
+        "WorkerShutdown",
+    ]
+)
+_json = msgspec.json.Encoder()
+
+
+class _Execution:
+    """One run of one job."""
+
+    __slots__ = ("action", "cancel_reason", "context", "done", "job", "number", "started", "task", "timed_out", "timer")
+
+    def __init__(self, number: int, job: ClaimedJob) -> None:
+        self.number = number
+        self.job = job
+        self.action: Action | None = None
+        self.context: Context | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.cancel_reason: str | None = None
+        self.started = False
+        self.timed_out = False
+        self.done = False
+
+
+class Runner:
+    """Runs the jobs of one worker.
+
+    `finished(execution, outcome, returned)` is called once for each `start`; when `returned` is false, `came_back` is
+    called as soon as the code that ran on has returned. Both are called on the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        worker_instance_id: str,
+        *,
+        threads: int,
+        finished: Callable[[int, Outcome, bool], None],
+        came_back: Callable[[int], None],
+    ) -> None:
+        self._registry = registry
+        self._worker_instance_id = worker_instance_id
+        self._finished = finished
+        self._came_back = came_back
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="job")
+        self._executions: dict[int, _Execution] = {}
+
+    def start(self, number: int, job: ClaimedJob) -> None:
+        """Runs a job as a task of its own."""
+        execution = _Execution(number, job)
+        self._executions[number] = execution
+        execution.task = self._loop.create_task(self._run(execution))
+
+    def cancel(self, number: int, reason: str) -> None:
+        """Tells the code to stop: a coroutine by cancellation, a thread by its context alone."""
+        execution = self._executions.get(number)
+        if execution is None or execution.done:
+            return
+        execution.cancel_reason = reason
+        if not execution.started:
+            self._finish(execution, Outcome(status="cancelled"))
+            del self._executions[number]
+        self._stop(execution)
+
+    def lose_lease(self, number: int) -> None:
+        """Tells the code that its lease is gone."""
+        execution = self._executions.get(number)
+        if execution is not None and execution.context is not None:
+            execution.context.lease_lost = True
+
+    def stop(self) -> None:
+        """Tells all code to stop, at the end of the process."""
+        for number in list(self._executions):
+            self.cancel(number, "shutdown")
+
+    async def _run(self, execution: _Execution) -> None:
+        execution.started = True
+        try:
+            action, arguments = self._prepare(execution)
+            if action.asynchronous:
+                value = await action.handler(*arguments)
+            else:
+                value = await self._in_thread(action, arguments)
+            outcome = _completed(value)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, is its job's outcome
+            outcome = _failed(execution, error)
+        self._executions.pop(execution.number, None)
+        if execution.done:
+            self._came_back(execution.number)
+        else:
+            self._finish(execution, outcome)
+
+    def _prepare(self, execution: _Execution) -> tuple[Action, list[Any]]:
+        job = execution.job
+        if job.kind != "action_execution":
+            raise UnknownAction(f"this worker generates nothing, asked for {job.provider}/{job.model}")
+        action = self._registry.get(job.action_name or "")
+        execution.action = action
+        times_out_at = None
+        if action.timeout is not None:
+            execution.timer = self._loop.call_later(action.timeout, self._time_out, execution)
+            times_out_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=action.timeout)
+        context = Context(job, self._worker_instance_id, times_out_at)
+        execution.context = context
+        arguments: list[Any] = []
+        for argument in action.arguments:
+            if argument == "context":
+                arguments.append(context)
+            else:
+                given = job.spec.get("parameters")
+                arguments.append(action.convert({} if given is None else given))
+        return action, arguments
+
+    async def _in_thread(self, action: Action, arguments: list[Any]) -> Any:
+        inherited = contextvars.copy_context()
+
+        def call() -> tuple[Any, BaseException | None]:
+            # Handed over as a value: not every exception (StopIteration) can cross a future.
+            try:
+                return inherited.run(action.handler, *arguments), None
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+                return None, error
+
+        value, error = await self._loop.run_in_executor(self._threads, call)
+        if error is not None:
+            raise error
+        return value
+
+    def _time_out(self, execution: _Execution) -> None:
+        if execution.done:
+            return
+        execution.timed_out = True
+        execution.timer = self._loop.call_later(GIVE_UP_AFTER, self._give_up, execution)
+        self._stop(execution)
+
+    def _give_up(self, execution: _Execution) -> None:
+        """The code ignores that it was told to stop: its job is reported without it, and it keeps its slot."""
+        if not execution.done:
+            self._finish(execution, _timed_out(execution), returned=False)
+
+    def _stop(self, execution: _Execution) -> None:
+        if execution.context is not None:
+            execution.context.cancel()
+        in_thread = execution.action is not None and not execution.action.asynchronous
+        if execution.task is not None and not in_thread:
+            execution.task.cancel()
+
+    def _finish(self, execution: _Execution, outcome: Outcome, *, returned: bool = True) -> None:
+        execution.done = True
+        if execution.timer is not None:
+            execution.timer.cancel()
+        self._finished(execution.number, outcome, returned)
+
+
+def _completed(value: Any) -> Outcome:
+    """An object is sent as it is, anything else as {"output": value} (contract, "Frames")."""
+    try:
+        encoded = _json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise NonRetryableError(f"the result cannot be sent as JSON: {error}") from error
+    if not encoded.startswith(b"{"):
+        encoded = b'{"output":%b}' % encoded
+    if len(encoded) > MAX_RESULT:
+        raise ResultTooLarge(f"the result has {len(encoded)} bytes as JSON, more than the limit of {MAX_RESULT}")
+    return Outcome(status="completed", result=msgspec.Raw(encoded))
+
+
+def _failed(execution: _Execution, error: BaseException) -> Outcome:
+    if execution.timed_out:
+        return _timed_out(execution)
+    cancelled = execution.cancel_reason is not None
+    if isinstance(error, asyncio.CancelledError) and cancelled:
+        return Outcome(status="cancelled")
+    error_type, message = _words(error)
+    if execution.context is not None:
+        verdict = isinstance(error, NonRetryableError)
+        execution.context.log.warning(
+            "job.failed", error_type=error_type, error=message, exc_info=None if verdict else error
+        )
+    status: Any = "cancelled" if cancelled else "failed"
+    return Outcome(status=status, error_type=error_type, error_message=message)
+
+
+def _timed_out(execution: _Execution) -> Outcome:
+    seconds = execution.action.timeout if execution.action is not None else 0
+    return Outcome(
+        status="failed",
+        error_type="TimeoutError",
+        error_message=f"action {execution.job.action_name!r} did not end within its timeout of {seconds:g} s",
+    )
+
+
+def _words(error: BaseException) -> tuple[str, str]:
+    """`error_type` and `error_message` of an exception (contract, "Words on the wire")."""
+    name = type(error).__name__
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an exception whose own text fails is still an outcome
+        message = ""
+    for verdict in VERDICTS:
+        if isinstance(error, verdict):
+            message = message if type(error) is verdict else f"{name}: {message}".rstrip(": ")
+            return verdict.__name__, _bounded(message or verdict.__name__)
+    if name in _RESERVED:
+        # Only our own classes give a verdict: a handler that merely meets a foreign ValidationError may be retried.
+        name = f"{type(error).__module__}.{name}"
+    return name[:256], _bounded(message or name)
+
+
+def _bounded(message: str) -> str:
+    text = message.encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"

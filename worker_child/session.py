@@ -1,0 +1,862 @@
+"""The worker's end of the socket: frames, ends of jobs and the passing of time in, decisions out.
+
+Nothing here reads a clock, draws a random number or does any I/O: `now` is monotonic seconds, handed in. Section names
+in comments are those of the worker-socket contract.
+"""
+
+import enum
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from wire import frames, pipe
+from worker_child.backoff import Backoff
+from worker_child.decisions import (
+    Announce,
+    CancelJob,
+    Connect,
+    DeadLetter,
+    Decision,
+    DropConnection,
+    End,
+    JournalClaimed,
+    JournalReported,
+    JournalSettled,
+    LoseLease,
+    Note,
+    Outcome,
+    Ping,
+    Send,
+    StartJob,
+)
+
+REGISTER_DEADLINE = 30.0
+CLAIM_DEADLINE_FLOOR = 30.0
+REPORT_AGAIN = 10.0
+PING_AFTER = 15.0
+READ_DEADLINE = 40.0
+DRAIN_ANSWER = 2.0
+"""How long a drained worker waits for the answer to an open claim: it may carry jobs that must be handed back."""
+GARBAGE_LIMIT = 10
+"""Frames of one connection that are none, before the connection is dropped."""
+_NEVER = math.inf
+_NO_SLOT = -math.inf
+
+
+class State(enum.StrEnum):
+    """States of the connection."""
+
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    REGISTERING = "registering"
+    REGISTERED = "registered"
+    DRAINING = "draining"
+    ENDED = "ended"
+
+
+class Event(enum.StrEnum):
+    """What can happen to the connection."""
+
+    RETRY = "retry"
+    OPENED = "opened"
+    ACCEPTED = "accepted"
+    DRAIN = "drain"
+    LOST = "lost"
+    END = "end"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.WAITING, Event.RETRY): State.CONNECTING,
+    (State.WAITING, Event.DRAIN): State.WAITING,
+    (State.WAITING, Event.END): State.ENDED,
+    (State.CONNECTING, Event.OPENED): State.REGISTERING,
+    (State.CONNECTING, Event.DRAIN): State.CONNECTING,
+    (State.CONNECTING, Event.LOST): State.WAITING,
+    (State.CONNECTING, Event.END): State.ENDED,
+    (State.REGISTERING, Event.ACCEPTED): State.REGISTERED,
+    (State.REGISTERING, Event.DRAIN): State.REGISTERING,
+    (State.REGISTERING, Event.LOST): State.WAITING,
+    (State.REGISTERING, Event.END): State.ENDED,
+    (State.REGISTERED, Event.ACCEPTED): State.REGISTERED,
+    (State.REGISTERED, Event.DRAIN): State.DRAINING,
+    (State.REGISTERED, Event.LOST): State.WAITING,
+    (State.REGISTERED, Event.END): State.ENDED,
+    (State.DRAINING, Event.ACCEPTED): State.DRAINING,
+    (State.DRAINING, Event.DRAIN): State.DRAINING,
+    (State.DRAINING, Event.LOST): State.WAITING,
+    (State.DRAINING, Event.END): State.ENDED,
+}
+"""Everything else is refused with SessionError: a fault of the shell, never of the server."""
+
+_LIVE = frozenset({State.REGISTERING, State.REGISTERED, State.DRAINING})
+_REPORTING = frozenset({State.REGISTERED, State.DRAINING})
+
+
+class SessionError(RuntimeError):
+    """The shell told the session something that cannot happen in its state."""
+
+
+class ActionTerms(Struct, frozen=True, kw_only=True):
+    """What the session must know of an action: how many at once, and whether it runs on without its lease."""
+
+    concurrency: int | None = None
+    idempotent: bool = False
+
+
+class SessionSettings(Struct, frozen=True, kw_only=True):
+    """One worker's settings. `id_prefix` makes message ids unique to the process; `identity_conflict` is seconds."""
+
+    worker_instance_id: str
+    concurrency: int
+    queues: list[str]
+    actions: dict[str, ActionTerms]
+    id_prefix: str
+    name: str | None = None
+    version: str | None = None
+    environment_id: str | None = None
+    identity_conflict: float = 180.0
+
+
+class _Job:
+    """A job in hand."""
+
+    __slots__ = (
+        "action",
+        "cadence",
+        "cancel_asked",
+        "claimed_at",
+        "execution",
+        "heartbeat_at",
+        "id",
+        "lease_duration",
+        "lease_lost",
+        "lease_until",
+        "token",
+    )
+
+    def __init__(self, execution: int, job: frames.ClaimedJob, now: float) -> None:
+        self.execution = execution
+        self.id = job.id
+        self.action = job.action_name or ""
+        self.claimed_at = now
+        self.cancel_asked = False
+        self.lease(job, now)
+
+    def lease(self, job: frames.ClaimedJob, now: float) -> None:
+        """The terms of a (new) claim of this job."""
+        self.lease_lost = False
+        self.token = job.lease_token
+        self.cadence = job.heartbeat_cadence_seconds
+        self.lease_duration = job.lease_duration_seconds
+        self.heartbeat_at = now + self.cadence
+        self.lease_until = now + self.lease_duration
+
+
+class _Kept:
+    """A report that is kept until it is settled. It holds its job's slot until `slot_until`, or (_NO_SLOT) none."""
+
+    __slots__ = ("again_at", "frame", "slot_until")
+
+    def __init__(self, frame: frames.Report, again_at: float, slot_until: float) -> None:
+        self.frame = frame
+        self.again_at = again_at
+        self.slot_until = slot_until
+
+
+class Session:
+    """One worker's session with the control plane, across all of its connections.
+
+    `leftover` are reports of an earlier process of this slot; they are sent before the first claim. Every method that
+    takes an event returns the decisions that follow from it, in the order in which they must be carried out.
+    """
+
+    def __init__(
+        self, settings: SessionSettings, backoff: Backoff, now: float, leftover: Iterable[frames.Report] = ()
+    ) -> None:
+        self.settings = settings
+        self.state = State.WAITING
+        self.counts: Counter[str] = Counter()
+        self.last_read = now
+        """Set by the shell whenever bytes arrive; every read has a rolling deadline."""
+        self._backoff = backoff
+        self._token: str | None = None
+        self._ids = 0
+        self._executions = 0
+        self._cadence = 20.0
+        self._lease_duration = 60.0
+        self._jobs: dict[int, _Job] = {}
+        self._by_id: dict[str, _Job] = {}
+        self._stuck: dict[int, str] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._kept_by_job: dict[str, str] = {}
+        self._slots_kept = 0
+        self._running: Counter[str] = Counter()
+        self._limits = {name: terms.concurrency for name, terms in settings.actions.items() if terms.concurrency}
+        self._all_actions = sorted(settings.actions)
+        self._register_id = ""
+        self._claim_id: str | None = None
+        self._claim_deadline = _NEVER
+        self._claim_pause = _NEVER
+        """When an empty claim may be followed by the next; _NEVER: there is no pause."""
+        self._hinted = False
+        self._ready_announced = False
+        self._retry_at = now
+        self._register_deadline = _NEVER
+        self._read_check_at = _NEVER
+        self._scan_at = _NEVER
+        """No job and no report needs anything before this; a lower bound, made exact by every scan."""
+        self._registered_at: float | None = None
+        self._last_acknowledgement = now
+        self._conflict_since: float | None = None
+        self._refused_once = False
+        self._garbage = 0
+        self._drain_asked = False
+        self._drain_is_ours = False
+        self._drain_is_ordered = False
+        self._drain_reason = ""
+        self._drain_acknowledged = False
+        self._cut_off_at = _NEVER
+        self._drain_settles_at = _NEVER
+        self._drain_ends_at = _NEVER
+        self._frame_handlers: dict[type, Callable[[Any, float], list[Decision]]] = {
+            frames.Claimed: self._on_claimed,
+            frames.ReportAck: self._on_report_ack,
+            frames.HeartbeatAck: self._on_heartbeat_ack,
+            frames.WorkAvailable: self._on_work_available,
+            frames.Registered: self._on_registered,
+            frames.Keepalive: self._on_keepalive,
+            frames.JobCancel: self._on_job_cancel,
+            frames.Drain: self._on_drain,
+            frames.DrainingAck: self._on_draining_ack,
+            frames.Error: self._on_error,
+        }
+        for report in leftover:
+            outcome = Outcome(
+                status=report.status,
+                result=report.result,
+                error_type=report.error_type,
+                error_message=report.error_message,
+            )
+            self._keep(report.job_id, report.lease_token, outcome, now)
+
+    # --- what the shell may ask -------------------------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no job, no unsettled report and no stuck execution holds."""
+        return max(0, self.settings.concurrency - len(self._jobs) - self._slots_kept - len(self._stuck))
+
+    def outstanding(self) -> tuple[list[JournalClaimed], list[frames.Report]]:
+        """All that a journal must hold now: the jobs in hand and the reports that are not settled."""
+        claimed = [JournalClaimed(job.id, job.token, job.action) for job in self._jobs.values()]
+        return claimed, [kept.frame for kept in self._kept.values()]
+
+    def beat(self, now: float) -> pipe.Beat:
+        """The session's part of a beat to the supervisor."""
+        words: dict[State, pipe.SessionState] = {
+            State.WAITING: "connecting",
+            State.CONNECTING: "connecting",
+            State.REGISTERING: "registering",
+            State.REGISTERED: "registered",
+            State.DRAINING: "draining",
+            State.ENDED: "ended",
+        }
+        return pipe.Beat(
+            slot="",
+            incarnation=0,
+            source="loop",
+            session=words[self.state],
+            jobs_in_hand=len(self._jobs),
+            oldest_job_age=now - next(iter(self._jobs.values())).claimed_at if self._jobs else 0.0,
+            last_acknowledgement_age=now - self._last_acknowledgement,
+            reports_waiting=len(self._kept),
+            reconnects=max(0, self.counts["registered"] - 1),
+            completed=self.counts["completed"],
+            failed=self.counts["failed"],
+            cancelled=self.counts["cancelled"],
+            handed_back=self.counts["handed_back"],
+        )
+
+    def next_deadline(self) -> float:
+        """When `tick` must be called, at the latest; infinity: an event must come first."""
+        return min(
+            self._retry_at,
+            self._register_deadline,
+            self._claim_deadline,
+            self._claim_pause,
+            self._read_check_at,
+            self._scan_at,
+            self._cut_off_at,
+            self._drain_settles_at,
+            self._drain_ends_at,
+        )
+
+    # --- events of the connection -----------------------------------------------------------------------------------
+
+    def connected(self, now: float) -> list[Decision]:
+        """The upgrade succeeded: register, with honest slots, and the token when this process had one."""
+        self._move(Event.OPENED)
+        self.last_read = now
+        self._garbage = 0
+        self._read_check_at = now + PING_AFTER
+        self._register_deadline = now + REGISTER_DEADLINE
+        self._register_id = self._message_id()
+        settings = self.settings
+        return [
+            Send(
+                frames.Register(
+                    message_id=self._register_id,
+                    worker_instance_id=settings.worker_instance_id,
+                    worker_session_token=self._token,
+                    concurrency_limit=settings.concurrency,
+                    available_slots=0 if self._drain_asked else self.free_slots,
+                    name=settings.name,
+                    version=settings.version,
+                    environment_id=settings.environment_id,
+                    queues=settings.queues,
+                    action_names=self._all_actions,
+                )
+            )
+        ]
+
+    def connection_lost(self, reason: str, now: float) -> list[Decision]:
+        """The connection ended, or could not be opened: wait, then try again."""
+        if self.state is State.ENDED:
+            return []
+        healthy_for = 0.0 if self._registered_at is None else now - self._registered_at
+        return self._lost(reason, now, self._backoff.delay(healthy_for))
+
+    def upgrade_refused(self, reason: str, now: float, *, key_changed: bool) -> list[Decision]:
+        """401, 403 or 404 on the upgrade: final, unless reading the key file again gave a key not yet tried."""
+        if self.state is State.ENDED:
+            return []
+        if key_changed and not self._refused_once:
+            self._refused_once = True
+            return self._lost(f"{reason}; the key file has a new key", now, 0.0)
+        return self._end(reason, refused=True)
+
+    def suspended(self, now: float) -> list[Decision]:
+        """The machine or this process was asleep: the connection cannot be trusted, and nobody is to blame."""
+        if self.state in _LIVE or self.state is State.CONNECTING:
+            return [DropConnection("suspended"), *self._lost("this process was suspended", now, 0.0)]
+        return []
+
+    def garbage_received(self, message: str, message_id: str | None, now: float) -> list[Decision]:
+        """The server sent what is no frame: it is reported, and ends at most this conversation."""
+        if self.state not in _LIVE:
+            return []
+        self._garbage += 1
+        decisions: list[Decision] = [Note("warning", "session.bad_frame", {"error": message})]
+        if self._garbage >= GARBAGE_LIMIT:
+            return decisions + self._drop(f"{GARBAGE_LIMIT} frames that are none", now)
+        if message_id is not None and message_id == self._claim_id:
+            self._claim_answered()
+            self._pause_claims(now)
+        return decisions
+
+    def frame_received(self, frame: frames.FromServer, now: float) -> list[Decision]:
+        """One frame of the server."""
+        handler = self._frame_handlers.get(type(frame))
+        return handler(frame, now) if handler is not None and self.state in _LIVE else []
+
+    # --- events of jobs ---------------------------------------------------------------------------------------------
+
+    def job_abandoned(self, execution: int, outcome: Outcome, now: float) -> list[Decision]:
+        """A job has its outcome, but its code runs on regardless: it keeps its slot until `code_returned`."""
+        job = self._jobs.get(execution)
+        if job is None:
+            return []
+        self._stuck[execution] = job.action
+        self._count_running(job.action, 1)
+        return self.job_finished(execution, outcome, now)
+
+    def job_finished(self, execution: int, outcome: Outcome, now: float) -> list[Decision]:
+        """A job has its outcome."""
+        job = self._jobs.get(execution)
+        if job is None:
+            return []
+        self._forget(job)
+        self.counts[outcome.status] += 1
+        frame = self._keep(job.id, job.token, outcome, now, slot_until=now + job.lease_duration)
+        return [JournalReported(frame), *self._send_report(frame)]
+
+    def code_returned(self, execution: int, now: float) -> list[Decision]:
+        """Code that ran on past its outcome has returned at last."""
+        action = self._stuck.pop(execution, None)
+        if action is None:
+            return []
+        self._count_running(action, -1)
+        return self._slot_freed(now)
+
+    # --- orders and time --------------------------------------------------------------------------------------------
+
+    def drain(self, grace: float, reason: str, now: float, *, ordered: bool = True) -> list[Decision]:
+        """Claim no more, finish within `grace` seconds, then end. A later order can only shorten the grace.
+
+        `ordered` false: a signal, which comes along with an order and must not overrule the order's grace.
+        """
+        if self.state is State.ENDED or (self._drain_is_ours and not ordered):
+            return []
+        self._drain_ends_at = min(self._drain_ends_at, now + grace) if self._drain_is_ordered else now + grace
+        self._drain_is_ordered = ordered
+        # What is cut off must be reported before the supervisor's patience ends with the grace.
+        self._cut_off_at = self._drain_ends_at - min(2.0, grace * 0.2)
+        if self._drain_is_ours:
+            return []
+        self._drain_is_ours = True
+        self._drain_reason = reason
+        self._drain_settles_at = now + DRAIN_ANSWER
+        return [
+            Note("info", "session.drain", {"reason": reason, "grace": grace, "jobs_in_hand": len(self._jobs)}),
+            *self._begin_drain(),
+            *self._end_if_drained(now),
+        ]
+
+    def tick(self, now: float) -> list[Decision]:
+        """Does what is due at `now`."""
+        decisions: list[Decision] = []
+        # The end of a drain comes first: it makes everything else pointless.
+        if now >= self._cut_off_at:
+            decisions += self._cut_off(now)
+        if now >= self._drain_settles_at:
+            self._drain_settles_at = _NEVER
+            decisions += self._end_if_drained(now)
+        if now >= self._drain_ends_at:
+            decisions += self._end(f"{self._drain_reason}: the grace is over")
+        if now >= self._retry_at:
+            self._retry_at = _NEVER
+            self._move(Event.RETRY)
+            decisions.append(Connect())
+        if now >= self._register_deadline:
+            decisions += self._drop(f"no answer to worker.register within {REGISTER_DEADLINE:g} s", now)
+        if now >= self._claim_deadline:
+            # Contract, "Obligations of a worker": one lost frame must not strand the worker for good.
+            decisions += self._drop("the claim was not answered in time", now)
+        if now >= self._read_check_at:
+            decisions += self._check_reading(now)
+        if now >= self._scan_at:
+            decisions += self._scan(now)
+        if now >= self._claim_pause:
+            self._claim_pause = _NEVER
+            decisions += self._claim(now)
+        return decisions
+
+    # --- frames -----------------------------------------------------------------------------------------------------
+
+    def _on_registered(self, frame: frames.Registered, now: float) -> list[Decision]:
+        self._move(Event.ACCEPTED)
+        self._token = frame.worker_session_token
+        self._cadence = frame.lease.heartbeat_cadence_seconds
+        self._lease_duration = frame.lease.lease_duration_seconds
+        self._register_deadline = _NEVER
+        self._registered_at = now
+        self._conflict_since = None
+        self._refused_once = False
+        self._acknowledged(now)
+        self.counts["registered"] += 1
+        decisions: list[Decision] = [
+            Announce("registered"),
+            Note("info", "session.registered", {"reports": len(self._kept), "jobs_in_hand": len(self._jobs)}),
+        ]
+        # Contract, "Obligations of a worker": reports are sent again after every register, and before the next claim.
+        for kept in self._kept.values():
+            decisions.append(Send(kept.frame))
+            self._wake(kept, now)
+        decisions += [self._heartbeat(job, now) for job in self._jobs.values() if job.heartbeat_at < _NEVER]
+        if self._drain_asked:
+            decisions += self._begin_drain()
+            return decisions + self._end_if_drained(now)
+        return decisions + self._claim(now)
+
+    def _on_claimed(self, frame: frames.Claimed, now: float) -> list[Decision]:
+        answered = frame.message_id is None or frame.message_id == self._claim_id
+        if answered:
+            self._claim_answered()
+        self._acknowledged(now)
+        decisions: list[Decision] = []
+        started = len(self._jobs)
+        for job in frame.jobs:
+            decisions += self._take(job, now)
+        if len(self._jobs) == started and answered and not self._hinted:
+            self._pause_claims(now)
+        if answered:
+            self._hinted = False
+        return decisions + self._claim(now) + self._end_if_drained(now)
+
+    def _on_work_available(self, _frame: frames.WorkAvailable, now: float) -> list[Decision]:
+        self._claim_pause = _NEVER
+        # A hint that crosses an open claim counts for the claim after it, should that one come back empty.
+        self._hinted = self._claim_id is not None
+        return self._claim(now)
+
+    def _on_heartbeat_ack(self, frame: frames.HeartbeatAck, now: float) -> list[Decision]:
+        self._acknowledged(now)
+        job = self._by_id.get(frame.job_id)
+        if job is None:
+            return []
+        job.lease_until = now + job.lease_duration
+        if frame.cancel is not None:
+            return self._cancel(job, frame.cancel.reason)
+        return []
+
+    def _on_job_cancel(self, frame: frames.JobCancel, _now: float) -> list[Decision]:
+        job = self._by_id.get(frame.job_id)
+        return [] if job is None else self._cancel(job, frame.reason)
+
+    def _on_report_ack(self, frame: frames.ReportAck, now: float) -> list[Decision]:
+        self._acknowledged(now)
+        key = frame.message_id
+        if key is None or key not in self._kept:
+            # `message_id` is optional everywhere (contract, "Frames").
+            key = self._kept_by_job.get(frame.job_id) if key is None else None
+            if key is None:
+                return []
+        kept = self._kept[key]
+        return [JournalSettled(kept.frame.lease_token), *self._settled(kept, now)]
+
+    def _on_keepalive(self, frame: frames.Keepalive, _now: float) -> list[Decision]:
+        return [Send(frames.Keepalive(message_id=frame.message_id))]
+
+    def _on_drain(self, _frame: frames.Drain, _now: float) -> list[Decision]:
+        note: list[Decision] = []
+        if not self._drain_asked:
+            note.append(Note("info", "session.drain", {"reason": "the control plane asked for it"}))
+        return note + self._begin_drain()
+
+    def _on_draining_ack(self, _frame: frames.DrainingAck, now: float) -> list[Decision]:
+        self._drain_acknowledged = True
+        self._acknowledged(now)
+        return self._end_if_drained(now)
+
+    def _on_error(self, frame: frames.Error, now: float) -> list[Decision]:
+        code, message = frame.error.code, frame.error.message
+        decisions: list[Decision] = [Note("warning", "session.error", {"code": code, "message": message})]
+        if code == frames.INVALID_ACTOR:
+            return decisions + self._end(f"the control plane revoked the credential: {message}", refused=True)
+        if code == frames.WORKER_INSTANCE_CONFLICT:
+            return decisions + self._conflict(message, now)
+        if frame.message_id is None:
+            return decisions
+        if frame.message_id == self._claim_id:
+            self._claim_answered()
+            self._pause_claims(now)
+            return decisions + self._end_if_drained(now)
+        if frame.message_id == self._register_id and self.state is State.REGISTERING:
+            return decisions + self._drop(f"worker.register was refused: {code}: {message}", now)
+        kept = self._kept.get(frame.message_id)
+        if kept is not None:
+            decisions.append(DeadLetter(kept.frame, code, message))
+            decisions += self._settled(kept, now)
+        return decisions
+
+    # --- claims and jobs --------------------------------------------------------------------------------------------
+
+    def _claim(self, now: float) -> list[Decision]:
+        """One claim, when one may be made and something could come of it."""
+        if self.state is not State.REGISTERED or self._claim_id is not None or self._claim_pause != _NEVER:
+            return []
+        slots = self.free_slots
+        actions = self._all_actions
+        if self._limits:
+            # Saturated actions leave the claim, and none that is left may be claimed beyond its own room.
+            actions = [name for name in actions if self._has_room(name)]
+            slots = min(
+                [slots, *(self._limits[name] - self._running[name] for name in actions if name in self._limits)]
+            )
+        if slots <= 0 or not actions:
+            # An empty list would mean "everything" (contract, "Obligations of a worker").
+            return []
+        self._claim_id = self._message_id()
+        self._claim_deadline = now + max(2 * self._cadence, CLAIM_DEADLINE_FLOOR)
+        claim = Send(
+            frames.Claim(
+                message_id=self._claim_id, available_slots=slots, queues=self.settings.queues, action_names=actions
+            )
+        )
+        return [claim, *self._announce_ready()]
+
+    def _announce_ready(self) -> list[Decision]:
+        """Once: the worker claims, or is held back by the control plane alone."""
+        if self._ready_announced:
+            return []
+        self._ready_announced = True
+        return [Announce("ready")]
+
+    def _has_room(self, action: str) -> bool:
+        limit = self._limits.get(action)
+        return limit is None or self._running[action] < limit
+
+    def _claim_answered(self) -> None:
+        self._claim_id = None
+        self._claim_deadline = _NEVER
+
+    def _pause_claims(self, now: float) -> None:
+        self._claim_pause = now + self._cadence
+
+    def _slot_freed(self, now: float) -> list[Decision]:
+        self._claim_pause = _NEVER
+        return self._claim(now) + self._end_if_drained(now)
+
+    def _take(self, job: frames.ClaimedJob, now: float) -> list[Decision]:
+        """One claimed job: started, handed back, or known already."""
+        known = self._by_id.get(job.id)
+        if known is not None:
+            return self._adopt(known, job, now)
+        if job.id in self._kept_by_job:
+            done = self._kept[self._kept_by_job[job.id]].frame
+            if done.lease_token == job.lease_token:
+                return []
+            if done.status == "completed":
+                return self._report_again(done, job, now)
+        if self._drain_asked or self.free_slots <= 0 or not self._has_room(job.action_name or ""):
+            return self._hand_back(job, now)
+        self._executions += 1
+        taken = _Job(self._executions, job, now)
+        self._jobs[taken.execution] = taken
+        self._by_id[job.id] = taken
+        self._count_running(taken.action, 1)
+        self._scan_at = min(self._scan_at, taken.heartbeat_at, taken.lease_until)
+        return [JournalClaimed(job.id, job.lease_token, taken.action), StartJob(taken.execution, job)]
+
+    def _adopt(self, known: _Job, job: frames.ClaimedJob, now: float) -> list[Decision]:
+        """A job that is in hand here was leased to us once more: the work goes on, under the newer lease."""
+        if known.token == job.lease_token:
+            return []
+        old = known.token
+        known.lease(job, now)
+        self._scan_at = min(self._scan_at, known.heartbeat_at)
+        return [
+            JournalClaimed(job.id, job.lease_token, known.action),
+            JournalSettled(old),
+            Note("warning", "session.lease_renewed_by_claim", {"job_id": job.id, "attempt": job.claim_attempt}),
+        ]
+
+    def _report_again(self, done: frames.Report, job: frames.ClaimedJob, now: float) -> list[Decision]:
+        """A job that is done here was leased to us once more: its report was not accepted, and it is not done twice."""
+        outcome = Outcome(status=done.status, result=done.result)
+        frame = self._keep(job.id, job.lease_token, outcome, now)
+        return [
+            JournalReported(frame),
+            Note("warning", "session.report_renewed_by_claim", {"job_id": job.id, "attempt": job.claim_attempt}),
+            *self._send_report(frame),
+        ]
+
+    def _hand_back(self, job: frames.ClaimedJob, now: float) -> list[Decision]:
+        self.counts["handed_back"] += 1
+        outcome = Outcome(
+            status="failed",
+            error_type="WorkerOverCapacity",
+            error_message="the worker drains" if self._drain_asked else "the worker has no free slot for the job",
+        )
+        frame = self._keep(job.id, job.lease_token, outcome, now)
+        return [JournalReported(frame), *self._send_report(frame)]
+
+    def _cancel(self, job: _Job, reason: str | None) -> list[Decision]:
+        if reason == frames.LEASE_LOST:
+            job.heartbeat_at = job.lease_until = _NEVER
+            return self._lose_lease(job)
+        if job.cancel_asked:
+            return []
+        job.cancel_asked = True
+        return [CancelJob(job.execution, reason or "cancelled")]
+
+    def _lose_lease(self, job: _Job) -> list[Decision]:
+        if job.lease_lost:
+            return []
+        job.lease_lost = True
+        terms = self.settings.actions.get(job.action)
+        decisions: list[Decision] = [
+            LoseLease(job.execution),
+            Note("warning", "session.lease_lost", {"job_id": job.id, "action": job.action}),
+        ]
+        if terms is None or not terms.idempotent:
+            decisions.append(CancelJob(job.execution, frames.LEASE_LOST))
+        return decisions
+
+    def _forget(self, job: _Job) -> None:
+        del self._jobs[job.execution]
+        del self._by_id[job.id]
+        self._count_running(job.action, -1)
+
+    def _count_running(self, action: str, change: int) -> None:
+        if action in self._limits:
+            self._running[action] += change
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _keep(
+        self, job_id: str, lease_token: str, outcome: Outcome, now: float, *, slot_until: float = _NO_SLOT
+    ) -> frames.Report:
+        """Keeps a report until it is settled. Its id stays the same each time that it is sent."""
+        message_id = self._message_id()
+        frame = frames.Report(
+            message_id=message_id,
+            job_id=job_id,
+            lease_token=lease_token,
+            status=outcome.status,
+            result=outcome.result,
+            error_type=outcome.error_type,
+            error_message=outcome.error_message,
+        )
+        kept = _Kept(frame, now + REPORT_AGAIN, slot_until)
+        self._kept[message_id] = kept
+        self._kept_by_job[job_id] = message_id
+        if slot_until != _NO_SLOT:
+            self._slots_kept += 1
+        self._scan_at = min(self._scan_at, kept.again_at, slot_until if slot_until != _NO_SLOT else _NEVER)
+        return frame
+
+    def _wake(self, kept: _Kept, now: float) -> None:
+        kept.again_at = now + REPORT_AGAIN
+        self._scan_at = min(self._scan_at, kept.again_at)
+
+    def _send_report(self, frame: frames.Report) -> list[Decision]:
+        return [Send(frame)] if self.state in _REPORTING else []
+
+    def _settled(self, kept: _Kept, now: float) -> list[Decision]:
+        message_id = str(kept.frame.message_id)
+        del self._kept[message_id]
+        if self._kept_by_job.get(kept.frame.job_id) == message_id:
+            del self._kept_by_job[kept.frame.job_id]
+        if kept.slot_until == _NO_SLOT:
+            return self._end_if_drained(now)
+        self._slots_kept -= 1
+        return self._slot_freed(now)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def _scan(self, now: float) -> list[Decision]:
+        """Heartbeats, lapsed leases, reports to send again and slots to free: whatever is due, and when the next is."""
+        decisions: list[Decision] = []
+        reporting = self.state in _REPORTING
+        due = _NEVER
+        for job in self._jobs.values():
+            if now >= job.lease_until:
+                # Contract, "Obligations of a worker": no heartbeat was answered for a lease duration.
+                job.lease_until = _NEVER
+                decisions += self._lose_lease(job)
+            if now >= job.heartbeat_at:
+                heartbeat = self._heartbeat(job, now)
+                if reporting:
+                    decisions.append(heartbeat)
+            due = min(due, job.heartbeat_at, job.lease_until)
+        freed = False
+        for kept in self._kept.values():
+            if now >= kept.again_at:
+                kept.again_at = now + REPORT_AGAIN
+                if reporting:
+                    decisions.append(Send(kept.frame, repeated=True))
+            due = min(due, kept.again_at)
+            if kept.slot_until != _NO_SLOT:
+                if now >= kept.slot_until:
+                    kept.slot_until = _NO_SLOT
+                    self._slots_kept -= 1
+                    freed = True
+                else:
+                    due = min(due, kept.slot_until)
+        self._scan_at = due
+        return decisions + self._slot_freed(now) if freed else decisions
+
+    def _heartbeat(self, job: _Job, now: float) -> Send:
+        job.heartbeat_at = now + job.cadence
+        self._scan_at = min(self._scan_at, job.heartbeat_at)
+        return Send(frames.Heartbeat(job_id=job.id, lease_token=job.token))
+
+    def _check_reading(self, now: float) -> list[Decision]:
+        idle = now - self.last_read
+        if idle >= READ_DEADLINE:
+            return self._drop(f"nothing was read for {READ_DEADLINE:g} s", now)
+        if idle >= PING_AFTER:
+            self._read_check_at = self.last_read + READ_DEADLINE
+            return [Ping()]
+        self._read_check_at = self.last_read + PING_AFTER
+        return []
+
+    def _acknowledged(self, now: float) -> None:
+        self._last_acknowledgement = now
+
+    # --- the connection, drains and ends ----------------------------------------------------------------------------
+
+    def _move(self, event: Event) -> None:
+        try:
+            self.state = TRANSITIONS[self.state, event]
+        except KeyError:
+            raise SessionError(f"{event} cannot happen while {self.state}") from None
+
+    def _drop(self, reason: str, now: float) -> list[Decision]:
+        return [DropConnection(reason), *self.connection_lost(reason, now)]
+
+    def _lost(self, reason: str, now: float, delay: float) -> list[Decision]:
+        self._move(Event.LOST)
+        self._claim_answered()
+        self._claim_pause = _NEVER
+        self._hinted = False
+        self._register_deadline = self._read_check_at = _NEVER
+        self._registered_at = None
+        self._drain_acknowledged = False
+        self._retry_at = now + delay
+        note = Note("warning", "session.disconnected", {"reason": reason, "retry_in": round(delay, 3)})
+        return [note, *self._end_if_drained(now)]
+
+    def _conflict(self, message: str, now: float) -> list[Decision]:
+        """Another session owns our identity: perhaps our own, of a process or a box that died ("Identity")."""
+        limit = self.settings.identity_conflict
+        if self._conflict_since is None:
+            self._conflict_since = now
+        if now - self._conflict_since >= limit:
+            return self._end(
+                f"worker_instance_id {self.settings.worker_instance_id!r} is in use by another live worker "
+                f"({message}); it stayed so for {limit:g} s: give each worker an id of its own",
+                refused=True,
+            )
+        decisions = self._drop("worker_instance_conflict", now)
+        if self.state is State.WAITING:
+            self._retry_at = min(self._retry_at, self._conflict_since + limit)
+        return decisions
+
+    def _begin_drain(self) -> list[Decision]:
+        self._drain_asked = True
+        self._claim_pause = _NEVER
+        self._move(Event.DRAIN)
+        if self.state is not State.DRAINING:
+            return []
+        return [Send(frames.Draining(message_id=self._message_id())), *self._announce_ready()]
+
+    def _cut_off(self, now: float) -> list[Decision]:
+        """The grace is as good as over: what still runs is stopped, and goes back like a lapsed lease, only sooner."""
+        self._cut_off_at = _NEVER
+        decisions: list[Decision] = []
+        for job in list(self._jobs.values()):
+            self._forget(job)
+            self.counts["cut_off"] += 1
+            decisions.append(CancelJob(job.execution, "shutdown"))
+            outcome = Outcome(
+                status="failed", error_type="WorkerShutdown", error_message="the worker stopped before the job ended"
+            )
+            frame = self._keep(job.id, job.token, outcome, now)
+            decisions += [JournalReported(frame), *self._send_report(frame)]
+        return decisions + self._end_if_drained(now)
+
+    def _end_if_drained(self, now: float) -> list[Decision]:
+        if not self._drain_is_ours or self._jobs or self._kept or self.state is State.ENDED:
+            return []
+        awaits_claim = self.state in _REPORTING and self._claim_id is not None and not self._drain_acknowledged
+        if awaits_claim and now < self._drain_settles_at < _NEVER:
+            return []
+        return self._end(self._drain_reason)
+
+    def _end(self, reason: str, *, refused: bool = False) -> list[Decision]:
+        if self.state is State.ENDED:
+            return []
+        self._move(Event.END)
+        self._claim_answered()
+        self._retry_at = self._register_deadline = self._claim_pause = self._read_check_at = self._scan_at = _NEVER
+        self._cut_off_at = self._drain_settles_at = self._drain_ends_at = _NEVER
+        return [End(reason, refused)]
+
+    def _message_id(self) -> str:
+        self._ids += 1
+        return f"{self.settings.id_prefix}-{self._ids}"

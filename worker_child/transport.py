@@ -1,0 +1,274 @@
+"""One WebSocket connection to the control plane, and where it leads to. What the messages say is others' work."""
+
+import asyncio
+import ipaddress
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN, Event
+
+from wire.build import package_version
+from wire.codec import MAX_FRAME_TO_WORKER
+from worker_child.errors import ConfigurationError, CredentialError
+
+OPEN_TIMEOUT = 15.0
+CLOSE_TIMEOUT = 1.0
+WRITE_DEADLINE = 10.0
+"""Seconds in which some of the bytes that wait to be sent must have been taken by the kernel."""
+MAX_KEY_FILE = 4096
+
+_REFUSALS = {
+    401: "the API key is not valid (401)",
+    403: "the API key does not allow a worker in this project (403)",
+    404: "there is no such project, or no worker socket at this address (404)",
+}
+
+
+class UpgradeRefused(Exception):  # noqa: N818 - an answer, which ends the worker or has its key read again
+    """401, 403 or 404 on the upgrade."""
+
+
+class Receiver(Protocol):
+    """Who is told what happens on a connection."""
+
+    last_read: float
+
+    def text_received(self, data: bytes) -> None:
+        """One whole text message."""
+
+    def binary_received(self) -> None:
+        """A binary message: no frame of the contract is one."""
+
+    def connection_closed(self, reason: str) -> None:
+        """The connection is gone. Nothing else of it follows."""
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Where the worker's socket is. `plain` is true for this machine alone."""
+
+    url: str
+    plain: bool
+
+
+class ApiKey:
+    """The worker's credential. Its text appears in no log line and no error."""
+
+    def __init__(self, text: str | None, path: str | None) -> None:
+        self._path = Path(path) if path else None
+        self._text = self._read() if self._path is not None else _checked(text or "", "MOBIUS_API_KEY")
+
+    def read_again(self) -> bool:
+        """Reads the key file once more; true when it has another key than before. Raises CredentialError."""
+        if self._path is None:
+            return False
+        before, self._text = self._text, self._read()
+        return self._text != before
+
+    @property
+    def project(self) -> str:
+        """The project that the key's own suffix names, or an empty string."""
+        return self._text.partition(".")[2]
+
+    def header(self) -> dict[str, str]:
+        """The upgrade's `Authorization` header."""
+        return {"Authorization": f"Bearer {self._text}"}
+
+    def _read(self) -> str:
+        try:
+            with self._path.open("rb") as file:  # type: ignore[union-attr]
+                data = file.read(MAX_KEY_FILE + 1)
+        except OSError as error:
+            raise CredentialError(f"api_key_file {self._path}: {error.strerror}") from error
+        return _checked(data.decode("utf-8", "replace").strip(), f"api_key_file {self._path}")
+
+
+def _checked(key: str, source: str) -> str:
+    if not key:
+        raise CredentialError(f"{source}: there is no API key; create one and put it there")
+    if len(key) > MAX_KEY_FILE or not key.isascii() or not key.isprintable() or " " in key:
+        raise CredentialError(f"{source}: this is not an API key (one line of at most {MAX_KEY_FILE} ASCII characters)")
+    return key
+
+
+def target(api_url: str, project: str, key_project: str) -> Target:
+    """Where to connect to. Raises ConfigurationError that names the key.
+
+    A key's own project wins over the default one; against any other it is an error (contract, "Dialects").
+    """
+    if key_project and project not in ("", "default", key_project):
+        raise ConfigurationError(f"project: {project!r} is not the project of the API key, which is {key_project!r}")
+    try:
+        parts = urllib.parse.urlsplit(api_url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"api_url: {api_url!r} is not a URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username:
+        raise ConfigurationError(f"api_url: {api_url!r} is not of the form https://host[:port][/path]")
+    loopback = _is_loopback(host)
+    if parts.scheme == "http" and not loopback:
+        raise ConfigurationError(
+            f"api_url: {api_url!r} would send the API key in clear text: use https (http is for this machine alone)"
+        )
+    named = key_project or project
+    path = f"/v1/projects/{urllib.parse.quote(named, safe='')}/workers/socket" if named else "/v1/workers/socket"
+    scheme = "wss" if parts.scheme == "https" else "ws"
+    return Target(url=f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}{path}", plain=loopback)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Connection(ClientConnection):
+    """A connection that hands whole messages to its receiver, without a queue or a task between."""
+
+    receiver: Receiver | None = None
+    _fragments: list[bytes] | None = None
+    _opcode = Opcode.TEXT
+    _written = 0
+    _taken = 0
+    _taken_at = 0.0
+
+    def transmit(self, messages: list[bytes]) -> None:
+        """Sends text messages with one write. Does nothing once the connection is closing."""
+        if self.protocol.state is not OPEN:
+            return
+        for message in messages:
+            self.protocol.send_text(message)
+        self._write()
+
+    def ping(self) -> None:  # type: ignore[override]
+        """Sends a ping; any byte that comes back is the answer."""
+        if self.protocol.state is OPEN:
+            self.protocol.send_ping(b"")
+            self._write()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return int(self.transport.get_write_buffer_size())
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether bytes wait to be sent and none was taken for WRITE_DEADLINE. To be asked about once a second."""
+        taken = self._written - self.unsent
+        if taken != self._taken or not self.unsent:
+            self._taken, self._taken_at = taken, now
+        return now - self._taken_at >= WRITE_DEADLINE
+
+    def abandon(self) -> None:
+        """Ends the connection at once; its receiver hears no more of it."""
+        self.receiver = None
+        self.transport.abort()
+
+    async def say_goodbye(self) -> None:
+        """Closes with code 1000, within CLOSE_TIMEOUT."""
+        self.receiver = None
+        if self.protocol.state is OPEN:
+            self.protocol.send_close(1000)
+            self._write()
+        self.transport.close()
+        await asyncio.wait([self.connection_lost_waiter], timeout=CLOSE_TIMEOUT)
+        self.transport.abort()
+
+    def _write(self) -> None:
+        data = b"".join(self.protocol.data_to_send())
+        self._written += len(data)
+        self.transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes arrived."""
+        if self.receiver is not None:
+            self.receiver.last_read = time.monotonic()
+        super().data_received(data)
+        if self.receiver is not None and self.protocol.state is not OPEN:
+            # The peer said goodbye, or broke the protocol: the answer is written, and nothing is waited for.
+            self.transport.close()
+            self._closed()
+
+    def process_event(self, event: Event) -> None:
+        """websockets: a handshake response or a frame arrived."""
+        if self.response is None or not isinstance(event, Frame):
+            super().process_event(event)
+        elif event.opcode is Opcode.TEXT and event.fin:
+            if self.receiver is not None:
+                self.receiver.text_received(event.data)  # type: ignore[arg-type]
+        elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._assemble(event)
+
+    def _assemble(self, frame: Frame) -> None:
+        """Fragments; their sum is bounded by the connection's `max_size`."""
+        if frame.opcode is not Opcode.CONT:
+            self._opcode, self._fragments = frame.opcode, []
+        if self._fragments is None:
+            return
+        self._fragments.append(bytes(frame.data))
+        if frame.fin and self.receiver is not None:
+            message, self._fragments = b"".join(self._fragments), None
+            if self._opcode is Opcode.TEXT:
+                self.receiver.text_received(message)
+            else:
+                self.receiver.binary_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        super().connection_lost(exc)
+        self._closed(exc)
+
+    def _closed(self, error: Exception | None = None) -> None:
+        receiver, self.receiver = self.receiver, None
+        if receiver is None:
+            return
+        close = self.protocol.close_rcvd or self.protocol.close_sent
+        if close is not None:
+            reason = (
+                f"closed with code {close.code}: {close.reason}" if close.reason else f"closed with code {close.code}"
+            )
+        else:
+            reason = f"cut off: {error}" if error else "cut off"
+        receiver.connection_closed(reason)
+
+
+class _Connect(connect):
+    """Follows no redirect: the address that was configured is the one that gets the API key."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+async def open_connection(where: Target, key: ApiKey, receiver: Receiver) -> Connection:
+    """Connects and upgrades, within OPEN_TIMEOUT. Raises UpgradeRefused, or ConnectionError with a sentence.
+
+    The receiver hears of nothing before this returns, and of everything afterwards.
+    """
+    try:
+        opened = await _Connect(
+            where.url,
+            additional_headers=key.header(),
+            user_agent_header=f"mobius-worker/{package_version()}",
+            compression=None,
+            proxy=None if where.plain else True,
+            open_timeout=OPEN_TIMEOUT,
+            ping_interval=None,
+            max_size=MAX_FRAME_TO_WORKER,
+            create_connection=Connection,
+        )
+    except InvalidStatus as error:
+        status = error.response.status_code
+        if status in _REFUSALS:
+            raise UpgradeRefused(_REFUSALS[status]) from None
+        raise ConnectionError(f"the control plane answered {status}") from None
+    except (OSError, InvalidHandshake, InvalidURI, WebSocketException, EOFError) as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+    if not isinstance(opened, Connection) or opened.protocol.state is not OPEN:
+        raise ConnectionError("closed as soon as it was open")
+    opened.receiver = receiver
+    return opened

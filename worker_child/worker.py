@@ -1,0 +1,295 @@
+"""One worker: carries out what its session decides, over its connection, its runner and its journal."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from wire import codec, pipe
+from worker_child import decisions
+from worker_child.actions import Registry
+from worker_child.decisions import Decision, End, Outcome
+from worker_child.errors import CredentialError
+from worker_child.journal import Claimed, Journal
+from worker_child.parent import Parent
+from worker_child.runner import Runner
+from worker_child.session import Session
+from worker_child.transport import ApiKey, Connection, Target, UpgradeRefused, open_connection
+
+WATCH_INTERVAL = 1.0
+OVERSLEPT = 10.0
+"""Seconds by which the watch may be late before the process counts as having been suspended."""
+SUSPEND_STEP = 2.0
+"""Seconds by which CLOCK_BOOTTIME may run ahead of CLOCK_MONOTONIC between two rounds of the watch."""
+JOURNAL_RETRY = 10.0
+
+
+class Worker:
+    """Events in, decisions of the session carried out. One for the life of the process."""
+
+    def __init__(
+        self, session: Session, journal: Journal, registry: Registry, key: ApiKey, where: Target, parent: Parent
+    ) -> None:
+        self._session = session
+        self._journal = journal
+        self._key = key
+        self._target = where
+        self._parent = parent
+        self._log = structlog.get_logger()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[End] = self._loop.create_future()
+        settings = session.settings
+        self._runner = Runner(
+            registry,
+            settings.worker_instance_id,
+            threads=settings.concurrency,
+            finished=self._job_finished,
+            came_back=self._job_came_back,
+        )
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._syncing: asyncio.Task[None] | None = None
+        self._outgoing: list[bytes] = []
+        self._flush_scheduled = False
+        self._unsynced = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._announced: set[str] = set()
+        self._watch_at = 0.0
+        self._suspended_for = _time_suspended()
+        self._journal_retry_at = 0.0
+        self._perform: dict[type[Decision], Callable[[Any], None]] = {
+            decisions.Send: self._send,
+            decisions.StartJob: lambda start: self._runner.start(start.execution, start.job),
+            decisions.JournalReported: self._journal_reported,
+            decisions.JournalClaimed: self._journal_claimed,
+            decisions.JournalSettled: lambda settled: self._journal.settled(settled.lease_token),
+            decisions.CancelJob: lambda cancel: self._runner.cancel(cancel.execution, cancel.reason),
+            decisions.LoseLease: lambda lose: self._runner.lose_lease(lose.execution),
+            decisions.DeadLetter: lambda letter: self._journal.dead_letter(letter.report, letter.code, letter.message),
+            decisions.Connect: self._connect,
+            decisions.DropConnection: self._drop,
+            decisions.Ping: self._ping,
+            decisions.Announce: self._announce,
+            decisions.Note: lambda note: getattr(self._log, note.level)(note.event, **note.fields),
+            decisions.End: self._end,
+        }
+
+    @property
+    def last_read(self) -> float:
+        """When bytes were last read, for the session's rolling read deadline."""
+        return self._session.last_read
+
+    @last_read.setter
+    def last_read(self, now: float) -> None:
+        self._session.last_read = now
+
+    async def run(self) -> End:
+        """Works until the session ends; returns why it did. What is unsettled by then is in the journal."""
+        now = time.monotonic()
+        self._watch_at = now
+        self._watch()
+        self._step(self._session.tick)
+        end = await self._ended
+        self._runner.stop()
+        self._flush()
+        if self._syncing is not None:
+            await self._syncing
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            await self._connection.say_goodbye()
+        if self._journal.compaction_due(outstanding=any(self._session.outstanding())):
+            self._rewrite_journal()
+        self._journal.close()
+        return end
+
+    def drain(self, grace: float, reason: str, *, ordered: bool) -> None:
+        """Claim no more, finish within `grace` seconds, end. See `Session.drain`."""
+        self._step(functools.partial(self._session.drain, ordered=ordered), grace, reason)
+
+    def beat(self, now: float) -> pipe.Beat:
+        """The worker's part of a beat."""
+        return self._session.beat(now)
+
+    # --- what the connection and the runner tell --------------------------------------------------------------------
+
+    def text_received(self, data: bytes) -> None:
+        """One message of the server."""
+        try:
+            frame = codec.decode_from_server(data)
+        except codec.RemoteFrameError as error:
+            self._step(self._session.garbage_received, str(error), error.message_id)
+        else:
+            self._step(self._session.frame_received, frame)
+
+    def binary_received(self) -> None:
+        """A message that is no frame."""
+        self._step(self._session.garbage_received, "a binary message is no frame", None)
+
+    def connection_closed(self, reason: str) -> None:
+        """The connection is gone."""
+        self._connection = None
+        self._outgoing.clear()
+        self._step(self._session.connection_lost, reason)
+
+    def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
+        event = self._session.job_finished if returned else self._session.job_abandoned
+        self._step(event, execution, outcome)
+
+    def _job_came_back(self, execution: int) -> None:
+        self._step(self._session.code_returned, execution)
+
+    # --- carrying decisions out -------------------------------------------------------------------------------------
+
+    def _step(self, event: Callable[..., list[Decision]], *facts: Any) -> None:
+        """Tells the session of one event, and carries out what it decides."""
+        try:
+            for decision in event(*facts, time.monotonic()):
+                self._perform[type(decision)](decision)
+            deadline = self._session.next_deadline()
+        except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
+            if not self._ended.done():
+                self._ended.set_exception(error)
+            return
+        if deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        self._step(self._session.tick)
+
+    def _send(self, send: decisions.Send) -> None:
+        if self._connection is None or (send.repeated and self._connection.unsent):
+            return
+        try:
+            self._outgoing.append(codec.encode_to_server(send.frame))
+        except codec.LocalFrameError:
+            self._log.exception("worker.frame_not_sent", frame=type(send.frame).__name__)
+            return
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        """One write to the journal and one to the socket for everything that one round of the loop decides."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _journal_claimed(self, claimed: decisions.JournalClaimed) -> None:
+        self._journal.claimed(claimed.job_id, claimed.lease_token, claimed.action)
+        # The loop runs callbacks in their order: this flush comes before the first step of the job's task.
+        self._schedule_flush()
+
+    def _journal_reported(self, reported: decisions.JournalReported) -> None:
+        self._journal.reported(reported.report)
+        self._unsynced = True
+        self._schedule_flush()
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self._journal.flush()
+        if self._unsynced and self._journal.must_sync:
+            if self._syncing is None:
+                self._syncing = self._loop.create_task(self._sync())
+            return
+        self._unsynced = False
+        self._transmit()
+
+    async def _sync(self) -> None:
+        """Group commit: whatever is decided while one sync runs is covered by the next."""
+        while self._unsynced:
+            self._unsynced = False
+            outgoing, self._outgoing = self._outgoing, []
+            connection = self._connection
+            self._journal.flush()
+            await self._loop.run_in_executor(None, self._journal.sync)
+            if connection is not None and connection is self._connection:
+                connection.transmit(outgoing)
+        self._syncing = None
+        self._transmit()
+
+    def _transmit(self) -> None:
+        if self._outgoing and self._connection is not None:
+            outgoing, self._outgoing = self._outgoing, []
+            self._connection.transmit(outgoing)
+
+    def _connect(self, _decision: decisions.Connect) -> None:
+        self._connecting = self._loop.create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            connection = await open_connection(self._target, self._key, self)
+        except UpgradeRefused as refusal:
+            refused = functools.partial(self._session.upgrade_refused, key_changed=self._key_changed())
+            self._step(refused, str(refusal))
+        except ConnectionError as error:
+            self._step(self._session.connection_lost, str(error))
+        else:
+            self._connecting = None
+            self._connection = connection
+            self._step(self._session.connected)
+
+    def _key_changed(self) -> bool:
+        try:
+            return self._key.read_again()
+        except CredentialError as error:
+            self._log.warning("worker.key_file", error=str(error))
+            return False
+
+    def _drop(self, drop: decisions.DropConnection) -> None:
+        self._log.warning("worker.drops_connection", reason=drop.reason)
+        self._outgoing.clear()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.abandon()
+            self._connection = None
+
+    def _ping(self, _decision: decisions.Ping) -> None:
+        if self._connection is not None:
+            self._connection.ping()
+
+    def _announce(self, announce: decisions.Announce) -> None:
+        if announce.fact not in self._announced:
+            self._announced.add(announce.fact)
+            (self._parent.registered if announce.fact == "registered" else self._parent.ready)()
+
+    def _end(self, end: End) -> None:
+        if not self._ended.done():
+            self._ended.set_result(end)
+
+    # --- once a second ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Suspends, writes that do not get away, and the size of the journal."""
+        now = time.monotonic()
+        late, self._watch_at = now - self._watch_at, now + WATCH_INTERVAL
+        before, self._suspended_for = self._suspended_for, _time_suspended()
+        if late >= OVERSLEPT or self._suspended_for - before >= SUSPEND_STEP:
+            self._step(self._session.suspended)
+        elif self._connection is not None and self._connection.is_stalled(now):
+            self._connection.abandon()
+            self.connection_closed("bytes could not be sent in time")
+        if self._journal.compaction_due(outstanding=any(self._session.outstanding())) and (
+            self._syncing is None and (not self._journal.degraded or now >= self._journal_retry_at)
+        ):
+            self._journal_retry_at = now + JOURNAL_RETRY
+            self._rewrite_journal()
+        if not self._ended.done():
+            self._loop.call_later(WATCH_INTERVAL, self._watch)
+
+    def _rewrite_journal(self) -> None:
+        claimed, reported = self._session.outstanding()
+        self._journal.rewrite([Claimed(job.job_id, job.lease_token, job.action) for job in claimed], reported)
+
+
+def _time_suspended() -> float:
+    """Seconds that this machine has spent suspended since it booted; a step of the wall clock does not change it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
