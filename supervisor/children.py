@@ -1,0 +1,389 @@
+"""Processes, as the kernel gives them: made, watched through pidfds, signalled, reaped. Acts; decides nothing.
+
+A mold and the control plane are made by posix_spawn, a child is forked by its mold and handed to us, because we are
+the child subreaper. An exit is seen through the process's pidfd, and its last messages and lines are read before it is
+told: nothing of a dead process arrives after its death.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+
+from supervisor.evidence import children_of, complete
+from supervisor.facts import Fact, HandlerImportFailed, MessageRefused, OrphanEnded
+from supervisor.output import OutputReader
+from supervisor.slots import (
+    BecameReady,
+    Booted,
+    Died,
+    Event,
+    KeepEvidence,
+    Kind,
+    LoopBeat,
+    Registered,
+    SaidBye,
+    Spawned,
+    SpawnFailed,
+    ThreadBeat,
+)
+from wire import pipe
+
+_PR_SET_CHILD_SUBREAPER = 36
+_MESSAGES_A_ROUND = 64
+_TRACED_RETRY = 0.1
+_random = random.SystemRandom()
+
+
+class Program(Struct, frozen=True, kw_only=True):
+    """What posix_spawn starts: the arguments after the interpreter, and the environment."""
+
+    arguments: list[str]
+    environ: dict[str, str]
+
+
+class Process:
+    """One incarnation of one slot. `pidfd` is -1 until the process is announced."""
+
+    def __init__(self, slot: str, incarnation: int, kind: Kind, channel: socket.socket, output: OutputReader) -> None:
+        self.slot = slot
+        self.incarnation = incarnation
+        self.kind = kind
+        self.channel = channel
+        self.output = output
+        self.mold: Process | None = None
+        self.pid = -1
+        self.pidfd = -1
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What identifies it; a pid never does."""
+        return self.slot, self.incarnation
+
+
+def become_subreaper() -> None:
+    """Orphans of our descendants become our children, and a mold's grandchildren with them. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+
+
+class Children:
+    """Every process that the supervisor ordered. Tells events by `deliver`, facts by `publish`, lines by `forward`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        deliver: Callable[[Event], None],
+        publish: Callable[[Fact], None],
+        forward: Callable[[str, list[bytes]], None],
+    ) -> None:
+        self._loop = loop
+        self._deliver = deliver
+        self._publish = publish
+        self._forward = forward
+        self._processes: dict[tuple[str, int], Process] = {}
+        # Whoever started us may have left children of its own to us (exec keeps them); they are not ours to end.
+        self._inherited = frozenset(children_of(os.getpid()))
+
+    # --- making --------------------------------------------------------------------------------------------------
+
+    def start(self, slot: str, incarnation: int, kind: Kind, program: Program) -> None:
+        """posix_spawn a mold or a control plane, its pipe on MOLD_FD. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        process = self._adopt(slot, incarnation, kind, ours, reader)
+        try:
+            process.pid = os.posix_spawn(
+                program.arguments[0],
+                program.arguments,
+                program.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, writer, 1),
+                    (os.POSIX_SPAWN_DUP2, writer, 2),
+                    # Last, because the pipe's number might be the one that it replaces.
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), pipe.MOLD_FD),
+                ],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP],
+            )
+            self._watch(process)
+        except OSError:
+            self._forget(process)
+            raise
+        finally:
+            theirs.close()
+            os.close(writer)
+        self._deliver(Spawned(slot=slot, incarnation=incarnation, pid=process.pid))
+
+    def fork(self, slot: str, incarnation: int, mold_slot: str, settings: pipe.ChildSettings) -> None:
+        """Ask a mold for a child. Answered by Spawned or SpawnFailed. Raises OSError, PipeMessageError, LookupError."""
+        mold = self._live(mold_slot)
+        spawn = pipe.Spawn(slot=slot, incarnation=incarnation, supervisor_pid=os.getpid(), settings=settings)
+        data = pipe.encode(spawn)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        process = self._adopt(slot, incarnation, "child", ours, reader)
+        process.mold = mold
+        try:
+            socket.send_fds(mold.channel, [data], [theirs.fileno(), writer])
+        except OSError:
+            self._forget(process)
+            raise
+        finally:
+            theirs.close()
+            os.close(writer)
+
+    def instruct(self, slot: str, incarnation: int, settings: pipe.MoldSettings) -> None:
+        """First message to a mold. Raises OSError, PipeMessageError, LookupError."""
+        self._processes[slot, incarnation].channel.send(pipe.encode(settings))
+
+    # --- ordering ------------------------------------------------------------------------------------------------
+
+    def drain(self, slot: str, incarnation: int, grace: float) -> None:
+        """Drain over the pipe, then TERM and CONT (a stopped process ignores TERM until it is continued)."""
+        process = self._processes.get((slot, incarnation))
+        if process is None:
+            return
+        if process.kind != "mold":
+            # A full pipe or a process that is gone: the signal, or its end, says the same.
+            with contextlib.suppress(OSError):
+                process.channel.send(pipe.encode(pipe.Drain(grace=grace)), socket.MSG_NOSIGNAL)
+        self._signal(process, signal.SIGTERM)
+        self._signal(process, signal.SIGCONT)
+
+    def kill(self, slot: str, incarnation: int) -> None:
+        """KILL to the whole group of a process that is not reaped yet, so that the number cannot be another's."""
+        process = self._processes.get((slot, incarnation))
+        if process is not None and process.pidfd >= 0:
+            self._kill_group(process)
+
+    def abandon(self, slot: str, incarnation: int) -> None:
+        """A spawn that nobody announced: close it, and tell it as failed."""
+        process = self._processes.get((slot, incarnation))
+        if process is not None and process.pidfd < 0:
+            self._fail_spawn(process, "the mold did not answer in time")
+
+    def keep_evidence(self, order: KeepEvidence) -> None:
+        """Publish the fact of a hang with what the kernel knows of the process."""
+        process = self._processes.get((order.slot, order.incarnation))
+        self._publish(complete(order.hung, process.pid) if process is not None and process.pid > 0 else order.hung)
+
+    def sweep(self, *, thorough: bool) -> None:
+        """End and reap whatever became our child without our order.
+
+        Not while a spawn is unannounced: its process is ours before we know its number. `thorough` also looks for
+        orphans that live, which costs a walk over all processes where the kernel does not list a process's children.
+        """
+        if any(process.pidfd < 0 for process in self._processes.values()):
+            return
+        ordered = {process.pid for process in self._processes.values()}
+        if thorough:
+            for pid in children_of(os.getpid()):
+                if pid not in ordered and pid not in self._inherited:
+                    self._end_orphan(pid)
+        while (zombie := _a_zombie()) is not None and zombie not in ordered and zombie not in self._inherited:
+            self._reap(zombie)
+
+    def close(self) -> None:
+        """Forget every process without waiting for it (a stuck one is the kernel's)."""
+        for process in list(self._processes.values()):
+            self._forget(process)
+
+    # --- watching ------------------------------------------------------------------------------------------------
+
+    def _adopt(self, slot: str, incarnation: int, kind: Kind, channel: socket.socket, output: int) -> Process:
+        channel.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        reader = OutputReader(self._loop, output, lambda lines: self._forward(slot, lines))
+        process = Process(slot, incarnation, kind, channel, reader)
+        self._processes[process.key] = process
+        self._loop.add_reader(channel.fileno(), self._channel_readable, process)
+        return process
+
+    def _watch(self, process: Process) -> None:
+        process.pidfd = os.pidfd_open(process.pid)
+        self._loop.add_reader(process.pidfd, self._exited, process)
+
+    def _exited(self, process: Process) -> None:
+        if process.pidfd < 0:
+            return
+        self._kill_group(process)
+        self._read_messages(process, limit=None)
+        process.output.drain()
+        try:
+            result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # Reaped by somebody else (a debugger): that it is gone is all there is to know.
+            exit_code, number = None, None
+        else:
+            if result is None:
+                # A debugger reaps it first. The pidfd stays readable, and must not wake the loop again and again.
+                self._loop.remove_reader(process.pidfd)
+                self._loop.call_later(_TRACED_RETRY, self._exited, process)
+                return
+            exited = result.si_code == os.CLD_EXITED
+            exit_code, number = (result.si_status, None) if exited else (None, result.si_status)
+        self._forget(process)
+        self._deliver(
+            Died(
+                slot=process.slot,
+                incarnation=process.incarnation,
+                exit_code=exit_code,
+                signal=number,
+                jitter=_random.random(),
+                output=process.output.last_lines(),
+            )
+        )
+        if process.kind == "mold":
+            for spawn in [spawn for spawn in self._processes.values() if spawn.mold is process and spawn.pidfd < 0]:
+                self._fail_spawn(spawn, "the mold ended before it answered")
+
+    def _forget(self, process: Process) -> None:
+        self._processes.pop(process.key, None)
+        if process.channel.fileno() >= 0:
+            self._loop.remove_reader(process.channel.fileno())
+            process.channel.close()
+        process.output.close()
+        if process.pidfd >= 0:
+            self._loop.remove_reader(process.pidfd)
+            os.close(process.pidfd)
+            process.pidfd = -1
+
+    def _fail_spawn(self, process: Process, message: str) -> None:
+        self._forget(process)
+        self._deliver(
+            SpawnFailed(slot=process.slot, incarnation=process.incarnation, message=message, jitter=_random.random())
+        )
+
+    # --- hearing -------------------------------------------------------------------------------------------------
+
+    def _channel_readable(self, process: Process) -> None:
+        self._read_messages(process, limit=_MESSAGES_A_ROUND)
+
+    def _read_messages(self, process: Process, *, limit: int | None) -> None:
+        """Everything that waits in the pipe, or `limit` messages of it: one child must not hold up the others."""
+        while process.channel.fileno() >= 0 and (limit is None or limit > 0):
+            try:
+                data = process.channel.recv(pipe.MAX_MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.remove_reader(process.channel.fileno())
+                return
+            try:
+                if process.kind == "mold":
+                    self._hear_mold(process, pipe.decode_from_mold(data))
+                else:
+                    self._hear(process, pipe.decode_from_child(data))
+            except pipe.PipeMessageError as error:
+                self._tell(MessageRefused, process, problem=str(error))
+            limit = None if limit is None else limit - 1
+
+    def _hear(self, process: Process, message: pipe.FromChild) -> None:
+        """The pipe says who speaks; what a message says of its sender is not needed."""
+        slot, incarnation = process.key
+        match message:
+            case pipe.Hello():
+                self._deliver(Booted(slot=slot, incarnation=incarnation, build=message.build))
+            case pipe.Registered():
+                self._deliver(Registered(slot=slot, incarnation=incarnation))
+            case pipe.Ready():
+                self._deliver(BecameReady(slot=slot, incarnation=incarnation))
+            case pipe.Beat(source="loop"):
+                self._deliver(LoopBeat(slot=slot, incarnation=incarnation, beat=message))
+            case pipe.Beat():
+                self._deliver(ThreadBeat(slot=slot, incarnation=incarnation, beat=message))
+            case pipe.Bye():
+                self._deliver(SaidBye(slot=slot, incarnation=incarnation, bye=message))
+
+    def _hear_mold(self, mold: Process, message: pipe.FromMold) -> None:
+        slot, incarnation = mold.key
+        match message:
+            case pipe.MoldReady():
+                self._deliver(Booted(slot=slot, incarnation=incarnation, build=message.build))
+                self._deliver(BecameReady(slot=slot, incarnation=incarnation))
+            case pipe.MoldFailed():
+                self._tell(HandlerImportFailed, mold, message=message.message, traceback=message.traceback)
+                bye = pipe.Bye(slot=slot, incarnation=incarnation, reason=message.message, refused=True)
+                self._deliver(SaidBye(slot=slot, incarnation=incarnation, bye=bye))
+            case pipe.Spawned():
+                self._announced(message)
+            case pipe.SpawnFailed():
+                process = self._processes.get((message.slot, message.incarnation))
+                if process is not None and process.pidfd < 0:
+                    self._fail_spawn(process, message.message)
+
+    def _announced(self, message: pipe.Spawned) -> None:
+        process = self._processes.get((message.slot, message.incarnation))
+        if process is None or process.pidfd >= 0:
+            # Given up meanwhile: it is a child that nobody ordered, and the next sweep ends it.
+            return
+        process.pid = message.pid
+        try:
+            # Only a child of ours can be waited for: a number that is anybody else's is refused here.
+            os.waitid(os.P_PID, message.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            self._watch(process)
+        except OSError as error:
+            self._fail_spawn(process, f"pid {message.pid} is no child of ours: {error.strerror}")
+            return
+        self._deliver(Spawned(slot=process.slot, incarnation=process.incarnation, pid=message.pid))
+
+    # --- signals -------------------------------------------------------------------------------------------------
+
+    def _signal(self, process: Process, number: signal.Signals) -> None:
+        if process.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process.pidfd, number)
+
+    def _kill_group(self, process: Process) -> None:
+        """Each process leads a group of its own; one that died before it could has none yet."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._signal(process, signal.SIGKILL)
+
+    def _end_orphan(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            # Unreaped, so the number is still its own.
+            os.kill(pid, signal.SIGKILL)
+        self._publish(OrphanEnded(pid=pid))
+        self._reap(pid)
+
+    def _reap(self, pid: int) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+    def _live(self, slot: str) -> Process:
+        for process in self._processes.values():
+            if process.slot == slot:
+                return process
+        raise LookupError(f"{slot} has no process")
+
+    def _tell(self, fact: Callable[..., Fact], process: Process, **fields: str) -> None:
+        slot, incarnation = process.key
+        self._publish(fact(pool="", slot=slot, incarnation=incarnation, **fields))
+
+
+def _a_zombie() -> int | None:
+    """Some child that has ended and is not reaped; None if there is none."""
+    try:
+        result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return result.si_pid if result is not None else None
+
+
+def without(environ: Mapping[str, str], *names: str) -> dict[str, str]:
+    """An environment without some variables."""
+    return {name: value for name, value in environ.items() if name not in names}

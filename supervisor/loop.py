@@ -1,0 +1,287 @@
+"""Events -> fleet.step(now) -> perform. One asyncio loop; the only file that knows what time it is."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from supervisor.child_settings import child_settings, mold_settings
+from supervisor.children import Children, Program
+from supervisor.config import Config
+from supervisor.facts import ActionFailed, Fact, Listening, Noted, OutputDropped, Overslept
+from supervisor.fleet import CONTROL_PLANE_SLOT, Fleet, Phase
+from supervisor.log import LineWriter, Log
+from supervisor.metrics import Metrics
+from supervisor.ops import Ops
+from supervisor.slots import (
+    AbandonSpawn,
+    Action,
+    AskToDrain,
+    Died,
+    Event,
+    KeepEvidence,
+    KillProcess,
+    LoopBeat,
+    SpawnFailed,
+    SpawnProcess,
+    Step,
+    ThreadBeat,
+)
+from supervisor.systemd import Notifier
+from wire.pipe import MOLD_FD, PIPE_FD_VARIABLE
+
+ROUND_INTERVAL = 1.0
+"""Seconds between two rounds at most."""
+
+OVERSLEPT = 2.0
+"""Seconds by which a round may be late before the time counts as the supervisor's own absence."""
+
+THOROUGH_SWEEP_INTERVAL = 10.0
+"""Seconds between two searches for orphans that live, when no process ended meanwhile."""
+
+_MOST_ROUNDS_AT_ONCE = 100
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PRIVATE = ("MOBIUS_API_KEY", "CREDENTIALS_DIRECTORY")
+_random = random.SystemRandom()
+
+
+class Loop:
+    """The supervisor at work. `run` is called once."""
+
+    def __init__(
+        self,
+        settings: Config,
+        *,
+        fleet: Fleet,
+        instance_prefix: str,
+        environ: Mapping[str, str],
+        log: Log,
+        writer: LineWriter,
+        notifier: Notifier,
+    ) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._instance_prefix = instance_prefix
+        self._environ = {name: value for name, value in environ.items() if name not in _PRIVATE}
+        self._log = log
+        self._writer = writer
+        self._notifier = notifier
+        self._metrics = Metrics(
+            fleet, build=fleet.build, clock=time.monotonic, dropped_lines=lambda: self._writer.dropped
+        )
+        self._pools = {slot.name: pool.settings for pool in fleet.pools for slot in pool.slots}
+        self._molds = {child.name: pool.mold.name for pool in fleet.pools for child in pool.children}
+        self._events: deque[Event] = deque()
+        self._signals: deque[signal.Signals] = deque()
+        self._over = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._woken = False
+        self._expected = time.monotonic()
+        self._swept_at = self._searched_at = self._fed_at = 0.0
+        self._search = False
+        self._dropped_told = 0
+        self._status = ""
+
+    async def run(self) -> None:
+        """From the first process to the last. Raises CannotListenError."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._unexpected)
+        self._children = Children(self._loop, deliver=self._deliver, publish=self._publish, forward=self._log.forward)
+        ops = Ops(self._fleet, self._metrics)
+        for note in self._settings.notes:
+            self._publish(Noted(sentence=note))
+        if self._settings.supervisor.listen:
+            self._publish(Listening(address=await ops.start(self._settings.supervisor.listen)))
+        for number in (*_STOP_SIGNALS, signal.SIGQUIT, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self._signalled, number)
+        self._notifier.ready("starting")
+        try:
+            self._expected = time.monotonic()
+            self._wake()
+            await self._over.wait()
+        finally:
+            self._notifier.stopping()
+            ops.close()
+            self._children.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._notifier.close()
+
+    # --- what comes in: enqueued, and the loop woken; nothing else -----------------------------------------------
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self._signals.append(number)
+        self._wake()
+
+    def _deliver(self, event: Event) -> None:
+        self._events.append(event)
+        # Beats are many and wait for the next round, which takes them before it looks at any deadline.
+        if not isinstance(event, LoopBeat | ThreadBeat):
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._round)
+
+    # --- one round -----------------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        self._woken = False
+        now = time.monotonic()
+        try:
+            self._notice_own_absence(now)
+            self._take_signals(now)
+            self._take_events(now)
+            self._sweep(now)
+            self._tell_status(now)
+        except Exception as error:  # noqa: BLE001 - the last resort: one bad round must not end supervision
+            self._unexpected(self._loop, {"message": "a round failed", "exception": error})
+        if self._fleet.phase is Phase.OVER:
+            self._over.set()
+            return
+        self._schedule()
+
+    def _notice_own_absence(self, now: float) -> None:
+        late = now - self._expected
+        if late > OVERSLEPT:
+            self._fleet.forgive(late)
+            self._publish(Overslept(seconds=late))
+
+    def _take_signals(self, now: float) -> None:
+        while self._signals:
+            number = self._signals.popleft()
+            if number is signal.SIGHUP and not os.isatty(0):
+                self._publish(Noted(sentence="SIGHUP ignored: to apply a changed pool file, restart the supervisor"))
+            elif number is signal.SIGQUIT:
+                self._perform(self._fleet.kill(number.name, now))
+            else:
+                self._notifier.stopping()
+                self._perform(self._fleet.stop(number.name, now))
+
+    def _take_events(self, now: float) -> None:
+        """Until nothing follows from anything any more; bounded, because a bug here must not hold the loop."""
+        for _ in range(_MOST_ROUNDS_AT_ONCE):
+            while self._events:
+                event = self._events.popleft()
+                self._search = self._search or isinstance(event, Died)
+                self._perform(self._fleet.step(event, now))
+            self._perform(self._fleet.tick(now))
+            if not self._events:
+                return
+
+    def _sweep(self, now: float) -> None:
+        if not self._search and now - self._swept_at < ROUND_INTERVAL:
+            return
+        thorough = self._search or now - self._searched_at >= THOROUGH_SWEEP_INTERVAL
+        self._children.sweep(thorough=thorough)
+        self._swept_at, self._search = now, False
+        self._searched_at = now if thorough else self._searched_at
+
+    def _tell_status(self, now: float) -> None:
+        if self._writer.dropped > self._dropped_told:
+            self._publish(OutputDropped(lines=self._writer.dropped - self._dropped_told))
+            self._dropped_told = self._writer.dropped
+        children = self._fleet.children
+        status = f"{self._fleet.phase.value}: {sum(c.is_working for c in children)} of {len(children)} workers ready"
+        if status != self._status:
+            self._status = status
+            self._notifier.status(status)
+        interval = self._notifier.watchdog_interval
+        if interval is not None and now - self._fed_at >= interval / 2:
+            self._fed_at = now
+            self._notifier.watchdog()
+
+    def _schedule(self) -> None:
+        """The next round is due at the next deadline, and within ROUND_INTERVAL anyway."""
+        now = time.monotonic()
+        self._expected = max(now, min(self._fleet.next_deadline(), now + ROUND_INTERVAL))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._expected - now, self._wake)
+
+    # --- what goes out -------------------------------------------------------------------------------------------
+
+    def _perform(self, steps: list[Step]) -> None:
+        for step in steps:
+            if isinstance(step, Fact):
+                self._publish(step)
+                continue
+            try:
+                self._act(step)
+            except Exception as error:  # noqa: BLE001 - one process that cannot be acted on harms no other
+                self._failed(step, error)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case SpawnProcess():
+                self._spawn(action)
+            case AskToDrain():
+                self._children.drain(action.slot, action.incarnation, action.grace)
+            case KeepEvidence():
+                self._children.keep_evidence(action)
+            case KillProcess():
+                self._children.kill(action.slot, action.incarnation)
+            case AbandonSpawn():
+                self._children.abandon(action.slot, action.incarnation)
+
+    def _spawn(self, action: SpawnProcess) -> None:
+        slot, incarnation = action.slot, action.incarnation
+        if slot == CONTROL_PLANE_SLOT:
+            self._children.start(slot, incarnation, "control_plane", self._control_plane_program())
+            return
+        pool = self._pools[slot]
+        mold = self._molds.get(slot)
+        if mold is None:
+            self._children.start(slot, incarnation, "mold", self._mold_program())
+            self._children.instruct(slot, incarnation, mold_settings(self._settings, pool))
+        else:
+            told = child_settings(self._settings, pool, slot, self._instance_prefix, action.previous_end)
+            self._children.fork(slot, incarnation, mold, told)
+
+    def _mold_program(self) -> Program:
+        environ = {name: value for name, value in self._environ.items() if name != "MOBIUS_BOOTSTRAP_API_KEY"}
+        return Program(arguments=_python("worker_child.mold"), environ=environ)
+
+    def _control_plane_program(self) -> Program:
+        settings = self._settings.control_plane
+        flags = {
+            "--listen": settings.listen,
+            "--store": settings.store,
+            "--bootstrap-key-file": settings.api_key_file,
+            "--lease-duration": f"{settings.lease_duration:g}s",
+            "--heartbeat-cadence": f"{settings.heartbeat_cadence:g}s",
+            "--log-level": self._settings.supervisor.log_level,
+        }
+        arguments = [*_python("control_plane"), "serve", *(word for pair in flags.items() for word in pair)]
+        return Program(arguments=arguments, environ={**self._environ, PIPE_FD_VARIABLE: str(MOLD_FD)})
+
+    def _failed(self, action: Action, error: Exception) -> None:
+        name = type(action).__name__
+        problem = f"{type(error).__name__}: {error}"
+        self._publish(
+            ActionFailed(pool="", slot=action.slot, incarnation=action.incarnation, action=name, problem=problem)
+        )
+        if isinstance(action, SpawnProcess):
+            self._deliver(
+                SpawnFailed(slot=action.slot, incarnation=action.incarnation, message=problem, jitter=_random.random())
+            )
+
+    def _publish(self, fact: Fact) -> None:
+        self._metrics.publish(fact)
+        self._log.publish(fact)
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        problem = f"{type(error).__name__}: {error}" if error is not None else ""
+        self._log.write("error", "unexpected", {"what": context.get("message", ""), "problem": problem})
+
+
+def _python(module: str) -> list[str]:
+    """Unbuffered, so that a line is seen when it is written; and without the current directory on the module path."""
+    return [sys.executable, "-P", "-u", "-m", module]

@@ -1,0 +1,150 @@
+"""A pool is fed with what its processes did, and answers with what is to be done. No process is needed for that."""
+
+from typing import Any
+
+from supervisor import config
+from supervisor.pool import Pool
+from supervisor.slots import (
+    AbandonSpawn,
+    AskToDrain,
+    BecameReady,
+    Booted,
+    Died,
+    Event,
+    KillProcess,
+    Spawned,
+    SpawnFailed,
+    SpawnProcess,
+    State,
+)
+
+
+class Story:
+    """A pool of two, its time, and what was to be done last, as (what, slot, incarnation)."""
+
+    def __init__(self, workers: int = 2) -> None:
+        self.pool = Pool(config.Pool(name="rig", workers=workers))
+        self.now = 100.0
+
+    def tick(self, *, children_may_start: bool = True) -> list[tuple[str, str, int]]:
+        return orders(self.pool.tick(self.now, children_may_start=children_may_start))
+
+    def happened(self, kind: type[Event], slot: str, **fields: Any) -> list[tuple[str, str, int]]:
+        found = next(one for one in self.pool.slots if one.name == slot)
+        event = kind(slot=slot, incarnation=found.incarnation, **fields)
+        return orders(self.pool.step(event, self.now))
+
+    def comes_up(self, slot: str) -> None:
+        self.happened(Spawned, slot, pid=1)
+        self.happened(Booted, slot, build="1")
+        self.happened(BecameReady, slot)
+
+    def dies(self, slot: str, *, signal: int = 9, jitter: float = 0.5) -> None:
+        self.happened(Died, slot, exit_code=None, signal=signal, jitter=jitter, output=[])
+
+    def full(self) -> None:
+        self.tick()
+        self.comes_up("mold:rig")
+        self.tick()
+        for child in self.pool.children:
+            self.comes_up(child.name)
+
+
+def orders(steps: list[Any]) -> list[tuple[str, str, int]]:
+    kinds = (SpawnProcess, AskToDrain, KillProcess, AbandonSpawn)
+    return [(type(step).__name__, step.slot, step.incarnation) for step in steps if isinstance(step, kinds)]
+
+
+def test_the_mold_comes_first_and_the_children_when_it_is_ready() -> None:
+    story = Story()
+    assert story.tick() == [("SpawnProcess", "mold:rig", 1)]
+    assert story.tick() == []
+    story.comes_up("mold:rig")
+    assert story.tick() == [("SpawnProcess", "rig-1", 1), ("SpawnProcess", "rig-2", 1)]
+    assert story.tick() == []
+
+
+def test_children_wait_until_they_may_start() -> None:
+    story = Story()
+    story.tick(children_may_start=False)
+    story.comes_up("mold:rig")
+    assert story.tick(children_may_start=False) == []
+    assert len(story.tick(children_may_start=True)) == 2
+
+
+def test_a_dead_child_is_replaced_in_the_same_round_and_the_other_one_is_left_alone() -> None:
+    story = Story()
+    story.full()
+    story.dies("rig-1")
+    assert story.tick() == [("SpawnProcess", "rig-1", 2)]
+
+
+def test_a_dead_mold_takes_no_child_with_it_and_the_next_one_forks_what_is_missing() -> None:
+    story = Story()
+    story.full()
+    story.dies("mold:rig")
+    assert story.tick() == [("SpawnProcess", "mold:rig", 2)]
+    story.dies("rig-2")
+    assert story.tick() == []
+    assert story.pool.children[0].state is State.READY
+    story.comes_up("mold:rig")
+    assert story.tick() == [("SpawnProcess", "rig-2", 2)]
+
+
+def test_a_mold_that_leaves_a_spawn_unanswered_is_replaced() -> None:
+    story = Story(workers=1)
+    story.tick()
+    story.comes_up("mold:rig")
+    story.tick()
+    story.now = story.pool.next_deadline()
+    assert story.tick() == [("AbandonSpawn", "rig-1", 1), ("KillProcess", "mold:rig", 1)]
+    story.happened(SpawnFailed, "rig-1", message="no answer", jitter=0.0)
+    story.dies("mold:rig")
+    assert story.tick() == [("SpawnProcess", "mold:rig", 2)]
+
+
+def test_the_next_deadline_is_the_nearest_of_all_slots() -> None:
+    story = Story()
+    story.full()
+    assert story.pool.next_deadline() == 110.0
+    story.now = 105.0
+    story.happened(BecameReady, "rig-1")
+    assert story.pool.next_deadline() == 110.0
+    story.happened(BecameReady, "rig-2")
+    assert story.pool.next_deadline() == 115.0
+
+
+def test_a_drained_pool_starts_nothing_and_asks_everybody_in_order() -> None:
+    story = Story(workers=3)
+    story.full()
+    assert orders(story.pool.drain(30.0, story.now)) == [
+        ("AskToDrain", "rig-1", 1),
+        ("AskToDrain", "rig-2", 1),
+        ("AskToDrain", "rig-3", 1),
+    ]
+    for child in ("rig-1", "rig-2"):
+        story.dies(child, signal=15)
+    assert story.tick() == []
+    assert not story.pool.is_drained
+    story.dies("rig-3", signal=15)
+    assert story.pool.is_drained
+    assert not story.pool.is_over
+    assert orders(story.pool.close(story.now)) == [("AskToDrain", "mold:rig", 1)]
+    story.dies("mold:rig", signal=15)
+    assert story.pool.is_over
+    assert story.tick() == []
+
+
+def test_a_child_that_outlasts_its_grace_is_killed() -> None:
+    story = Story(workers=1)
+    story.full()
+    story.pool.drain(30.0, story.now)
+    story.now = story.pool.next_deadline()
+    assert story.now == 132.0
+    assert story.tick() == [("KillProcess", "rig-1", 1)]
+
+
+def test_kill_ends_everybody_at_once() -> None:
+    story = Story()
+    story.full()
+    assert orders(story.pool.kill(story.now)) == [("KillProcess", "rig-1", 1), ("KillProcess", "rig-2", 1)]
