@@ -1,7 +1,7 @@
 """The records of the control plane, as plain frozen data.
 
 Times are integer microseconds since the epoch, UTC, by the store's clock. Durations are seconds. Objects that users
-gave us (specs, inputs, results) are JSON values. `org_id` exists for the public clients; one server is one organization.
+gave us (specs, inputs, results) are JSON values. `org_id` exists for the public clients: one server, one organization.
 """
 
 from typing import Any, Literal
@@ -107,6 +107,8 @@ class Run(Record, frozen=True):
     parent_run_id: str | None = None
     parent_automation_id: str | None = None
     parent_step_key: str | None = None
+    depth: int = 0
+    """How many runs it descends from."""
     error_type: str | None = None
     error_message: str | None = None
     wall_clock_deadline_at: int | None = None
@@ -128,6 +130,8 @@ class Step(Record, frozen=True):
     created_at: int
     updated_at: int
     step_name: str | None = None
+    save_as: str | None = None
+    """The name of its result in the run's context and result."""
     job_id: str | None = None
     inputs: dict[str, Any] | None = None
     parameters: dict[str, Any] | None = None
@@ -186,6 +190,9 @@ class Job(Record, frozen=True):
     pending_deadline_at: int | None = None
     execution_deadline_at: int | None = None
     lease_token_hash: bytes | None = None
+    """Of the newest claim; it stays while a lapsed lease is not superseded, and after the job has ended."""
+    reported_token_hash: bytes | None = None
+    """Of the newest claim whose report was accepted."""
     lease_expires_at: int | None = None
     session_id: str | None = None
     worker_instance_id: str | None = None
@@ -214,7 +221,11 @@ class Selector(Record, frozen=True):
 
 
 class Session(Record, frozen=True):
-    """What the control plane knows of one worker process: its presence row."""
+    """What the control plane knows of one worker process: its presence row.
+
+    `draining`: the worker said that it drains; `drain_requested`: an operator asked for it (sticky). A `superseded`
+    session has lost its identity to a newer process, and its token is refused from then on.
+    """
 
     id: str
     project_id: str
@@ -230,4 +241,5 @@ class Session(Record, frozen=True):
     api_key_id: str | None = None
     draining: bool = False
     drain_requested: bool = False
+    superseded: bool = False
     ended_at: int | None = None

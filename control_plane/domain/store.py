@@ -11,7 +11,7 @@ event loop's thread), which wakes sessions and event streams.
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from control_plane.domain.model import (
     ApiKey,
@@ -98,6 +98,9 @@ class ClaimOrder(Struct, frozen=True, kw_only=True):
     limit: int
     lease_tokens: Sequence[str]
     excluded: Sequence[str] = ()
+    byte_limit: int = 900_000
+    """At most so many bytes of specs (and an allowance for the rest of each job), so that one frame carries them all;
+    the first job always fits."""
 
 
 class Lease(Struct, frozen=True, kw_only=True):
@@ -137,7 +140,7 @@ class SessionView(Struct, frozen=True, kw_only=True):
     session: Session
     current_jobs: list[Job]
     last_job: Job | None = None
-    step_names: dict[str, str] = {}
+    step_names: dict[str, str] = field(default_factory=dict)
     """Step name by job id, for display."""
 
 
@@ -150,6 +153,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Commit what is queued and close."""
 
+    def now(self) -> int:
+        """The store's clock, microseconds: it never goes back, not even behind what is already stored."""
+
     async def ping(self) -> None:
         """Raises StoreUnavailable when a write would not succeed now."""
 
@@ -158,7 +164,8 @@ class Store(Protocol):
     async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
         """Raises Conflict("handle_taken")."""
 
-    async def projects(self) -> list[Project]: ...
+    async def projects(self) -> list[Project]:
+        """All of them, oldest first."""
 
     async def project(self, handle: str) -> Project:
         """Raises NotFound."""
@@ -169,7 +176,8 @@ class Store(Protocol):
     async def key(self, secret_hash: bytes) -> ApiKey | None:
         """The key of this hash, also when revoked or expired (the caller tells them apart)."""
 
-    async def has_keys(self) -> bool: ...
+    async def has_keys(self) -> bool:
+        """Whether any API key was ever created."""
 
     # --- automations
 
@@ -178,7 +186,8 @@ class Store(Protocol):
     ) -> Automation:
         """`fields`: the optional fields of an Automation. Raises Conflict("handle_taken")."""
 
-    async def automations(self, project_id: str, *, status: str | None, cursor: str | None, limit: int) -> Page: ...
+    async def automations(self, project_id: str, *, status: str | None, cursor: str | None, limit: int) -> Page:
+        """Page of Automation; without `status`, all but the archived. Raises Invalid("invalid_cursor")."""
 
     async def automation(self, project_id: str, handle: str) -> Automation:
         """Raises NotFound."""
@@ -200,7 +209,8 @@ class Store(Protocol):
         *,
         now: int | None = None,
     ) -> Version:
-        """Validates the spec (domain/specs.py) into `validation`; an invalid spec is stored as a draft. Raises NotFound."""
+        """Validates the spec (domain/specs.py) into `validation`; an invalid spec is stored as a draft.
+        Raises NotFound."""
 
     async def versions(self, project_id: str, handle: str) -> list[Version]:
         """Newest first. Raises NotFound."""
@@ -208,7 +218,7 @@ class Store(Protocol):
     async def publish_version(
         self, project_id: str, handle: str, version: int, *, now: int | None = None
     ) -> Automation:
-        """Raises NotFound, Conflict("invalid_version", first sentence)."""
+        """Raises NotFound, Conflict("invalid_version", first sentence | "automation_archived")."""
 
     # --- runs
 
@@ -222,15 +232,18 @@ class Store(Protocol):
         external_id: str | None = None,
         now: int | None = None,
     ) -> Run:
-        """Creates the run and starts its first step. Raises NotFound, Conflict("not_published" | "automation_paused" |
-        "external_id_conflict", with details run_id and status), Invalid (a required input is missing)."""
+        """Creates the run and starts its first step. An `external_id` of a run that has not ended gives that run.
+
+        Raises NotFound, Invalid("invalid_inputs"), Conflict("not_published" | "automation_paused" |
+        "automation_archived" | "external_id_conflict"; the last with details run_id and status)."""
 
     async def run(self, project_id: str, run_id: str) -> Run:
         """Raises NotFound."""
 
     async def runs(
         self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
-    ) -> Page: ...
+    ) -> Page:
+        """Page of Run, without `result` and `context` (a single `run` has them). Raises Invalid("invalid_cursor")."""
 
     async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
         """A terminal run is returned as it is. Raises NotFound."""
@@ -244,11 +257,12 @@ class Store(Protocol):
     # --- sessions
 
     async def register_session(self, session: Session, *, now: int | None = None) -> Session:
-        """Insert or renew (same id) a presence row. It replaces the instance's older rows, which end; jobs keep their
-        leases (contract, "Identity": a new session ends no leases)."""
+        """Insert (an empty id: one is made) or renew (same id) a presence row; `created_at` and `last_seen_at` are the
+        store's. The instance's older rows that do not drain are superseded and end; jobs keep their leases (contract,
+        "Identity": a new session ends no leases)."""
 
     async def session_by_token(self, project_id: str, token_hash: bytes) -> Session | None:
-        """A live or ended session; the caller refuses a superseded one."""
+        """A live or ended session; the caller refuses one that is `superseded`."""
 
     async def session_of_instance(self, project_id: str, worker_instance_id: str) -> Session | None:
         """The newest session of the id that has not ended."""
@@ -261,10 +275,15 @@ class Store(Protocol):
         session_id: str,
         *,
         draining: bool | None = None,
+        drain_requested: bool | None = None,
         ended: bool | None = None,
         selector: Selector | None = None,
         now: int | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Change what is given. An unknown session is no error (its row was retired)."""
+
+    async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
+        """End the sessions last seen before `unseen_since` (microseconds), but for those ids; returns how many."""
 
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:
         """Rows not ended, or ended with jobs still in hand; newest first."""
@@ -276,7 +295,8 @@ class Store(Protocol):
 
     async def heartbeat(
         self, project_id: str, job_id: str, lease_token: str, *, now: int | None = None
-    ) -> HeartbeatOutcome: ...
+    ) -> HeartbeatOutcome:
+        """Extends the lease, if this token still holds it (also one that is past, as long as nobody took it back)."""
 
     async def report(
         self,
@@ -290,17 +310,18 @@ class Store(Protocol):
         error_message: str | None,
         now: int | None = None,
     ) -> ReportOutcome:
-        """Fenced by (job, lease token): finishes, retries or puts the job back, moves the step and the run on, all in one
-        transaction (contract, "Words on the wire")."""
+        """Fenced by (job, lease token): finishes, retries or puts the job back, moves the step and the run on, all in
+        one transaction (contract, "Words on the wire")."""
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """Raises NotFound."""
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
-        """One sweep over the three deadlines, at most `limit` jobs of each."""
+        """One sweep over the three deadlines, at most `limit` jobs of each. No lease lapses in the first lease duration
+        after the store was opened or recovered from an outage (contract, "Obligations of a server")."""
 
     async def next_available_at(self, *, now: int | None = None) -> int | None:
-        """When the next delayed job becomes claimable, to time the wake-up; None when none waits."""
+        """When the next job that is delayed at `now` becomes claimable, to time the wake-up; None when none waits."""
 
-    async def claimable(self, *, limit: int, now: int | None = None) -> list[JobClaimable]:
-        """Jobs that can be claimed now: the poll behind the hints."""
+    async def claimable(self, *, limit: int, since: int = 0, now: int | None = None) -> list[JobClaimable]:
+        """Jobs that became claimable after `since` and until now, oldest first: the poll behind the hints."""

@@ -1,0 +1,1 @@
+"""The HTTP side: requests, the event stream, and the worker socket."""

@@ -1,0 +1,219 @@
+"""`mobius-control-plane`: arguments -> configuration -> objects -> loop; the only place that builds them.
+
+Exit codes (sysexits): 0 ended as asked, 64 usage, 66 no such project, 69 the store is away, 70 our fault, 73 the port
+is in use or the handle is taken, 78 configuration.
+"""
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import structlog
+import uvloop
+
+from control_plane import log
+from control_plane.config import (
+    BOOTSTRAP_PROJECT,
+    Address,
+    ConfigurationError,
+    PortInUse,
+    ServeConfig,
+    parse_address,
+    parse_duration,
+    parse_handle,
+    parse_project_dialects,
+)
+from control_plane.domain.store import LeaseTerms, Store
+from control_plane.errors import Conflict, ControlPlaneError, NotFound, StoreRefused, StoreUnavailable
+from control_plane.keys import hash_secret, new_api_key
+from control_plane.parent import Parent, inherited_pipe
+from control_plane.server import ControlPlane
+from control_plane.store import store_at
+from wire.build import package_version
+
+EX_OK, EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_CONFIG = 0, 64, 66, 69, 70, 73, 78
+
+EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
+    (PortInUse, EX_CANTCREAT),
+    (ConfigurationError, EX_CONFIG),
+    (StoreRefused, EX_CONFIG),
+    (StoreUnavailable, EX_UNAVAILABLE),
+    (NotFound, EX_NOINPUT),
+    (Conflict, EX_CANTCREAT),
+)
+
+T = TypeVar("T")
+_store_option = click.option(
+    "--store", required=True, metavar="URL", help="sqlite:///absolute/path.db or sqlite:relative.db"
+)
+_level_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_version())
+def cli() -> None:
+    """The Mobius control plane on your own machine."""
+
+
+@cli.command("serve")
+@click.option("--listen", default="127.0.0.1:8780", show_default=True, metavar="HOST:PORT")
+@_store_option
+@click.option(
+    "--bootstrap-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="On the first start on an empty store, write an API key here (mode 0600).",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["automations", "loops"]),
+    default="automations",
+    show_default=True,
+    help="What the projects' worker sockets speak; it depends on the age of the workers.",
+)
+@click.option("--project-dialect", multiple=True, metavar="PROJECT=DIALECT", help="... for one project. Repeatable.")
+@click.option("--lease-duration", default="60s", show_default=True, help="How long a claimed job is held.")
+@click.option("--heartbeat-cadence", default="20s", show_default=True, help="How often its worker says so.")
+@click.option("--insecure-listen", is_flag=True, help="Listen beyond loopback without TLS.")
+@_level_option
+def serve_command(**options: Any) -> None:
+    """Serve the HTTP API and the worker sockets until SIGTERM or Ctrl-C."""
+    log.configure(options["log_level"])
+    config = ServeConfig(
+        listen=parse_address(options["listen"]),
+        store=options["store"],
+        bootstrap_key_file=options["bootstrap_key_file"],
+        dialect=options["dialect"],
+        dialects=parse_project_dialects(options["project_dialect"]),
+        lease_duration=parse_duration(options["lease_duration"], "--lease-duration"),
+        heartbeat_cadence=parse_duration(options["heartbeat_cadence"], "--heartbeat-cadence"),
+        insecure_listen=options["insecure_listen"],
+    )
+    terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
+    store = store_at(config.store, terms)
+    pipe = inherited_pipe()
+    with contextlib.closing(_bind(config.listen)) as listening:
+        _run(_serve(ControlPlane(config, terms, store), listening, pipe))
+
+
+@cli.group("keys")
+def keys_group() -> None:
+    """API keys."""
+
+
+@keys_group.command("create")
+@_store_option
+@click.option("--project", required=True, metavar="HANDLE", help="The one project that the key opens.")
+@click.option("--name", default="key", show_default=True, help="To tell keys apart.")
+def keys_create(store: str, project: str, name: str) -> None:
+    """Create an API key and print it: it is shown this once, and only its hash is stored."""
+    handle = parse_handle(project, "--project")
+    key = new_api_key(None if handle == BOOTSTRAP_PROJECT else handle)
+    _run(_with_store(store, lambda opened: opened.create_key(handle, name, hash_secret(key))))
+    click.echo(key)
+
+
+@cli.group("projects")
+def projects_group() -> None:
+    """Projects."""
+
+
+@projects_group.command("create")
+@_store_option
+@click.argument("handle")
+@click.option("--name", help="For display; default: the handle.")
+def projects_create(store: str, handle: str, name: str | None) -> None:
+    """Create a project; `keys create` then makes a key for it."""
+    handle = parse_handle(handle, "HANDLE")
+    project = _run(_with_store(store, lambda opened: opened.create_project(handle, name or handle)))
+    click.echo(project.id)
+
+
+async def _with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
+    store = store_at(url, LeaseTerms())
+    await store.open(lambda _: None)
+    try:
+        return await work(store)
+    finally:
+        await store.close()
+
+
+async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.socket | None) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, plane.stop, f"received {number.name}")
+    parent = None if pipe is None else Parent(pipe, loop, plane.stop)
+    host, port = listening.getsockname()[:2]
+
+    def on_listening() -> None:
+        structlog.get_logger(__name__).info("listening", url=f"http://{Address(host=host, port=port)}")
+        if parent is not None:
+            parent.ready()
+
+    try:
+        await plane.run(listening, on_listening)
+    except ControlPlaneError as error:
+        if parent is not None:
+            parent.close(str(error), refused=isinstance(error, ConfigurationError | StoreRefused))
+        raise
+    if parent is not None:
+        parent.close("stopped")
+
+
+def _run(work: Any) -> Any:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _bind(address: Address) -> socket.socket:
+    """A bound socket whose connections notice a dead or silent peer. Raises PortInUse, ConfigurationError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+        listening.bind((address.host, address.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"--listen {address}: another process listens there already") from error
+        raise ConfigurationError(f"--listen {address}: {error.strerror or error}") from error
+    return listening
+
+
+def main() -> None:
+    """Entry point: every failure is one sentence on standard error and an exit code that means something."""
+    sys.exit(_exit_code(sys.argv[1:]))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        result = cli.main(arguments, prog_name="mobius-control-plane", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EX_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except ControlPlaneError as error:
+        return _failed(error, next((code for kind, code in EXIT_CODES if isinstance(error, kind)), EX_SOFTWARE))
+    except Exception:  # noqa: BLE001 - the last resort: a traceback in the log, an exit code for the supervisor
+        structlog.get_logger(__name__).exception("the control plane failed")
+        return EX_SOFTWARE
+    return result if isinstance(result, int) else EX_OK
+
+
+def _failed(error: ControlPlaneError, code: int) -> int:
+    click.echo(f"mobius-control-plane: {error}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Command line -> one frozen Struct, judged as a whole before anything is opened."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from msgspec import Struct, field
+
+from control_plane.errors import ControlPlaneError
+from control_plane.keys import project_of_key
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_API_KEY = re.compile(r"mb[xc]_[0-9A-Za-z]{32,128}(\.[a-z0-9-]+)?")
+_HANDLE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+ProjectDialect = Literal["automations", "loops"]
+"""What a project's worker socket may speak; the third dialect has a path of its own."""
+
+BOOTSTRAP_PROJECT = "default"
+"""The project that the first start on an empty store creates."""
+
+
+class ConfigurationError(ControlPlaneError):
+    """A setting cannot be used; the sentence names it, what was expected, and what to do."""
+
+
+class PortInUse(ControlPlaneError):  # noqa: N818 - what it says is what it is
+    """Another process listens at the address."""
+
+
+class Address(Struct, frozen=True, kw_only=True):
+    """Where to listen. Port 0: any free port."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        """Only processes of this machine can connect."""
+        return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ServeConfig(Struct, frozen=True, kw_only=True):
+    """All that `serve` needs. Durations are seconds; `dialects` overrides the dialect of single projects."""
+
+    listen: Address
+    store: str
+    bootstrap_key_file: Path | None = None
+    dialect: ProjectDialect = "automations"
+    dialects: dict[str, ProjectDialect] = field(default_factory=dict)
+    lease_duration: float = 60.0
+    heartbeat_cadence: float = 20.0
+    insecure_listen: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.listen.loopback or self.insecure_listen):
+            raise ConfigurationError(
+                f"--listen {self.listen} is reachable from other machines, and API keys would cross the network "
+                "unencrypted: listen on 127.0.0.1 behind a proxy that ends TLS, or say --insecure-listen if the "
+                "network itself is private"
+            )
+        # The contract counts both in whole seconds, and a lease must outlive two lost heartbeats.
+        for name, value in (("lease-duration", self.lease_duration), ("heartbeat-cadence", self.heartbeat_cadence)):
+            if value < 1 or value != int(value):
+                raise ConfigurationError(f"--{name} must be a whole number of seconds, 1s or more, not {value:g}s")
+        if self.lease_duration < 2 * self.heartbeat_cadence:
+            raise ConfigurationError(
+                f"--lease-duration {self.lease_duration:g}s must be at least twice --heartbeat-cadence "
+                f"{self.heartbeat_cadence:g}s, or one late heartbeat loses a job"
+            )
+
+
+def parse_address(text: str) -> Address:
+    """`127.0.0.1:8780`, `[::1]:8780` or `localhost:8780`. Raises ConfigurationError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"--listen is {text!r}; expected host:port, such as 127.0.0.1:8780 or [::1]:8780")
+    return Address(host=host, port=int(port))
+
+
+def parse_duration(text: str, option: str) -> float:
+    """`500ms`, `60s`, `5m`, `2h` in seconds. Raises ConfigurationError naming the option."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{option} is {text!r}; expected a duration such as 500ms, 60s, 5m or 2h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_handle(text: str, option: str) -> str:
+    """A project handle: lower-case words joined by dashes. Raises ConfigurationError naming the option."""
+    if not _HANDLE.fullmatch(text) or len(text) > 64:
+        raise ConfigurationError(f"{option} is {text!r}; expected lower-case letters, digits and single dashes")
+    return text
+
+
+def parse_api_key(text: str, origin: str) -> str:
+    """An API key that somebody chose. Raises ConfigurationError naming where it came from, never the key."""
+    project = project_of_key(text)
+    if not _API_KEY.fullmatch(text) or (project is not None and project != BOOTSTRAP_PROJECT):
+        raise ConfigurationError(
+            f"{origin} holds no API key for project {BOOTSTRAP_PROJECT}: expected mbx_ and at least 32 letters or "
+            f"digits, optionally followed by .{BOOTSTRAP_PROJECT}"
+        )
+    return text
+
+
+def parse_project_dialects(pairs: tuple[str, ...]) -> dict[str, ProjectDialect]:
+    """`NAME=loops` pairs. Raises ConfigurationError."""
+    dialects: dict[str, ProjectDialect] = {}
+    for pair in pairs:
+        name, _, dialect = pair.partition("=")
+        if dialect not in get_args(ProjectDialect):
+            raise ConfigurationError(f"--project-dialect is {pair!r}; expected PROJECT=automations or PROJECT=loops")
+        dialects[parse_handle(name, "--project-dialect")] = cast(ProjectDialect, dialect)
+    return dialects
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,49 @@
+"""What may be changed of an automation, and how publication moves it. Pure decisions."""
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from control_plane.domain.model import Automation, Version
+from control_plane.errors import Conflict, Invalid
+
+CHANGEABLE = frozenset(
+    {"name", "description", "default_agent_id", "default_inputs", "settings", "tags", "status"},
+)
+OPTIONAL = CHANGEABLE - {"name", "status"}
+_STATUSES = ("draft", "active", "paused", "archived")
+_LONGEST_QUEUE = 256
+
+
+def check_fields(fields: dict[str, Any], known: frozenset[str]) -> None:
+    """Raises Invalid("invalid_field")."""
+    for name in fields:
+        if name not in known:
+            raise Invalid("invalid_field", f"{name}: expected one of {', '.join(sorted(known))}")
+    queue = (fields.get("settings") or {}).get("queue")
+    if queue is not None and not (isinstance(queue, str) and 0 < len(queue) <= _LONGEST_QUEUE):
+        raise Invalid("invalid_field", f"settings.queue: expected a text of 1 to {_LONGEST_QUEUE} characters")
+
+
+def updated(automation: Automation, changes: dict[str, Any], now: int) -> Automation:
+    """The automation with the changes. Raises Invalid("invalid_field"), Conflict("not_published")."""
+    check_fields(changes, CHANGEABLE)
+    status = changes.get("status", automation.status)
+    if status not in _STATUSES:
+        raise Invalid("invalid_field", f"status: expected one of {', '.join(_STATUSES)}")
+    if status == "active" and automation.published_version is None:
+        raise Conflict("not_published", f"automation {automation.handle} has no published version; publish one first")
+    archived_at = (automation.archived_at or now) if status == "archived" else None
+    return replace(automation, **{**changes, "archived_at": archived_at, "updated_at": now})
+
+
+def published(automation: Automation, version: Version, now: int) -> Automation:
+    """The automation whose runs execute this version from now on. Raises Conflict("invalid_version" |
+    "automation_archived")."""
+    if automation.status == "archived":
+        raise Conflict("automation_archived", f"automation {automation.handle} is archived; nothing of it is published")
+    if not version.validation["valid"]:
+        errors = version.validation["errors"]
+        raise Conflict("invalid_version", f"version {version.version}: {errors[0]}", {"errors": errors})
+    status = "active" if automation.status == "draft" else automation.status
+    return replace(automation, status=status, published_version=version.version, updated_at=now)

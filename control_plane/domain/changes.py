@@ -1,0 +1,86 @@
+"""What a decision asks the store to write, in order and in one transaction. Every store applies the same changes."""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from control_plane.domain.model import Job, Run, Step
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """Base of every change."""
+
+
+class RunCreated(Change, frozen=True):
+    """A new run, as it stands when the transaction ends."""
+
+    run: Run
+
+
+class RunUpdated(Change, frozen=True):
+    """Status, error and times of a run are now these."""
+
+    run: Run
+
+
+class StepCreated(Change, frozen=True):
+    """A new step, as it stands when the transaction ends."""
+
+    step: Step
+
+
+class StepUpdated(Change, frozen=True):
+    """Status, attempt, result, error and times of a step are now these."""
+
+    step: Step
+
+
+class StepAttempted(Change, frozen=True):
+    """The attempt of the job's step is the job's claim_attempt now."""
+
+    job: Job
+
+
+class JobCreated(Change, frozen=True):
+    """A new pending job."""
+
+    job: Job
+
+
+class JobChanged(Change, frozen=True):
+    """The job moves from `before` to `after`, fenced by the status and lease token of `before`."""
+
+    before: Job
+    after: Job
+
+
+class CancelAnnounced(Change, frozen=True):
+    """The session that holds (or held) the job is told to cancel it."""
+
+    job: Job
+    session_id: str
+    reason: str | None
+    requested_at: int
+
+
+class EventAppended(Change, frozen=True):
+    """The next event of the run's stream; the store gives it its sequence."""
+
+    run_id: str
+    event_type: str
+    payload: dict[str, Any] = field(default_factory=dict)
+    step_id: str | None = None
+    step_key: str | None = None
+
+
+AnyChange = (
+    RunCreated
+    | RunUpdated
+    | StepCreated
+    | StepUpdated
+    | StepAttempted
+    | JobCreated
+    | JobChanged
+    | CancelAnnounced
+    | EventAppended
+)

@@ -1,0 +1,40 @@
+"""What a failure costs, and whether another attempt follows (contract, "Words on the wire")."""
+
+from typing import Literal
+
+from control_plane.domain.model import Job
+
+NON_RETRYABLE = frozenset({"NonRetryableError", "ValidationError", "UnknownAction", "PoisonJob", "ResultTooLarge"})
+"""Error types after which no attempt follows, whatever the policy says."""
+
+LOST = frozenset({"WorkerCrashed", "WorkerShutdown"})
+"""Error types of a worker that could not go on: like a lapsed lease, only sooner."""
+
+OVER_CAPACITY = "WorkerOverCapacity"
+"""The claim was never started: it costs nothing."""
+
+LEASE_LAPSED = "LeaseLapsed"
+"""Error type of an attempt whose worker was not heard of for a lease duration."""
+
+EXECUTION_DEADLINE_EXCEEDED = "ExecutionDeadlineExceeded"
+"""Error type of a job that ran, with all its attempts, longer than its step allows."""
+
+MAX_ATTEMPTS = 10
+DEFAULT_ATTEMPTS = 1
+DEFAULT_EXECUTION_TIMEOUT = 86_400.0
+
+Next = Literal["hand_back", "retry", "retry_at_once", "fail"]
+
+
+def after_failure(job: Job, error_type: str, *, already_charged: bool = False) -> Next:
+    """What follows a failed attempt. `already_charged`: the attempts charged include this one."""
+    if error_type == OVER_CAPACITY:
+        return "hand_back"
+    if error_type in NON_RETRYABLE or error_type in job.non_retryable:
+        return "fail"
+    if job.cancel_requested_at is not None:
+        return "fail"
+    charged = job.attempts_charged if already_charged else job.attempts_charged + 1
+    if charged >= job.max_attempts:
+        return "fail"
+    return "retry_at_once" if error_type in LOST or error_type == LEASE_LAPSED else "retry"

@@ -1,0 +1,95 @@
+"""`{{ .inputs.a.b }}` and `{{ .context.<save_as>.c }}` in the strings of a JSON value: paths, and nothing else."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+ROOTS = ("inputs", "context")
+
+_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_PATH = re.compile(r"\s*((?:\.[A-Za-z0-9_-]+)+)\s*")
+_SHOWN = 80
+
+
+class TemplateError(ValueError):
+    """A template that is no path, or a path that leads nowhere."""
+
+
+class Path(Struct, frozen=True):
+    """`root` is one of ROOTS; `keys` lead on from it (an index, where the value is an array)."""
+
+    root: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "." + ".".join((self.root, *self.keys))
+
+
+Lookup = Callable[[Path], Any]
+"""The value at a path; raises TemplateError."""
+
+
+def paths_in(value: Any, where: str) -> Iterator[tuple[str, Path | TemplateError]]:
+    """Every template below `value` with the place where it stands: its path, or what is wrong with it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from paths_in(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from paths_in(inner, f"{where}[{index}]")
+    elif isinstance(value, str) and "{{" in value:
+        for match in _TEMPLATE.finditer(value):
+            try:
+                yield where, _parse(match.group(1))
+            except TemplateError as error:
+                yield where, error
+        if "{{" in _TEMPLATE.sub("", value):
+            yield where, TemplateError('"{{" without "}}"')
+
+
+def render(value: Any, lookup: Lookup) -> Any:
+    """The value with every template replaced. A string that is one template alone keeps the type of what it names;
+    inside longer text strings are inserted as they are and everything else as JSON. Raises TemplateError."""
+    if isinstance(value, dict):
+        return {key: render(inner, lookup) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [render(inner, lookup) for inner in value]
+    if not isinstance(value, str) or "{{" not in value:
+        return value
+    whole = _TEMPLATE.fullmatch(value)
+    if whole is not None and "{{" not in whole.group(1):
+        return lookup(_parse(whole.group(1)))
+    return _TEMPLATE.sub(lambda match: _text(lookup(_parse(match.group(1)))), value)
+
+
+def descend(value: Any, path: Path) -> Any:
+    """Follow the keys of `path` from the value of its root. Raises TemplateError naming the key that is missing."""
+    for position, key in enumerate(path.keys):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            so_far = Path(path.root, path.keys[:position])
+            raise TemplateError(f"{path}: {so_far} has no {key!r}")
+    return value
+
+
+def _parse(inside: str) -> Path:
+    match = _PATH.fullmatch(inside)
+    if match is None:
+        shown = inside.strip()[:_SHOWN]
+        raise TemplateError(
+            f"only a path such as .inputs.a.b or .context.<save_as>.c may stand in {{{{ }}}}, not {shown!r}"
+        )
+    root, *keys = match.group(1)[1:].split(".")
+    if root not in ROOTS:
+        raise TemplateError(f"unknown root .{root}; a path begins with .inputs or .context")
+    return Path(root, tuple(keys))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

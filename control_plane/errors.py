@@ -1,0 +1,50 @@
+"""What can go wrong in the control plane, said once.
+
+ControlPlaneError
+ +- DomainError             the request cannot be done; it changed nothing
+ |   +- NotFound            the named thing does not exist (in this project)
+ |   +- Conflict            it exists, in a state that forbids the request
+ |   +- Invalid             the request itself is wrong
+ +- StoreUnavailable        the store cannot write or read now; nothing was acknowledged
+ +- StoreRefused            the store will never open like this (wrong SQLite, newer schema, no such directory)
+"""
+
+from typing import Any
+
+
+class ControlPlaneError(Exception):
+    """Base of all errors of the control plane. Its text is one sentence without secrets."""
+
+
+class DomainError(ControlPlaneError):
+    """`code` is stable and for programs, `message` one sentence for people, `details` JSON for both."""
+
+    def __init__(self, code: str, message: str, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details or {}
+
+
+class NotFound(DomainError):  # noqa: N818 - named as the domain says it
+    """Code `not_found`."""
+
+    def __init__(self, message: str, details: dict[str, Any] | None = None, *, code: str = "not_found") -> None:
+        super().__init__(code, message, details)
+
+
+class Conflict(DomainError):  # noqa: N818 - named as the domain says it
+    """Codes: handle_taken, not_published, automation_paused, automation_archived, external_id_conflict,
+    invalid_version."""
+
+
+class Invalid(DomainError):  # noqa: N818 - named as the domain says it
+    """Codes: invalid_inputs, invalid_cursor, invalid_field."""
+
+
+class StoreUnavailable(ControlPlaneError):  # noqa: N818 - named as callers say it
+    """Nothing was changed, or nothing that anybody was told of. Asking again later may succeed."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Asking again changes nothing until somebody repairs what the sentence names."""

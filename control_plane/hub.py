@@ -1,0 +1,166 @@
+"""The live connections of this process, and which of them a committed fact concerns. No I/O, no clock."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from control_plane.domain.store import (
+    CancelRequested,
+    Committed,
+    JobClaimable,
+    LeaseTerms,
+    SessionDrainRequested,
+)
+from control_plane.session import Action, Connection, Memory, Peer
+
+MOST_MEMORIES = 10_000
+"""Sessions without a connection whose memory is kept."""
+
+Performed = list[tuple[Connection, list[Action]]]
+
+
+class Hub:
+    """Knows every connection; the transport performs what comes back, on the connection that it comes with."""
+
+    def __init__(
+        self,
+        terms: LeaseTerms,
+        new_session_token: Callable[[], str],
+        new_lease_token: Callable[[], str],
+    ) -> None:
+        self.terms = terms
+        self.new_session_token = new_session_token
+        self.new_lease_token = new_lease_token
+        self._connections: dict[str, dict[Connection, None]] = {}
+        self._owners: dict[tuple[str, str], Connection] = {}
+        self._identities: dict[Connection, tuple[str, str]] = {}
+        self._carriers: dict[str, Connection] = {}
+        self._memories: OrderedDict[str, Memory] = OrderedDict()
+        self._seen_until = float("-inf")
+        self._seen_before_leaving: set[str] = set()
+
+    # --- what a transport calls
+
+    def connect(self, peer: Peer, now: float) -> Connection:
+        """A worker socket was accepted."""
+        connection = Connection(self, peer, now)
+        self._connections.setdefault(peer.project_id, {})[connection] = None
+        return connection
+
+    def committed(self, facts: Sequence[Committed], now: float, store_now: int) -> Performed:
+        """What the store has made true (to be called from its listener). `store_now`: store.now(), microseconds."""
+        performed: Performed = []
+        kinds: dict[tuple[object, ...], tuple[JobClaimable, int]] = {}
+        for fact in facts:
+            if isinstance(fact, JobClaimable):
+                if fact.available_at <= store_now:
+                    kind = (
+                        fact.project_id,
+                        fact.queue,
+                        fact.action_name,
+                        fact.provider,
+                        fact.model,
+                        fact.environment_id,
+                    )
+                    kinds[kind] = (fact, kinds[kind][1] + 1 if kind in kinds else 1)
+            elif isinstance(fact, CancelRequested):
+                carrier = self._carriers.get(fact.session_id)
+                if carrier is not None:
+                    performed.append((carrier, carrier.cancel(fact)))
+            elif isinstance(fact, SessionDrainRequested):
+                carrier = self._carriers.get(fact.session_id)
+                if carrier is not None:
+                    performed.append((carrier, carrier.drain(now)))
+        for job, count in kinds.values():
+            performed += self._offer(job, count, now)
+        return performed
+
+    def connections(self) -> list[Connection]:
+        """All that are open, registered or not."""
+        return [connection for project in self._connections.values() for connection in project]
+
+    # --- what the session sweeper calls
+
+    def take_seen(self) -> list[str]:
+        """The ids of the sessions that gave a sign of life since the last call."""
+        seen, self._seen_before_leaving = self._seen_before_leaving, set()
+        latest = self._seen_until
+        for session_id, connection in self._carriers.items():
+            if connection.last_seen > self._seen_until:
+                seen.add(session_id)
+                latest = max(latest, connection.last_seen)
+        self._seen_until = latest
+        return sorted(seen)
+
+    def live_sessions(self) -> list[str]:
+        """The ids of the sessions that have a connection."""
+        return list(self._carriers)
+
+    # --- what connections call (session.Registry)
+
+    def owner(self, project_id: str, worker_instance_id: str) -> Connection | None:
+        """The connection that owns the identity now."""
+        return self._owners.get((project_id, worker_instance_id))
+
+    def take(self, connection: Connection, worker_instance_id: str) -> None:
+        """Make the connection the identity's owner."""
+        identity = (connection.peer.project_id, worker_instance_id)
+        predecessor = self._owners.get(identity)
+        if predecessor is not None:
+            self._identities.pop(predecessor, None)
+        self._owners[identity] = connection
+        self._identities[connection] = identity
+
+    def release(self, connection: Connection) -> None:
+        """The connection owns no identity any more."""
+        identity = self._identities.pop(connection, None)
+        if identity is not None:
+            del self._owners[identity]
+
+    def adopt(self, connection: Connection, session_id: str) -> tuple[Memory, Connection | None]:
+        """The connection carries the session from now on: the session's memory, and the connection that carried it."""
+        predecessor = self._carriers.get(session_id)
+        self._carriers[session_id] = connection
+        memory = self._memories.setdefault(session_id, Memory())
+        self._memories.move_to_end(session_id)
+        return memory, predecessor
+
+    def disconnected(self, connection: Connection) -> bool:
+        """The connection is gone; True if its session is without a connection now."""
+        self.release(connection)
+        project = self._connections[connection.peer.project_id]
+        project.pop(connection, None)
+        if not project:
+            del self._connections[connection.peer.project_id]
+        session = connection.session
+        if session is None or self._carriers.get(session.id) is not connection:
+            return False
+        del self._carriers[session.id]
+        self._seen_before_leaving.add(session.id)
+        self._forget_memories()
+        return True
+
+    def _forget_memories(self) -> None:
+        while len(self._memories) > len(self._carriers) + MOST_MEMORIES:
+            oldest = next(session_id for session_id in self._memories if session_id not in self._carriers)
+            del self._memories[oldest]
+
+    # --- offering jobs
+
+    def _offer(self, job: JobClaimable, count: int, now: float) -> Performed:
+        """Wake as many open claims as the jobs need, the longest unwoken first, and hint every idle worker."""
+        project = self._connections.get(job.project_id, {})
+        performed: Performed = []
+        woken: list[Connection] = []
+        for connection in project:
+            if count > 0 and (room := connection.room_for(job)):
+                promised = min(room, count)
+                count -= promised
+                woken.append(connection)
+                performed.append((connection, connection.wake(promised, now)))
+            else:
+                performed.append((connection, connection.hint(job, now)))
+        for connection in woken:
+            # To the end of the order, so that the next job goes to another.
+            del project[connection]
+            project[connection] = None
+        return [(connection, actions) for connection, actions in performed if actions]

@@ -1,0 +1,80 @@
+"""Secrets and identifiers: how they are made, and what is stored of a secret (its hash alone)."""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable
+
+Random = Callable[[int], bytes]
+"""`random(n)` gives n unpredictable bytes (os.urandom, or a seeded source in tests)."""
+
+KEY_PREFIX = "mbx_"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
+_RANDOM_BITS = 80
+_RANDOM_LIMIT = 1 << _RANDOM_BITS
+
+
+def new_api_key(project: str | None = None, random: Random = os.urandom) -> str:
+    """`mbx_` and 32 random characters (160 bits), then `.<project handle>` if one is given."""
+    key = KEY_PREFIX + _random_text(random)
+    return f"{key}.{project}" if project else key
+
+
+def project_of_key(key: str) -> str | None:
+    """The project handle that a key ends in, if it does."""
+    _, dot, handle = key.partition(".")
+    return handle if dot and handle else None
+
+
+def new_session_token(random: Random = os.urandom) -> str:
+    """A fresh worker session token."""
+    return "wst_" + _random_text(random)
+
+
+def new_lease_token(random: Random = os.urandom) -> str:
+    """A fresh lease token."""
+    return "lease_" + _random_text(random)
+
+
+def hash_secret(secret: str) -> bytes:
+    """What is stored of a key or token: SHA-256, 32 bytes. Plain is enough, since the secrets are 160 random bits."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def same_hash(one: bytes | None, other: bytes) -> bool:
+    """Constant-time comparison; None equals nothing."""
+    return one is not None and hmac.compare_digest(one, other)
+
+
+class Identifiers:
+    """Makes `<prefix>_` + 26 characters that sort by time: 48 bits of milliseconds, 80 random bits, base 32.
+
+    Ids made by one instance increase strictly, also within a millisecond. Not safe for several threads at once.
+    """
+
+    def __init__(self, random: Random = os.urandom) -> None:
+        self._random = random
+        self._milliseconds = -1
+        self._tail = 0
+
+    def new(self, prefix: str, now: int) -> str:
+        """`prefix` without the underscore; `now` in microseconds since the epoch."""
+        milliseconds = max(now // 1000, self._milliseconds)
+        if milliseconds == self._milliseconds and self._tail + 1 < _RANDOM_LIMIT:
+            self._tail += 1
+        else:
+            self._milliseconds = milliseconds if milliseconds > self._milliseconds else milliseconds + 1
+            # The highest bit stays free, so that counting up within a millisecond has room.
+            self._tail = int.from_bytes(self._random(_RANDOM_BITS // 8), "big") >> 1
+        return f"{prefix}_{_base32(self._milliseconds << _RANDOM_BITS | self._tail)}"
+
+
+def _base32(value: int) -> str:
+    """130 bits as 26 characters, ten bits a table look-up."""
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+def _random_text(random: Random) -> str:
+    value = int.from_bytes(random(20), "big")
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(150, -1, -10)])

@@ -1,0 +1,154 @@
+"""The control plane in one process: store, services, HTTP and worker sockets, from start to a graceful end."""
+
+import functools
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+import structlog
+import uvicorn
+
+from control_plane.bootstrap import ensure_key
+from control_plane.config import ServeConfig
+from control_plane.domain.store import Committed, LeaseTerms, Store
+from control_plane.hub import Hub
+from control_plane.keys import new_lease_token, new_session_token
+from control_plane.services import (
+    Reaper,
+    ReaperConfig,
+    Service,
+    SessionSweeper,
+    SessionSweeperConfig,
+    Wakeups,
+    WakeupsConfig,
+)
+from control_plane.web.api import Services
+from control_plane.web.app import create_app
+from control_plane.web.authentication import Authenticator
+from control_plane.web.events import RunStreams
+from control_plane.web.http_protocol import HttpProtocol
+from control_plane.web.worker_socket import WorkerGate, WorkerSocket
+
+STOP_TIMEOUT = 10
+"""Seconds that open requests and sockets have to end once a stop was asked for."""
+
+KEEP_ALIVE = 75
+"""Seconds that an idle HTTP connection is kept."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Listener:
+    """The store's listener: every committed fact goes to the streams, the worker sockets and the wake-ups."""
+
+    def __init__(self) -> None:
+        self._targets: list[Callable[[Sequence[Committed]], None]] = []
+
+    def add(self, target: Callable[[Sequence[Committed]], None]) -> None:
+        """Tell `target` too."""
+        self._targets.append(target)
+
+    def __call__(self, facts: Sequence[Committed]) -> None:
+        """What one commit made true."""
+        for target in self._targets:
+            target(facts)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told when to stop by us (signals and the supervisor's pipe), and telling us when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.on_listening: Callable[[], None] = lambda: None
+        self._on_stopping = on_stopping
+
+    @contextmanager
+    def capture_signals(self) -> Any:
+        """Ours are installed on the loop, where they only ask for the stop."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self.on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything that is open, gracefully."""
+        self._on_stopping()
+        await super().shutdown(sockets)
+
+    def stop(self, reason: str) -> None:
+        """Ask for a graceful end. A second call changes nothing: the end has a deadline of its own."""
+        if not self.should_exit:
+            _log.info("stopping", reason=reason)
+            self.should_exit = True
+
+
+class ControlPlane:
+    """One server: `run` it once, `stop` it from a signal handler or the supervisor's pipe."""
+
+    def __init__(self, config: ServeConfig, terms: LeaseTerms, store: Store) -> None:
+        self._config = config
+        self._store = store
+        self._listener = Listener()
+        self.hub = Hub(terms, new_session_token, new_lease_token)
+        self._streams = RunStreams()
+        authenticator = Authenticator(store, time.monotonic, store.now)
+        self._gate = WorkerGate(store, self.hub, authenticator, config.dialect, config.dialects)
+        wakeups = Wakeups(store, self._listener, WakeupsConfig())
+        self._services: list[Service] = [
+            Reaper(store, ReaperConfig()),
+            SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
+            wakeups,
+        ]
+        for target in (self._streams.committed, self._gate.committed, wakeups.notice):
+            self._listener.add(target)
+        services = Services(store=store, streams=self._streams, clock=time.monotonic, wall_clock=store.now)
+        self._server = Server(_uvicorn_config(create_app(services, authenticator), self._gate), self._streams.close)
+
+    def stop(self, reason: str) -> None:
+        """Ask for a graceful end."""
+        self._server.stop(reason)
+
+    async def run(self, listening: socket.socket, on_listening: Callable[[], None]) -> None:
+        """Serve on the bound socket until `stop`. Raises ConfigurationError, StoreRefused, StoreUnavailable before
+        anything is served."""
+        async with AsyncExitStack() as stack:
+            await self._store.open(self._listener)
+            stack.push_async_callback(self._store.close)
+            await ensure_key(self._store, self._config.bootstrap_key_file)
+            await stack.enter_async_context(_running(self._services))
+            stack.push_async_callback(self._gate.finish, STOP_TIMEOUT)
+            self._server.on_listening = on_listening
+            await self._server.serve(sockets=[listening])
+
+
+@asynccontextmanager
+async def _running(services: list[Service]) -> AsyncIterator[None]:
+    try:
+        for service in services:
+            await service.start()
+        yield
+    finally:
+        for service in services:
+            await service.stop()
+
+
+def _uvicorn_config(app: Any, gate: WorkerGate) -> uvicorn.Config:
+    # uvicorn calls `ws` to make a protocol for every upgrade; that it is no class matters to its annotation alone.
+    make_socket: Any = functools.partial(WorkerSocket, gate)
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws=make_socket,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=STOP_TIMEOUT,
+        backlog=2048,
+    )

@@ -1,0 +1,173 @@
+"""What the control plane does by the clock.
+
+Every service has one shape: a frozen config, `start`, an idempotent `stop`, and `run_once(now)`, which is one round by
+the store's clock (microseconds) and all that tests need.
+
+A round that fails because the store is away is logged once per outage and tried again at the next turn.
+"""
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import structlog
+from msgspec import Struct
+
+from control_plane.domain.store import Committed, JobClaimable, Listener, Store
+from control_plane.domain.times import MICROSECONDS, to_microseconds
+from control_plane.errors import StoreUnavailable
+
+_log = structlog.get_logger("control_plane.services")
+
+
+class Service(ABC):
+    """Calls `run_once` every `interval` seconds from `start` to `stop`, and at once after `wake`."""
+
+    def __init__(self, store: Store, interval: float) -> None:
+        self.store = store
+        self.interval = interval
+        self._task: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
+        self._failing = False
+
+    @abstractmethod
+    async def run_once(self, now: int) -> None:
+        """One round; `now` is store.now()."""
+
+    async def start(self) -> None:
+        """Begin; the first round comes at once."""
+        self._task = asyncio.create_task(self._run(), name=type(self).__name__)
+
+    async def stop(self) -> None:
+        """End; a round that is under way is given up. A second call does nothing."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def wake(self) -> None:
+        """Have the next round now."""
+        self._woken.set()
+
+    def pause(self) -> float:
+        """Seconds until the next round."""
+        return self.interval
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                await self.run_once(self.store.now())
+                self._failing = False
+            except StoreUnavailable as error:
+                if not self._failing:
+                    _log.warning("store unavailable", service=type(self).__name__, error=str(error))
+                self._failing = True
+            except Exception:  # noqa: BLE001 - the last resort: one bad round must not end a service
+                _log.exception("round failed", service=type(self).__name__)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), self.pause())
+
+
+class ReaperConfig(Struct, frozen=True, kw_only=True):
+    """`interval` in seconds; at most `limit` jobs of each deadline a transaction."""
+
+    interval: float = 1.0
+    limit: int = 500
+
+
+class Reaper(Service):
+    """Takes back lapsed leases, ends what ran too long, renews what waited too long."""
+
+    def __init__(self, store: Store, config: ReaperConfig) -> None:
+        super().__init__(store, config.interval)
+        self._limit = config.limit
+
+    async def run_once(self, now: int) -> None:
+        """Sweep until a sweep finds less than its limit."""
+        while True:
+            reaped = await self.store.reap(limit=self._limit, now=now)
+            if reaped.leases_lapsed or reaped.executions_timed_out or reaped.pending_renewed:
+                _log.info(
+                    "reaped",
+                    leases_lapsed=reaped.leases_lapsed,
+                    executions_timed_out=reaped.executions_timed_out,
+                    pending_renewed=reaped.pending_renewed,
+                )
+            if max(reaped.leases_lapsed, reaped.executions_timed_out, reaped.pending_renewed) < self._limit:
+                return
+
+
+class SessionSweeperConfig(Struct, frozen=True, kw_only=True):
+    """Seconds. A session without a live socket ends `end_after` seconds after it was last seen."""
+
+    interval: float = 5.0
+    end_after: float = 600.0
+
+
+class SessionSweeper(Service):
+    """Writes when sessions were last seen, and ends those of which nothing has been seen for long.
+
+    `take_seen` gives the ids of the sessions seen since it was last asked (Hub.take_seen), `live` those with an open
+    socket (Hub.live_sessions).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        take_seen: Callable[[], Sequence[str]],
+        live: Callable[[], Sequence[str]],
+        config: SessionSweeperConfig,
+    ) -> None:
+        super().__init__(store, config.interval)
+        self._take_seen = take_seen
+        self._live = live
+        self._end_after = to_microseconds(config.end_after)
+
+    async def run_once(self, now: int) -> None:
+        """Write what was seen, then end what was not."""
+        seen = self._take_seen()
+        if seen:
+            await self.store.sessions_seen(dict.fromkeys(seen, now))
+        await self.store.end_sessions(unseen_since=now - self._end_after, except_for=self._live(), now=now)
+
+
+class WakeupsConfig(Struct, frozen=True, kw_only=True):
+    """`interval`: longest pause (seconds); at most `limit` jobs are announced a round."""
+
+    interval: float = 1.0
+    limit: int = 500
+
+
+class Wakeups(Service):
+    """Announces delayed jobs when they become claimable. `notice` sees every committed fact."""
+
+    def __init__(self, store: Store, listener: Listener, config: WakeupsConfig) -> None:
+        super().__init__(store, config.interval)
+        self._listener = listener
+        self._limit = config.limit
+        self._announced_until: int | None = None
+        self._next: int | None = None
+
+    def notice(self, facts: Sequence[Committed]) -> None:
+        """A job that is delayed beyond what the next round waits for brings that round forward."""
+        due = min((fact.available_at for fact in facts if isinstance(fact, JobClaimable)), default=None)
+        if due is not None and due > self.store.now() and (self._next is None or due < self._next):
+            self.wake()
+
+    def pause(self) -> float:
+        """Until the next delayed job is due, at most the interval."""
+        if self._next is None:
+            return self.interval
+        return min(self.interval, max(0.0, (self._next - self.store.now()) / MICROSECONDS))
+
+    async def run_once(self, now: int) -> None:
+        """Announce what became claimable since the last round."""
+        since = self._announced_until if self._announced_until is not None else now
+        due = await self.store.claimable(limit=self._limit, since=since, now=now)
+        if due:
+            self._listener(due)
+        self._announced_until = due[-1].available_at if len(due) == self._limit else now
+        self._next = now if len(due) == self._limit else await self.store.next_available_at(now=now)

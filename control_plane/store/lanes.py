@@ -1,0 +1,93 @@
+"""What a claim selects by: jobs of one project, queue, environment and kind of work wait in one lane, in order.
+
+A lane is a row that is never deleted, so that the writer may keep what it has read. What was read or made in a
+transaction that is undone is forgotten.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from control_plane.domain.model import Selector
+from control_plane.domain.selection import Routed, admits
+
+NEVER = 1 << 62
+_MOST_SELECTIONS = 10_000
+
+Execute = Callable[..., Iterable[Any]]
+
+
+class Lane(Struct, frozen=True, kw_only=True):
+    """One row of `lanes`."""
+
+    id: int
+    queue: str
+    environment_id: str | None
+    action_name: str | None
+    provider: str | None
+    model: str | None
+
+
+class Lanes:
+    """The lanes by project, and until when each is known to have nothing to claim. Used by the writer alone."""
+
+    def __init__(self, statements: dict[str, str]) -> None:
+        self._sql = statements
+        self._ids: dict[str, dict[tuple[str | None, ...], int]] = {}
+        self._lanes: dict[str, list[Lane]] = {}
+        self._selections: dict[tuple[str, Selector], list[int]] = {}
+        self._quiet_until: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Something was rolled back."""
+        for known in (self._ids, self._lanes, self._selections, self._quiet_until):
+            known.clear()
+
+    def lane_of(self, execute: Execute, project_id: str, job: Routed) -> int:
+        """The lane in which the job waits, made if it is new."""
+        key = (job.queue, job.environment_id, job.action_name, job.provider, job.model)
+        ids = self._ids_of(execute, project_id)
+        lane_id = ids.get(key)
+        if lane_id is None:
+            ((lane_id,),) = execute(self._sql["insert_lane"], (project_id, *key))
+            self._lanes.pop(project_id)
+            self._ids.pop(project_id)
+            self._selections.clear()
+        return lane_id
+
+    def admitted(self, execute: Execute, project_id: str, selector: Selector) -> list[int]:
+        """The lanes of the project whose jobs the selector admits."""
+        key = (project_id, selector)
+        found = self._selections.get(key)
+        if found is None:
+            if len(self._selections) >= _MOST_SELECTIONS:
+                self._selections.clear()
+            self._ids_of(execute, project_id)
+            found = [lane.id for lane in self._lanes[project_id] if admits(selector, lane)]
+            self._selections[key] = found
+        return found
+
+    def quiet(self, lane_id: int, now: int) -> bool:
+        """Whether the lane is known to have nothing to claim at `now`."""
+        return self._quiet_until.get(lane_id, 0) > now
+
+    def set_quiet(self, lane_id: int, until: int | None) -> None:
+        """The lane's earliest job becomes available at `until`; None: it has none."""
+        self._quiet_until[lane_id] = NEVER if until is None else until
+
+    def job_came(self, lane_id: int, available_at: int) -> None:
+        """A job waits in the lane from now on."""
+        if self._quiet_until.get(lane_id, 0) > available_at:
+            self._quiet_until[lane_id] = available_at
+
+    def _ids_of(self, execute: Execute, project_id: str) -> dict[tuple[str | None, ...], int]:
+        ids = self._ids.get(project_id)
+        if ids is None:
+            rows = list(execute(self._sql["lanes_of_project"], (project_id,)))
+            self._lanes[project_id] = [
+                Lane(id=row[0], queue=row[1], environment_id=row[2], action_name=row[3], provider=row[4], model=row[5])
+                for row in rows
+            ]
+            ids = self._ids[project_id] = {tuple(row[1:]): row[0] for row in rows}
+        return ids

@@ -1,0 +1,439 @@
+"""The store on one SQLite file: a writer thread with group commit, and a few readers that cannot write.
+
+`synchronous=FULL` in WAL mode: a commit is on disk before anybody is told of it. One process owns the file (a lock
+beside it), so that the writer may remember what it has read.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from control_plane.domain import jobs
+from control_plane.domain.model import (
+    ApiKey,
+    Automation,
+    Event,
+    Job,
+    Project,
+    Run,
+    Selector,
+    Session,
+    Step,
+    Version,
+)
+from control_plane.domain.store import (
+    ClaimOrder,
+    HeartbeatOutcome,
+    JobClaimable,
+    Lease,
+    LeaseTerms,
+    Listener,
+    Page,
+    Reaped,
+    ReportOutcome,
+    SessionView,
+)
+from control_plane.domain.times import to_microseconds
+from control_plane.errors import StoreRefused, StoreUnavailable
+from control_plane.keys import hash_secret
+from control_plane.store import sqlite_jobs, sqlite_registry
+from control_plane.store.clock import Clock
+from control_plane.store.sqlite_queries import Queries
+from control_plane.store.sqlite_unit import Known
+from control_plane.store.sqlite_writer import FAULTS, Writer, Writing
+from control_plane.store.statements import load_migrations, load_statements
+
+OLDEST_SQLITE = (3, 51, 3)
+"""Older ones can corrupt a database when its write-ahead log is reset."""
+
+BUSY_TIMEOUT = 5000
+"""Milliseconds."""
+
+READERS = 3
+_CHECKPOINT_PAGES = 4000
+_CACHED_STATEMENTS = 200
+
+ResultT = TypeVar("ResultT")
+
+
+class SqliteStore:
+    """control_plane.domain.store.Store on the file at `path`, made with mode 0600 when it does not exist."""
+
+    def __init__(self, path: str | Path, terms: LeaseTerms, clock: Clock | None = None) -> None:
+        self.path = Path(path)
+        self.terms = terms
+        self._clock = clock if clock is not None else Clock()
+        statements = load_statements("sqlite")
+        self._known = Known(statements, terms)
+        self._queries = Queries(statements)
+        self._writer = Writer(
+            self._connect_writer,
+            self._before_commit,
+            self._known.lanes.forget,
+            self._postpone_lapses,
+            self._clock,
+        )
+        self._lock: int | None = None
+        self._leases_lapse_from = 0
+        self._readers: ThreadPoolExecutor | None = None
+        self._local = threading.local()
+        self._reading: list[apsw.Connection] = []
+
+    # --- life
+
+    async def open(self, listener: Listener) -> None:
+        """See Store.open. StoreRefused when trying again would change nothing."""
+        connection = await asyncio.to_thread(self._open)
+        self._postpone_lapses()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._writer.start(connection, listener)
+
+    async def close(self) -> None:
+        """See Store.close. A second call does nothing."""
+        await self._writer.stop()
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            await asyncio.to_thread(readers.shutdown)
+        for connection in self._reading:
+            connection.close()
+        self._reading.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def now(self) -> int:
+        """See Store.now."""
+        return self._clock.now()
+
+    async def ping(self) -> None:
+        """See Store.ping."""
+        await self._writer.submit(_nothing)
+
+    def _open(self) -> apsw.Connection:
+        if tuple(int(part) for part in apsw.sqlite_lib_version().split(".")) < OLDEST_SQLITE:
+            oldest = ".".join(map(str, OLDEST_SQLITE))
+            raise StoreRefused(
+                f"SQLite {apsw.sqlite_lib_version()} can corrupt databases in WAL mode; {oldest} or newer is needed: "
+                "install the apsw package from PyPI, which brings its own"
+            )
+        try:
+            self._lock = _lock(self.path)
+            # Made here and not by SQLite, so that the file and what SQLite puts beside it are for the owner alone.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StoreRefused(f"store {self.path}: {error.strerror}") from error
+        try:
+            connection = self._connect_writer()
+            _migrate(connection, self.path)
+            ((latest,),) = connection.execute("SELECT latest FROM store_clock")
+        except apsw.NotADBError as error:
+            raise StoreRefused(f"store {self.path} is no SQLite database") from error
+        except apsw.Error as error:
+            raise StoreUnavailable(f"store {self.path} cannot be opened: {error}") from error
+        self._clock.keep_above(latest)
+        return connection
+
+    def _connect_writer(self) -> apsw.Connection:
+        connection = apsw.Connection(
+            str(self.path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=_CACHED_STATEMENTS
+        )
+        connection.set_busy_timeout(BUSY_TIMEOUT)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "temp_store = MEMORY"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
+        return connection
+
+    def _before_commit(self, connection: apsw.Connection, latest: int, finished: dict[str, int]) -> None:
+        connection.execute("UPDATE store_clock SET latest = ? WHERE latest < ?", (latest, latest))
+        for session_id, job_seq in finished.items():
+            connection.execute(self._known.sql["set_last_job"], (job_seq, session_id))
+
+    def _postpone_lapses(self) -> None:
+        """Nobody could heartbeat while the store was away: leases lapse a lease duration from now at the earliest."""
+        self._leases_lapse_from = self._clock.now() + to_microseconds(self.terms.lease_duration)
+
+    async def _write(self, command: Callable[[Writing], ResultT], now: int | None) -> ResultT:
+        return await self._writer.submit(command, now)
+
+    async def _read(self, query: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        if self._readers is None:
+            raise StoreUnavailable("the store is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_now, query, *arguments)
+
+    def _read_now(self, query: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        try:
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._connect_reader()
+            return query(connection, *arguments)
+        except FAULTS as error:
+            raise StoreUnavailable(f"the store cannot read now: {error}") from error
+
+    def _connect_reader(self) -> apsw.Connection:
+        connection = apsw.Connection(
+            str(self.path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=_CACHED_STATEMENTS
+        )
+        connection.set_busy_timeout(BUSY_TIMEOUT)
+        connection.execute("PRAGMA query_only = ON")
+        # Checkpoints are the writer's: they hold a lock and take time.
+        connection.wal_autocheckpoint(0)
+        self._local.connection = connection
+        self._reading.append(connection)
+        return connection
+
+    # --- projects and keys
+
+    async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
+        """See Store."""
+        return await self._write(sqlite_registry.create_project(self._known, handle, name), now)
+
+    async def projects(self) -> list[Project]:
+        """See Store."""
+        return await self._read(self._queries.projects)
+
+    async def project(self, handle: str) -> Project:
+        """See Store."""
+        return await self._read(self._queries.project, handle)
+
+    async def create_key(self, project_handle: str, name: str, secret_hash: bytes, *, now: int | None = None) -> ApiKey:
+        """See Store. Raises Conflict("key_exists") too."""
+        return await self._write(sqlite_registry.create_key(self._known, project_handle, name, secret_hash), now)
+
+    async def key(self, secret_hash: bytes) -> ApiKey | None:
+        """See Store."""
+        return await self._read(self._queries.key, secret_hash)
+
+    async def has_keys(self) -> bool:
+        """See Store."""
+        return await self._read(self._queries.has_keys)
+
+    # --- automations
+
+    async def create_automation(
+        self, project_id: str, handle: str, name: str, fields: dict[str, Any], *, now: int | None = None
+    ) -> Automation:
+        """See Store."""
+        command = sqlite_registry.create_automation(self._known, project_id, handle, name, fields)
+        return await self._write(command, now)
+
+    async def automations(self, project_id: str, *, status: str | None, cursor: str | None, limit: int) -> Page:
+        """See Store."""
+        return await self._read(self._queries.automations, project_id, status, cursor, limit)
+
+    async def automation(self, project_id: str, handle: str) -> Automation:
+        """See Store."""
+        return await self._read(self._queries.automation, project_id, handle)
+
+    async def update_automation(
+        self, project_id: str, handle: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> Automation:
+        """See Store."""
+        return await self._write(sqlite_registry.update_automation(self._known, project_id, handle, changes), now)
+
+    async def archive_automation(self, project_id: str, handle: str, *, now: int | None = None) -> None:
+        """See Store."""
+        command = sqlite_registry.update_automation(self._known, project_id, handle, {"status": "archived"})
+        await self._write(command, now)
+
+    async def create_version(
+        self,
+        project_id: str,
+        handle: str,
+        spec: dict[str, Any],
+        compiled_plan: dict[str, Any] | None,
+        *,
+        now: int | None = None,
+    ) -> Version:
+        """See Store."""
+        command = sqlite_registry.create_version(self._known, project_id, handle, spec, compiled_plan)
+        return await self._write(command, now)
+
+    async def versions(self, project_id: str, handle: str) -> list[Version]:
+        """See Store."""
+        return await self._read(self._queries.versions, project_id, handle)
+
+    async def publish_version(
+        self, project_id: str, handle: str, version: int, *, now: int | None = None
+    ) -> Automation:
+        """See Store."""
+        return await self._write(sqlite_registry.publish_version(self._known, project_id, handle, version), now)
+
+    # --- runs
+
+    async def start_run(
+        self,
+        project_id: str,
+        handle: str,
+        *,
+        inputs: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        external_id: str | None = None,
+        now: int | None = None,
+    ) -> Run:
+        """See Store."""
+        command = sqlite_jobs.start_run(self._known, project_id, handle, inputs, source, external_id)
+        return await self._write(command, now)
+
+    async def run(self, project_id: str, run_id: str) -> Run:
+        """See Store."""
+        return await self._read(self._queries.run, project_id, run_id)
+
+    async def runs(
+        self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store."""
+        return await self._read(self._queries.runs, project_id, status, automation_id, cursor, limit)
+
+    async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
+        """See Store."""
+        return await self._write(sqlite_jobs.cancel_run(self._known, project_id, run_id, reason), now)
+
+    async def steps(self, project_id: str, run_id: str) -> list[Step]:
+        """See Store."""
+        return await self._read(self._queries.steps, project_id, run_id)
+
+    async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
+        """See Store."""
+        return await self._read(self._queries.events, project_id, run_id, since, limit)
+
+    # --- sessions
+
+    async def register_session(self, session: Session, *, now: int | None = None) -> Session:
+        """See Store."""
+        return await self._write(sqlite_registry.register_session(self._known, session), now)
+
+    async def session_by_token(self, project_id: str, token_hash: bytes) -> Session | None:
+        """See Store."""
+        return await self._read(self._queries.session_by_token, project_id, token_hash)
+
+    async def session_of_instance(self, project_id: str, worker_instance_id: str) -> Session | None:
+        """See Store."""
+        return await self._read(self._queries.session_of_instance, project_id, worker_instance_id)
+
+    async def sessions_seen(self, seen: dict[str, int]) -> None:
+        """See Store."""
+        await self._write(sqlite_registry.sessions_seen(self._known, seen), None)
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        draining: bool | None = None,
+        drain_requested: bool | None = None,
+        ended: bool | None = None,
+        selector: Selector | None = None,
+        now: int | None = None,
+    ) -> None:
+        """See Store."""
+        command = sqlite_registry.update_session(
+            self._known,
+            session_id,
+            draining=draining,
+            drain_requested=drain_requested,
+            ended=ended,
+            selector=selector,
+        )
+        await self._write(command, now)
+
+    async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
+        """See Store."""
+        return await self._write(sqlite_registry.end_sessions(self._known, unseen_since, except_for), now)
+
+    async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:  # noqa: ARG002 - the port
+        """See Store."""
+        return await self._read(self._queries.sessions, project_id)
+
+    # --- jobs
+
+    async def claim(self, order: ClaimOrder, *, now: int | None = None) -> list[Lease]:
+        """See Store."""
+        return await self._write(sqlite_jobs.claim(self._known, order), now)
+
+    async def heartbeat(
+        self, project_id: str, job_id: str, lease_token: str, *, now: int | None = None
+    ) -> HeartbeatOutcome:
+        """See Store."""
+        return await self._write(sqlite_jobs.heartbeat(self._known, project_id, job_id, lease_token), now)
+
+    async def report(
+        self,
+        project_id: str,
+        job_id: str,
+        lease_token: str,
+        *,
+        status: str,
+        result: dict[str, Any] | None,
+        error_type: str | None,
+        error_message: str | None,
+        now: int | None = None,
+    ) -> ReportOutcome:
+        """See Store."""
+        reported = jobs.Reported(
+            token_hash=hash_secret(lease_token),
+            status=status,
+            result=result,
+            error_type=error_type,
+            error_message=error_message,
+        )
+        return await self._write(sqlite_jobs.report(self._known, project_id, job_id, reported), now)
+
+    async def job(self, project_id: str, job_id: str) -> Job:
+        """See Store."""
+        return await self._read(self._queries.job, project_id, job_id)
+
+    async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
+        """See Store."""
+        command = sqlite_jobs.reap(self._known, limit, leases_lapse_from=self._leases_lapse_from)
+        return await self._write(command, now)
+
+    async def next_available_at(self, *, now: int | None = None) -> int | None:
+        """See Store."""
+        return await self._read(self._queries.next_available_at, self.now() if now is None else now)
+
+    async def claimable(self, *, limit: int, since: int = 0, now: int | None = None) -> list[JobClaimable]:
+        """See Store."""
+        return await self._read(self._queries.claimable, since, self.now() if now is None else now, limit)
+
+
+def _nothing(writing: Writing) -> None:
+    # A commit without a change would not touch the disk; the clock's row does not always change.
+    writing.execute("UPDATE store_clock SET latest = latest")
+
+
+def _lock(path: Path) -> int:
+    """A lock that dies with the process. SQLite's own locks would be lost with any other descriptor of the file."""
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreRefused(f"store {path} is in use by another control plane") from error
+    return descriptor
+
+
+def _migrate(connection: apsw.Connection, path: Path) -> None:
+    """Forward only; each migration and its number are one transaction."""
+    migrations = load_migrations("sqlite")
+    newest = migrations[-1][0]
+    version = int(connection.pragma("user_version"))
+    if version > newest:
+        raise StoreRefused(
+            f"store {path} has schema {version}, newer than this version knows ({newest}): install the newer one again"
+        )
+    for number, text in migrations:
+        if number > version:
+            with contextlib.ExitStack() as undo:
+                connection.execute("BEGIN IMMEDIATE")
+                undo.callback(connection.execute, "ROLLBACK")
+                connection.execute(text)
+                connection.execute(f"PRAGMA user_version = {number}")
+                undo.pop_all()
+                connection.execute("COMMIT")

@@ -1,0 +1,210 @@
+"""Commands on jobs and runs: each is one transaction of the writer, in the shape load, decide, apply."""
+
+from collections.abc import Callable
+from typing import Any
+
+from control_plane.domain import jobs
+from control_plane.domain.model import TERMINAL_RUN, Run
+from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reaped, ReportOutcome
+from control_plane.domain.times import to_microseconds
+from control_plane.errors import Conflict
+from control_plane.keys import hash_secret, same_hash
+from control_plane.store import sqlite_rows as rows
+from control_plane.store.sqlite_unit import Known, Unit
+from control_plane.store.sqlite_writer import Writing
+
+JOB_OVERHEAD = 1024
+"""Bytes that a claimed job takes in its frame beside its spec."""
+
+
+def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
+    """See Store.claim."""
+
+    def command(writing: Writing) -> list[Lease]:
+        unit = Unit(known, writing)
+        engine = unit.engine(order.project_id)
+        duration = known.terms.lease_duration
+        leases: list[Lease] = []
+        size = 0
+        for seq in _candidates(known, writing, order):
+            text = unit.spec_text(seq)
+            size += len(text.encode()) + JOB_OVERHEAD
+            if leases and size > order.byte_limit:
+                break
+            before = unit.job_at("pending_job", seq, rows.from_json(text))
+            if before is None or before.id in order.excluded:
+                continue
+            token = order.lease_tokens[len(leases)]
+            claimant = jobs.Claimant(
+                session_id=order.session_id,
+                worker_instance_id=order.worker_instance_id,
+                token_hash=hash_secret(token),
+            )
+            after = jobs.claimed(before, claimant, duration, writing.now)
+            if after is None:
+                continue
+            engine.claimed(before, after)
+            leases.append(Lease(job=after, lease_token=token))
+            if len(leases) == order.limit:
+                break
+        unit.apply(engine.changes)
+        return leases
+
+    return command
+
+
+def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
+    """The seqs of the oldest available jobs in the lanes that the order admits; a few more than it can take."""
+    wanted = order.limit + len(order.excluded)
+    heads: list[tuple[int, int]] = []
+    for lane_id in known.lanes.admitted(writing.execute, order.project_id, order.selector):
+        if known.lanes.quiet(lane_id, writing.now):
+            continue
+        head = list(writing.execute(known.sql["lane_head"], (lane_id, writing.now, wanted)))
+        heads += head
+        if not head:
+            ((following,),) = writing.execute(known.sql["lane_next"], (lane_id,))
+            known.lanes.set_quiet(lane_id, following)
+    heads.sort()
+    return [seq for _, seq in heads]
+
+
+def heartbeat(known: Known, project_id: str, job_id: str, lease_token: str) -> Callable[[Writing], HeartbeatOutcome]:
+    """See Store.heartbeat."""
+    token_hash = hash_secret(lease_token)
+
+    def command(writing: Writing) -> HeartbeatOutcome:
+        row = next(iter(writing.execute(known.sql["claimed_by_id"], (job_id, project_id))), None)
+        if row is None or not same_hash(row[1], token_hash):
+            return HeartbeatOutcome(lost=True)
+        seq, stored_hash, cancel_requested_at, cancel_reason = row
+        expires_at = writing.now + to_microseconds(known.terms.lease_duration)
+        writing.execute(known.sql["extend_lease"], (expires_at, writing.now, seq, stored_hash))
+        return HeartbeatOutcome(
+            lost=False,
+            cancel_requested=cancel_requested_at is not None,
+            cancel_reason=cancel_reason,
+            cancel_requested_at=cancel_requested_at,
+        )
+
+    return command
+
+
+def report(known: Known, project_id: str, job_id: str, reported: jobs.Reported) -> Callable[[Writing], ReportOutcome]:
+    """See Store.report."""
+
+    def command(writing: Writing) -> ReportOutcome:
+        unit = Unit(known, writing)
+        job = unit.job(project_id, job_id)
+        if job is None:
+            return ReportOutcome(verdict="unknown")
+        outcome = jobs.reported(job, reported, known.terms.pending_deadline, writing.now)
+        if outcome.after is not None:
+            engine = unit.engine(project_id)
+            engine.job_moved(job, outcome, unit.running(job))
+            unit.apply(engine.changes)
+        return ReportOutcome(verdict=outcome.verdict)
+
+    return command
+
+
+def reap(known: Known, limit: int, *, leases_lapse_from: int) -> Callable[[Writing], Reaped]:
+    """See Store.reap; before `leases_lapse_from` no lease lapses."""
+
+    def command(writing: Writing) -> Reaped:
+        now = writing.now
+        timed_out = lapsed = renewed = 0
+        for seq in _seqs(writing, known.sql["overrun_claims"], now, limit):
+            timed_out += _time_out(known, writing, "claimed_job", seq)
+        if now >= leases_lapse_from:
+            for seq in _seqs(writing, known.sql["lapsed_leases"], now, now, limit):
+                lapsed += _lapse(known, writing, seq)
+        for seq, execution_deadline_at in list(writing.execute(known.sql["lapsed_pending"], (now, limit))):
+            if execution_deadline_at is not None and execution_deadline_at <= now:
+                timed_out += _time_out(known, writing, "pending_job", seq)
+            else:
+                renewed += _renew(known, writing, seq)
+        return Reaped(leases_lapsed=lapsed, executions_timed_out=timed_out, pending_renewed=renewed)
+
+    return command
+
+
+def _seqs(writing: Writing, statement: str, *bindings: Any) -> list[int]:
+    return [row[0] for row in writing.execute(statement, bindings)]
+
+
+def _time_out(known: Known, writing: Writing, statement: str, seq: int) -> int:
+    unit = Unit(known, writing)
+    job = unit.job_at(statement, seq)
+    if job is None:
+        return 0
+    engine = unit.engine(job.project_id)
+    engine.timed_out(job, unit.running(job))
+    unit.apply(engine.changes)
+    return 1
+
+
+def _lapse(known: Known, writing: Writing, seq: int) -> int:
+    unit = Unit(known, writing)
+    job = unit.job_at("claimed_job", seq)
+    if job is None:
+        return 0
+    engine = unit.engine(job.project_id)
+    engine.job_moved(job, jobs.lapsed(job, known.terms.pending_deadline, writing.now), unit.running(job))
+    unit.apply(engine.changes)
+    return 1
+
+
+def _renew(known: Known, writing: Writing, seq: int) -> int:
+    unit = Unit(known, writing)
+    job = unit.job_at("pending_job", seq)
+    if job is None:
+        return 0
+    engine = unit.engine(job.project_id)
+    engine.renewed(job)
+    unit.apply(engine.changes)
+    return 1
+
+
+def start_run(
+    known: Known,
+    project_id: str,
+    handle: str,
+    inputs: dict[str, Any] | None,
+    source: dict[str, Any] | None,
+    external_id: str | None,
+) -> Callable[[Writing], Run]:
+    """See Store.start_run."""
+
+    def command(writing: Writing) -> Run:
+        unit = Unit(known, writing)
+        engine = unit.engine(project_id)
+        if external_id is not None:
+            automation = unit.automation(project_id, handle)
+            earlier = unit.run_of_external_id(automation.id, external_id)
+            if earlier is not None:
+                if earlier.status not in TERMINAL_RUN:
+                    return earlier
+                sentence = f"external_id {external_id} belongs to run {earlier.id}, which is {earlier.status}"
+                raise Conflict("external_id_conflict", sentence, {"run_id": earlier.id, "status": earlier.status})
+        run = engine.start(unit.published(handle), inputs, source=source, external_id=external_id)
+        unit.apply(engine.changes)
+        return run
+
+    return command
+
+
+def cancel_run(known: Known, project_id: str, run_id: str, reason: str | None) -> Callable[[Writing], Run]:
+    """See Store.cancel_run."""
+
+    def command(writing: Writing) -> Run:
+        unit = Unit(known, writing)
+        run = unit.run(project_id, run_id)
+        step = unit.open_step(run)
+        job = unit.job(project_id, step.job_id) if step is not None and step.job_id is not None else None
+        engine = unit.engine(project_id)
+        run = engine.cancel(run, step, job, reason)
+        unit.apply(engine.changes)
+        return run
+
+    return command

@@ -1,0 +1,244 @@
+"""What is read for people and programs, on connections that cannot write: every call is one short read."""
+
+import base64
+import binascii
+from typing import Any
+
+import apsw
+from msgspec.structs import replace
+
+from control_plane.domain.model import (
+    TERMINAL_RUN,
+    ApiKey,
+    Automation,
+    Event,
+    Job,
+    Project,
+    Run,
+    Session,
+    Step,
+    Version,
+)
+from control_plane.domain.store import JobClaimable, Page, SessionView
+from control_plane.errors import Invalid, NotFound
+from control_plane.store import sqlite_rows as rows
+from control_plane.store.lanes import NEVER
+
+MOST_EVENT_BYTES = 8 * 1024 * 1024
+"""Of payloads in one answer of `events`."""
+
+
+class Queries:
+    """The reading half of the store; `connection` is passed to every call."""
+
+    def __init__(self, statements: dict[str, str]) -> None:
+        self._sql = statements
+
+    def _one(self, connection: apsw.Connection, name: str, *bindings: Any) -> Any:
+        return next(iter(connection.execute(self._sql[name], bindings)), None)
+
+    def _all(self, connection: apsw.Connection, name: str, *bindings: Any) -> list[Any]:
+        return list(connection.execute(self._sql[name], bindings))
+
+    # --- projects and keys
+
+    def projects(self, connection: apsw.Connection) -> list[Project]:
+        """See Store.projects."""
+        return [rows.project(row) for row in self._all(connection, "projects")]
+
+    def project(self, connection: apsw.Connection, handle: str) -> Project:
+        """See Store.project."""
+        row = self._one(connection, "project_by_handle", handle)
+        if row is None:
+            raise NotFound(f"no project {handle}")
+        return rows.project(row)
+
+    def key(self, connection: apsw.Connection, secret_hash: bytes) -> ApiKey | None:
+        """See Store.key."""
+        row = self._one(connection, "key_by_hash", secret_hash)
+        return None if row is None else rows.api_key(row[:-1])
+
+    def has_keys(self, connection: apsw.Connection) -> bool:
+        """See Store.has_keys."""
+        return self._one(connection, "any_key") is not None
+
+    # --- automations
+
+    def automations(
+        self, connection: apsw.Connection, project_id: str, status: str | None, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store.automations."""
+        bindings = (project_id, _position(cursor), status, limit + 1)
+        found = self._all(connection, "automations_of_project", *bindings)
+        return _page([(row[0], rows.automation(row[1:])) for row in found], limit)
+
+    def automation(self, connection: apsw.Connection, project_id: str, handle: str) -> Automation:
+        """See Store.automation."""
+        row = self._one(connection, "automation_by_handle", project_id, handle)
+        if row is None:
+            raise NotFound(f"no automation {handle} in this project")
+        return rows.automation(row)
+
+    def versions(self, connection: apsw.Connection, project_id: str, handle: str) -> list[Version]:
+        """See Store.versions."""
+        automation = self.automation(connection, project_id, handle)
+        return [rows.version(row) for row in self._all(connection, "versions", automation.id)]
+
+    # --- runs
+
+    def run(self, connection: apsw.Connection, project_id: str, run_id: str) -> Run:
+        """See Store.run."""
+        row = self._one(connection, "run_by_id", run_id, project_id)
+        if row is None:
+            raise NotFound(f"no run {run_id} in this project")
+        run = rows.run(row)
+        saved = {name: rows.from_json(text) for name, text in self._all(connection, "step_results", row[0])}
+        if run.status == "completed":
+            return replace(run, result=saved)
+        return run if run.status in TERMINAL_RUN else replace(run, context=saved)
+
+    def runs(
+        self,
+        connection: apsw.Connection,
+        project_id: str,
+        status: str | None,
+        automation_id: str | None,
+        cursor: str | None,
+        limit: int,
+    ) -> Page:
+        """See Store.runs."""
+        before = _position(cursor)
+        if automation_id is None and status is None:
+            found = self._all(connection, "runs_of_project", project_id, before, limit + 1)
+        elif automation_id is None:
+            found = self._all(connection, "runs_by_status", project_id, status, before, limit + 1)
+        elif status is None:
+            found = self._all(connection, "runs_of_automation", automation_id, project_id, before, limit + 1)
+        else:
+            bindings = (automation_id, project_id, status, before, limit + 1)
+            found = self._all(connection, "runs_of_automation_by_status", *bindings)
+        return _page([(row[0], rows.run(row)) for row in found], limit)
+
+    def steps(self, connection: apsw.Connection, project_id: str, run_id: str) -> list[Step]:
+        """See Store.steps."""
+        return [
+            rows.step(row)
+            for row in self._all(connection, "steps_of_run", self._run_seq(connection, project_id, run_id))
+        ]
+
+    def events(self, connection: apsw.Connection, project_id: str, run_id: str, since: int, limit: int) -> list[Event]:
+        """See Store.events; fewer than `limit` when their payloads are large, but at least one."""
+        run_seq = self._run_seq(connection, project_id, run_id)
+        events: list[Event] = []
+        size = 0
+        for row in connection.execute(self._sql["events_of_run"], (run_seq, since, limit)):
+            size += len(row[-1])
+            if events and size > MOST_EVENT_BYTES:
+                break
+            events.append(rows.event(project_id, run_id, row))
+        return events
+
+    def _run_seq(self, connection: apsw.Connection, project_id: str, run_id: str) -> int:
+        row = self._one(connection, "run_seq", run_id, project_id)
+        if row is None:
+            raise NotFound(f"no run {run_id} in this project")
+        return int(row[0])
+
+    # --- sessions
+
+    def session_by_token(self, connection: apsw.Connection, project_id: str, token_hash: bytes) -> Session | None:
+        """See Store.session_by_token."""
+        row = self._one(connection, "session_by_token", token_hash, project_id)
+        return None if row is None else rows.session(row[:-1])
+
+    def session_of_instance(
+        self, connection: apsw.Connection, project_id: str, worker_instance_id: str
+    ) -> Session | None:
+        """See Store.session_of_instance."""
+        row = self._one(connection, "session_of_instance", project_id, worker_instance_id)
+        return None if row is None else rows.session(row[:-1])
+
+    def sessions(self, connection: apsw.Connection, project_id: str) -> list[SessionView]:
+        """See Store.sessions."""
+        with connection:
+            held: dict[str, list[tuple[Job, str | None]]] = {}
+            for session_id, seq in self._all(connection, "jobs_of_sessions", project_id):
+                held.setdefault(session_id, []).append(self._shown_job(connection, "claimed_job", seq))
+            found = self._all(connection, "sessions_of_project", project_id)
+            views = [self._view(connection, row, held.get(row[0], [])) for row in found]
+        return views  # noqa: RET504 - a return inside `with` may be skipped, for all that mypy knows
+
+    def _view(self, connection: apsw.Connection, row: rows.Row, held: list[tuple[Job, str | None]]) -> SessionView:
+        last_job_seq = row[-1]
+        last = self._shown_job(connection, "finished_job", last_job_seq) if last_job_seq is not None else None
+        shown = [*held, last] if last is not None else held
+        return SessionView(
+            session=rows.session(row[:-1]),
+            current_jobs=[job for job, _ in held],
+            last_job=last[0] if last is not None else None,
+            step_names={job.id: name for job, name in shown if name is not None},
+        )
+
+    def _shown_job(self, connection: apsw.Connection, statement: str, seq: int) -> tuple[Job, str | None]:
+        row = self._one(connection, statement, seq)
+        name = self._one(connection, "step_name", row[1], row[2]) if row[1] is not None else None
+        return rows.job(row, {}), name[0] if name is not None else None
+
+    # --- jobs
+
+    def job(self, connection: apsw.Connection, project_id: str, job_id: str) -> Job:
+        """See Store.job."""
+        with connection:
+            found = self._one(connection, "find_job", job_id, project_id)
+            if found is None:
+                raise NotFound(f"no job {job_id} in this project")
+            seq, spec = found
+            for statement in ("claimed_job", "pending_job", "finished_job"):
+                row = self._one(connection, statement, seq)
+                if row is not None:
+                    return rows.job(row, rows.from_json(spec))
+        raise NotFound(f"job {job_id} has no state")
+
+    def next_available_at(self, connection: apsw.Connection, now: int) -> int | None:
+        """See Store.next_available_at."""
+        found = self._one(connection, "next_available", now)[0]
+        return None if found is None else int(found)
+
+    def claimable(self, connection: apsw.Connection, since: int, now: int, limit: int) -> list[JobClaimable]:
+        """See Store.claimable."""
+        with connection:
+            found = self._all(connection, "claimable", since, now, limit)
+            due = [self._claimable(connection, available_at, seq) for available_at, seq in found]
+        return due  # noqa: RET504 - as above
+
+    def _claimable(self, connection: apsw.Connection, available_at: int, seq: int) -> JobClaimable:
+        row = self._one(connection, "claimable_job", seq)
+        job_id, project_id, queue, action_name, provider, model, environment_id = row
+        return JobClaimable(
+            project_id=project_id,
+            job_id=job_id,
+            queue=queue,
+            available_at=available_at,
+            action_name=action_name,
+            provider=provider,
+            model=model,
+            environment_id=environment_id,
+        )
+
+
+def _position(cursor: str | None) -> int:
+    """The seq before which a page begins."""
+    if cursor is None:
+        return NEVER
+    try:
+        position = int(base64.urlsafe_b64decode(cursor.encode() + b"==").decode())
+    except (ValueError, binascii.Error, UnicodeError):
+        raise Invalid("invalid_cursor", "cursor: not one that this server gave; leave it out to begin anew") from None
+    return min(max(position, 0), NEVER)
+
+
+def _page(found: list[tuple[int, Any]], limit: int) -> Page:
+    shown = found[:limit]
+    more = len(found) > limit
+    cursor = base64.urlsafe_b64encode(str(shown[-1][0]).encode()).decode().rstrip("=") if more and shown else None
+    return Page(items=[item for _, item in shown], next_cursor=cursor)

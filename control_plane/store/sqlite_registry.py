@@ -1,0 +1,258 @@
+"""Commands on projects, keys, automations and sessions: each is one transaction of the writer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from control_plane.domain import automations, specs
+from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
+from control_plane.domain.store import SessionDrainRequested
+from control_plane.errors import Conflict, NotFound
+from control_plane.store import sqlite_rows as rows
+from control_plane.store.sqlite_unit import Known, Unit
+from control_plane.store.sqlite_writer import Writing
+
+
+def create_project(known: Known, handle: str, name: str) -> Callable[[Writing], Project]:
+    """See Store.create_project."""
+
+    def command(writing: Writing) -> Project:
+        unit = Unit(known, writing)
+        if unit.one("project_by_handle", handle) is not None:
+            raise Conflict("handle_taken", f"a project {handle} exists already")
+        now = writing.now
+        project = Project(id=unit.new_id("proj"), handle=handle, name=name, created_at=now, updated_at=now)
+        writing.execute(known.sql["insert_project"], (project.id, handle, name, None, None, now, now))
+        return project
+
+    return command
+
+
+def create_key(known: Known, project_handle: str, name: str, secret_hash: bytes) -> Callable[[Writing], ApiKey]:
+    """See Store.create_key."""
+
+    def command(writing: Writing) -> ApiKey:
+        unit = Unit(known, writing)
+        row = unit.one("project_by_handle", project_handle)
+        if row is None:
+            raise NotFound(f"no project {project_handle}")
+        project = rows.project(row)
+        if unit.one("key_by_hash", secret_hash) is not None:
+            raise Conflict("key_exists", "this API key exists already")
+        key = ApiKey(
+            id=unit.new_id("key"),
+            project_id=project.id,
+            project_handle=project.handle,
+            name=name,
+            created_at=writing.now,
+        )
+        writing.execute(known.sql["insert_key"], (key.id, project.id, name, secret_hash, writing.now))
+        return key
+
+    return command
+
+
+# --- automations
+
+
+def create_automation(
+    known: Known, project_id: str, handle: str, name: str, fields: dict[str, Any]
+) -> Callable[[Writing], Automation]:
+    """See Store.create_automation."""
+
+    def command(writing: Writing) -> Automation:
+        unit = Unit(known, writing)
+        automations.check_fields(fields, automations.OPTIONAL)
+        if unit.one("automation_by_handle", project_id, handle) is not None:
+            raise Conflict("handle_taken", f"an automation {handle} exists already in this project")
+        automation = Automation(
+            id=unit.new_id("auto"),
+            project_id=project_id,
+            handle=handle,
+            name=name,
+            status="draft",
+            latest_version=0,
+            created_at=writing.now,
+            updated_at=writing.now,
+            **fields,
+        )
+        writing.execute(known.sql["insert_automation"], rows.automation_row(automation))
+        return automation
+
+    return command
+
+
+def update_automation(
+    known: Known, project_id: str, handle: str, changes: dict[str, Any]
+) -> Callable[[Writing], Automation]:
+    """See Store.update_automation."""
+
+    def command(writing: Writing) -> Automation:
+        before = Unit(known, writing).automation(project_id, handle)
+        after = automations.updated(before, changes, writing.now)
+        _write(known, writing, after)
+        return after
+
+    return command
+
+
+def create_version(
+    known: Known, project_id: str, handle: str, spec: dict[str, Any], compiled_plan: dict[str, Any] | None
+) -> Callable[[Writing], Version]:
+    """See Store.create_version."""
+    _, errors = specs.read(spec)
+
+    def command(writing: Writing) -> Version:
+        unit = Unit(known, writing)
+        automation = unit.automation(project_id, handle)
+        version = Version(
+            id=unit.new_id("ver"),
+            project_id=project_id,
+            automation_id=automation.id,
+            version=automation.latest_version + 1,
+            status="draft",
+            spec=spec,
+            validation={"valid": not errors, "errors": errors},
+            compiled_plan=compiled_plan,
+            created_at=writing.now,
+        )
+        writing.execute(known.sql["insert_version"], rows.version_row(version))
+        _write(known, writing, replace(automation, latest_version=version.version, updated_at=writing.now))
+        return version
+
+    return command
+
+
+def publish_version(known: Known, project_id: str, handle: str, number: int) -> Callable[[Writing], Automation]:
+    """See Store.publish_version."""
+
+    def command(writing: Writing) -> Automation:
+        unit = Unit(known, writing)
+        automation = unit.automation(project_id, handle)
+        row = unit.one("version", automation.id, number)
+        if row is None:
+            raise NotFound(f"automation {handle} has no version {number}")
+        after = automations.published(automation, rows.version(row), writing.now)
+        if automation.published_version not in (None, number):
+            bindings = ("superseded", automation.id, automation.published_version)
+            writing.execute(known.sql["set_version_status"], bindings)
+        writing.execute(known.sql["set_version_status"], ("published", automation.id, number))
+        _write(known, writing, after)
+        return after
+
+    return command
+
+
+def _write(known: Known, writing: Writing, automation: Automation) -> None:
+    bindings = (
+        automation.name,
+        automation.status,
+        automation.latest_version,
+        automation.published_version,
+        automation.description,
+        automation.default_agent_id,
+        rows.to_json(automation.default_inputs),
+        rows.to_json(automation.settings),
+        rows.to_json(automation.tags),
+        automation.archived_at,
+        automation.updated_at,
+        automation.id,
+    )
+    writing.execute(known.sql["update_automation"], bindings)
+
+
+# --- sessions
+
+
+def register_session(known: Known, session: Session) -> Callable[[Writing], Session]:
+    """See Store.register_session. Raises Conflict("session_superseded")."""
+
+    def command(writing: Writing) -> Session:
+        unit = Unit(known, writing)
+        row = unit.one("session_by_id", session.id) if session.id else None
+        earlier = rows.session(row[:-1]) if row is not None else None
+        if earlier is not None and earlier.superseded:
+            raise Conflict("session_superseded", f"another process has taken over {session.worker_instance_id}")
+        record = replace(
+            session,
+            id=session.id or unit.new_id("wsess"),
+            created_at=earlier.created_at if earlier is not None else writing.now,
+            last_seen_at=writing.now,
+            drain_requested=earlier.drain_requested if earlier is not None else session.drain_requested,
+            ended_at=None,
+        )
+        if earlier is None:
+            writing.execute(known.sql["insert_session"], rows.session_row(record))
+        else:
+            _renew(known, writing, record)
+        bindings = (writing.now, record.project_id, record.worker_instance_id, record.id)
+        writing.execute(known.sql["supersede_sessions"], bindings)
+        return record
+
+    return command
+
+
+def _renew(known: Known, writing: Writing, record: Session) -> None:
+    bindings = (
+        record.concurrency_limit,
+        rows.to_json(record.selector),
+        record.last_seen_at,
+        record.name,
+        record.version,
+        rows.to_json(record.capabilities),
+        record.api_key_id,
+        int(record.draining),
+        record.id,
+    )
+    writing.execute(known.sql["renew_session"], bindings)
+
+
+def sessions_seen(known: Known, seen: dict[str, int]) -> Callable[[Writing], None]:
+    """See Store.sessions_seen."""
+
+    def command(writing: Writing) -> None:
+        for session_id, seen_at in seen.items():
+            writing.execute(known.sql["session_seen"], (seen_at, session_id))
+
+    return command
+
+
+def update_session(
+    known: Known,
+    session_id: str,
+    *,
+    draining: bool | None,
+    drain_requested: bool | None,
+    ended: bool | None,
+    selector: Selector | None,
+) -> Callable[[Writing], None]:
+    """See Store.update_session."""
+
+    def command(writing: Writing) -> None:
+        if draining is not None:
+            writing.execute(known.sql["set_draining"], (int(draining), session_id))
+        if drain_requested is not None:
+            writing.execute(known.sql["set_drain_requested"], (int(drain_requested), session_id))
+            if drain_requested:
+                writing.facts.append(SessionDrainRequested(session_id=session_id))
+        if ended is not None:
+            writing.execute(known.sql["set_ended"], (writing.now if ended else None, session_id))
+        if selector is not None:
+            writing.execute(known.sql["set_selector"], (rows.to_json(selector), session_id))
+
+    return command
+
+
+def end_sessions(known: Known, unseen_since: int, except_for: Sequence[str]) -> Callable[[Writing], int]:
+    """See Store.end_sessions."""
+    kept = frozenset(except_for)
+
+    def command(writing: Writing) -> int:
+        stale = [row[0] for row in writing.execute(known.sql["stale_sessions"], (unseen_since,))]
+        ending = [session_id for session_id in stale if session_id not in kept]
+        for session_id in ending:
+            writing.execute(known.sql["set_ended"], (writing.now, session_id))
+        return len(ending)
+
+    return command

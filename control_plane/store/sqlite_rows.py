@@ -1,0 +1,180 @@
+"""Rows of the SQLite store <-> records of the domain. JSON columns are UTF-8 text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from control_plane.domain.model import (
+    ApiKey,
+    Automation,
+    Event,
+    Job,
+    Project,
+    Run,
+    Selector,
+    Session,
+    Step,
+    Version,
+)
+
+Row = Sequence[Any]
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder()
+_selector = msgspec.json.Decoder(Selector)
+
+_PROJECT = ("id", "handle", "name", "description", "dialect", "created_at", "updated_at")
+_AUTOMATION = (
+    "id", "project_id", "handle", "name", "status", "latest_version", "published_version", "description",
+    "default_agent_id", "default_inputs", "settings", "tags", "last_run_at", "archived_at", "created_at", "updated_at",
+)  # fmt: skip
+_VERSION = (
+    "id", "project_id", "automation_id", "version", "status", "spec", "validation", "compiled_plan", "created_at",
+)  # fmt: skip
+_RUN = (
+    "id", "project_id", "automation_id", "automation_name", "version_id", "version", "status", "depth", "created_at",
+    "updated_at", "started_at", "completed_at", "wall_clock_deadline_at", "external_id", "parent_run_id",
+    "parent_automation_id", "parent_step_key", "error_type", "error_message", "source", "inputs",
+)  # fmt: skip
+_STEP = (
+    "id", "project_id", "run_id", "step_key", "step_name", "save_as", "kind", "status", "seq", "attempt", "job_id",
+    "created_at", "updated_at", "started_at", "completed_at", "error_type", "error_message", "inputs", "parameters",
+    "result",
+)  # fmt: skip
+_SESSION = (
+    "id", "project_id", "worker_instance_id", "token_hash", "concurrency_limit", "selector", "created_at",
+    "last_seen_at", "name", "version", "capabilities", "api_key_id", "draining", "drain_requested", "superseded",
+    "ended_at",
+)  # fmt: skip
+_JOB = (
+    "id", "project_id", "kind", "origin", "queue", "action_name", "provider", "model", "environment_id", "run_id",
+    "step_id", "step_key", "max_attempts", "retry_delay", "non_retryable", "execution_timeout", "created_at", "status",
+    "available_at", "pending_deadline_at", "execution_deadline_at", "claim_attempt", "attempts_charged", "hand_backs",
+    "lease_token_hash", "reported_token_hash", "lease_expires_at", "session_id", "worker_instance_id", "claimed_at",
+    "heartbeat_at", "cancel_requested_at", "cancel_reason", "updated_at", "completed_at", "error_type",
+    "error_message", "result",
+)  # fmt: skip
+
+JOB_KEYS = 3
+"""A job's row begins with its seq, run_seq and step_seq."""
+
+
+def to_json(value: Any) -> str | None:
+    """JSON text of a value; None stays NULL."""
+    return None if value is None else _encoder.encode(value).decode()
+
+
+def from_json(text: str | None) -> Any:
+    """The value of JSON text; NULL is None."""
+    return None if text is None else _decoder.decode(text)
+
+
+def project(row: Row) -> Project:
+    """Of project_columns."""
+    return Project(**dict(zip(_PROJECT, row, strict=True)))
+
+
+def api_key(row: Row) -> ApiKey:
+    """Of key_by_hash, without the hash."""
+    key_id, project_id, handle, name, created_at, expires_at, revoked_at = row
+    return ApiKey(
+        id=key_id,
+        project_id=project_id,
+        project_handle=handle,
+        name=name,
+        created_at=created_at,
+        expires_at=expires_at,
+        revoked_at=revoked_at,
+    )
+
+
+def automation(row: Row) -> Automation:
+    """Of automation_columns."""
+    return Automation(**_decoded(_AUTOMATION, row, ("default_inputs", "settings", "tags")))
+
+
+def automation_row(record: Automation) -> Row:
+    """For insert_automation."""
+    return _encoded(_AUTOMATION, record, ("default_inputs", "settings", "tags"))
+
+
+def version(row: Row) -> Version:
+    """Of version_columns."""
+    return Version(**_decoded(_VERSION, row, ("spec", "validation", "compiled_plan")))
+
+
+def version_row(record: Version) -> Row:
+    """For insert_version."""
+    return _encoded(_VERSION, record, ("spec", "validation", "compiled_plan"))
+
+
+def run(row: Row) -> Run:
+    """Of run_columns, behind the seq; without result and context."""
+    return Run(**_decoded(_RUN, row[1:], ("source", "inputs")))
+
+
+def run_row(record: Run) -> Row:
+    """For insert_run."""
+    return _encoded(_RUN, record, ("source", "inputs"))
+
+
+def step(row: Row) -> Step:
+    """Of step_columns."""
+    return Step(**_decoded(_STEP, row, ("inputs", "parameters", "result")))
+
+
+def step_row(record: Step) -> Row:
+    """For insert_step, behind run_seq and seq."""
+    names = tuple(name for name in _STEP if name != "seq")
+    return _encoded(names, record, ("inputs", "parameters", "result"))
+
+
+def event(project_id: str, run_id: str, row: Row) -> Event:
+    """Of events_of_run."""
+    event_id, sequence, event_type, created_at, step_id, step_key, payload = row
+    return Event(
+        id=event_id,
+        project_id=project_id,
+        run_id=run_id,
+        sequence=sequence,
+        event_type=event_type,
+        created_at=created_at,
+        step_id=step_id,
+        step_key=step_key,
+        payload=from_json(payload),
+    )
+
+
+def session(row: Row) -> Session:
+    """Of session_columns."""
+    fields = dict(zip(_SESSION, row, strict=True))
+    fields["selector"] = _selector.decode(fields["selector"])
+    fields["capabilities"] = tuple(from_json(fields["capabilities"]))
+    for flag in ("draining", "drain_requested", "superseded"):
+        fields[flag] = bool(fields[flag])
+    return Session(**fields)
+
+
+def session_row(record: Session) -> Row:
+    """For insert_session."""
+    return _encoded(_SESSION, record, ("selector", "capabilities"))
+
+
+def job(row: Row, spec: dict[str, Any]) -> Job:
+    """Of pending_job, claimed_job or finished_job; `spec` is {} where the caller does not need it."""
+    fields = dict(zip(_JOB, row[JOB_KEYS:], strict=True))
+    fields["non_retryable"] = from_json(fields["non_retryable"])
+    fields["result"] = from_json(fields["result"])
+    return Job(spec=spec, **fields)
+
+
+def _decoded(names: Sequence[str], row: Row, json_names: Sequence[str]) -> dict[str, Any]:
+    fields = dict(zip(names, row, strict=True))
+    for name in json_names:
+        fields[name] = from_json(fields[name])
+    return fields
+
+
+def _encoded(names: Sequence[str], record: Any, json_names: Sequence[str]) -> list[Any]:
+    return [to_json(getattr(record, name)) if name in json_names else getattr(record, name) for name in names]

@@ -1,0 +1,360 @@
+"""One decision's dealings with the tables: facts are loaded, and the changes that were decided are written.
+
+A Unit lives within one command. It knows which integer keys belong to the ids that it has loaded or made.
+"""
+
+from typing import Any, ClassVar
+
+from control_plane.domain import specs
+from control_plane.domain.changes import (
+    AnyChange,
+    CancelAnnounced,
+    EventAppended,
+    JobChanged,
+    JobCreated,
+    RunCreated,
+    RunUpdated,
+    StepAttempted,
+    StepCreated,
+    StepUpdated,
+)
+from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, Run, Step
+from control_plane.domain.runs import Engine, Published, Running, queue_of
+from control_plane.domain.store import CancelRequested, JobClaimable, LeaseTerms, RunChanged
+from control_plane.errors import Conflict, NotFound
+from control_plane.keys import Identifiers
+from control_plane.store import sqlite_rows as rows
+from control_plane.store.lanes import NEVER, Lanes
+from control_plane.store.sqlite_writer import Writing
+
+_MOST_PLANS = 512
+
+
+class Known:
+    """What the writer keeps between transactions."""
+
+    def __init__(self, statements: dict[str, str], terms: LeaseTerms) -> None:
+        self.sql = statements
+        self.terms = terms
+        self.identifiers = Identifiers()
+        self.lanes = Lanes(statements)
+        self.plans: dict[str, specs.Plan] = {}
+
+
+class FenceBrokenError(RuntimeError):
+    """A row was not as the decision found it: impossible with one writer, and a bug if it happens."""
+
+
+class Unit:
+    """Facts and changes of one command for one project."""
+
+    def __init__(self, known: Known, writing: Writing) -> None:
+        self.now = writing.now
+        self._known = known
+        self._sql = known.sql
+        self._writing = writing
+        self._execute = writing.execute
+        self._job_keys: dict[str, tuple[int, int | None, int | None]] = {}
+        self._run_seqs: dict[str, int] = {}
+        self._run_projects: dict[str, str] = {}
+        self._step_seqs: dict[str, int] = {}
+        self._sequences: dict[int, int] = {}
+        self._project_id = ""
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh identifier."""
+        return self._known.identifiers.new(prefix, self.now)
+
+    def engine(self, project_id: str) -> Engine:
+        """A decision to be made with this unit's facts."""
+        self._project_id = project_id
+        return Engine(self, self.new_id, self.now, self._known.terms.pending_deadline)
+
+    # --- facts
+
+    def one(self, name: str, *bindings: Any) -> Any:
+        """The first row of a named statement, or None."""
+        return next(iter(self._execute(self._sql[name], bindings)), None)
+
+    def job(self, project_id: str, job_id: str) -> Job | None:
+        """The job, in whatever state, without its spec."""
+        found = self.one("find_job", job_id, project_id)
+        if found is None:
+            return None
+        for statement in ("claimed_job", "pending_job", "finished_job"):
+            job = self.job_at(statement, found[0])
+            if job is not None:
+                return job
+        raise FenceBrokenError(f"{job_id} has no state")
+
+    def job_at(self, statement: str, seq: int, spec: dict[str, Any] | None = None) -> Job | None:
+        """The job of this seq, if it is in the state of the statement (pending_job, claimed_job, finished_job)."""
+        row = self.one(statement, seq)
+        if row is None:
+            return None
+        job = rows.job(row, spec if spec is not None else {})
+        self._job_keys[job.id] = row[: rows.JOB_KEYS]
+        if job.run_id is not None:
+            self._run_seqs[job.run_id] = row[1]
+            self._run_projects[job.run_id] = job.project_id
+        return job
+
+    def spec_text(self, seq: int) -> str:
+        """The spec of the job of this seq, as JSON text."""
+        return str(self.one("spec_of_job", seq)[0])
+
+    def running(self, job: Job) -> Running | None:
+        """The run and step that wait for the job."""
+        _, run_seq, step_seq = self._job_keys[job.id]
+        if run_seq is None:
+            return None
+        run = self._run(self.one("run_by_seq", run_seq))
+        step = rows.step(self.one("step", run_seq, step_seq))
+        if run.status in TERMINAL_RUN:
+            return Running(run=run, step=step, plan=specs.Plan(steps=(), inputs={}))
+        automation = rows.automation(self.one("automation_by_id", run.automation_id))
+        return Running(run=run, step=step, plan=self._plan(run.version_id), queue=queue_of(automation))
+
+    def run(self, project_id: str, run_id: str) -> Run:
+        """Raises NotFound."""
+        row = self.one("run_by_id", run_id, project_id)
+        if row is None:
+            raise NotFound(f"no run {run_id} in this project")
+        return self._run(row)
+
+    def run_of_external_id(self, automation_id: str, external_id: str) -> Run | None:
+        """The run that was started with it, ended or not."""
+        row = self.one("run_by_external_id", automation_id, external_id)
+        return None if row is None else self._run(row)
+
+    def open_step(self, run: Run) -> Step | None:
+        """The step of the run that is not terminal."""
+        row = self.one("open_step", self._run_seqs[run.id])
+        return None if row is None else rows.step(row)
+
+    def automation(self, project_id: str, handle: str) -> Automation:
+        """Raises NotFound."""
+        row = self.one("automation_by_handle", project_id, handle)
+        if row is None:
+            raise NotFound(f"no automation {handle} in this project")
+        return rows.automation(row)
+
+    def published(self, handle: str) -> Published:
+        """See domain.runs.Facts: what can be started now. Raises NotFound, Conflict."""
+        automation = self.automation(self._project_id, handle)
+        if automation.status == "archived":
+            raise Conflict("automation_archived", f"automation {handle} is archived; it starts no new runs")
+        if automation.status == "paused":
+            raise Conflict("automation_paused", f'automation {handle} is paused; set its status to "active" first')
+        if automation.published_version is None:
+            raise Conflict("not_published", f"automation {handle} has no published version; publish one first")
+        version = rows.version(self.one("version", automation.id, automation.published_version))
+        return Published(automation=automation, version=version, plan=self._plan(version.id))
+
+    def saved(self, run_id: str, step_key: str) -> Any:
+        """See domain.runs.Facts: the result of a completed step."""
+        row = self.one("step_result", self._run_seqs[run_id], step_key)
+        return None if row is None else rows.from_json(row[0])
+
+    def _run(self, row: rows.Row) -> Run:
+        run = rows.run(row)
+        self._run_seqs[run.id] = row[0]
+        self._run_projects[run.id] = run.project_id
+        return run
+
+    def _plan(self, version_id: str) -> specs.Plan:
+        plan = self._known.plans.get(version_id)
+        if plan is None:
+            version = rows.version(self.one("version_by_id", version_id))
+            plan, errors = specs.read(version.spec)
+            if plan is None:
+                # A newer server may be stricter than the one that published it.
+                raise Conflict("invalid_version", f"the published version is not valid here: {errors[0]}")
+            if len(self._known.plans) >= _MOST_PLANS:
+                self._known.plans.clear()
+            self._known.plans[version_id] = plan
+        return plan
+
+    # --- changes
+
+    def apply(self, changes: list[AnyChange]) -> None:
+        """Write what was decided, in order."""
+        touched: dict[str, int] = {}
+        for change in changes:
+            if isinstance(change, EventAppended):
+                touched[change.run_id] = self._append(change)
+            else:
+                self._APPLY[type(change)](self, change)
+        for run_id, last_sequence in touched.items():
+            project_id = self._run_projects[run_id]
+            self._writing.facts.append(RunChanged(project_id=project_id, run_id=run_id, last_sequence=last_sequence))
+
+    def _append(self, change: EventAppended) -> int:
+        run_seq = self._run_seqs[change.run_id]
+        last = self._sequences.get(run_seq)
+        if last is None:
+            last = self.one("last_sequence", run_seq)[0] or 0
+        sequence = self._sequences[run_seq] = last + 1
+        bindings = (
+            run_seq,
+            sequence,
+            self.new_id("evt"),
+            change.event_type,
+            self.now,
+            change.step_id,
+            change.step_key,
+            rows.to_json(change.payload),
+        )
+        self._execute(self._sql["insert_event"], bindings)
+        return sequence
+
+    def _create_run(self, change: RunCreated) -> None:
+        self._execute(self._sql["insert_run"], rows.run_row(change.run))
+        self._run_seqs[change.run.id] = self._writing.connection.last_insert_rowid()
+        self._run_projects[change.run.id] = change.run.project_id
+        self._sequences[self._run_seqs[change.run.id]] = 0
+        self._execute(self._sql["automation_ran"], (self.now, change.run.automation_id))
+
+    def _update_run(self, change: RunUpdated) -> None:
+        run = change.run
+        bindings = (run.status, run.updated_at, run.completed_at, run.error_type, run.error_message)
+        self._execute(self._sql["update_run"], (*bindings, self._run_seqs[run.id]))
+
+    def _create_step(self, change: StepCreated) -> None:
+        step = change.step
+        self._step_seqs[step.id] = step.seq
+        self._execute(self._sql["insert_step"], (self._run_seqs[step.run_id], step.seq, *rows.step_row(step)))
+
+    def _update_step(self, change: StepUpdated) -> None:
+        step = change.step
+        bindings = (step.status, step.updated_at, step.completed_at, step.error_type, step.error_message)
+        key = (self._run_seqs[step.run_id], step.seq)
+        self._execute(self._sql["update_step"], (*bindings, rows.to_json(step.result), *key))
+
+    def _attempt_step(self, change: StepAttempted) -> None:
+        _, run_seq, step_seq = self._job_keys[change.job.id]
+        self._execute(self._sql["step_attempted"], (change.job.claim_attempt, self.now, run_seq, step_seq))
+
+    def _create_job(self, change: JobCreated) -> None:
+        job = change.job
+        lane_id = self._known.lanes.lane_of(self._execute, job.project_id, job)
+        run_seq = step_seq = None
+        if job.run_id is not None:
+            run_seq = self._run_seqs[job.run_id]
+            step_seq = self._step_seqs[job.step_id or ""]
+        bindings = (
+            job.id, job.project_id, lane_id, job.kind, job.origin, job.queue, job.action_name, job.provider, job.model,
+            job.environment_id, run_seq, step_seq, job.run_id, job.step_id, job.step_key, job.max_attempts,
+            job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.created_at,
+            rows.to_json(job.spec),
+        )  # fmt: skip
+        self._execute(self._sql["insert_job"], bindings)
+        seq = self._writing.connection.last_insert_rowid()
+        self._job_keys[job.id] = (seq, run_seq, step_seq)
+        self._enter_pending(job)
+
+    def _change_job(self, change: JobChanged) -> None:
+        before, after = change.before, change.after
+        seq = self._job_keys[before.id][0]
+        if after.status == before.status:
+            self._rewrite(before, after, seq)
+            return
+        if before.status == "pending":
+            self._fenced("leave_pending", seq)
+        else:
+            self._fenced("leave_claimed", seq, before.lease_token_hash)
+        if after.status == "pending":
+            self._enter_pending(after)
+        elif after.status == "claimed":
+            self._enter_claimed(after, seq)
+        else:
+            self._enter_finished(after, seq)
+
+    def _rewrite(self, before: Job, after: Job, seq: int) -> None:
+        if after.status == "claimed":
+            bindings = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
+            self._fenced("request_cancel", *bindings, seq, before.lease_token_hash)
+            return
+        deadlines = (after.pending_deadline_at, _deadline(after))
+        self._fenced("update_pending", *deadlines, after.reported_token_hash, after.updated_at, seq)
+        if after.pending_deadline_at != before.pending_deadline_at:
+            self._announce(after)
+
+    def _enter_pending(self, job: Job) -> None:
+        lane_id = self._known.lanes.lane_of(self._execute, job.project_id, job)
+        bindings = (
+            self._job_keys[job.id][0], lane_id, job.available_at, job.pending_deadline_at, _deadline(job),
+            job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs, job.lease_token_hash,
+            job.reported_token_hash, job.session_id, job.worker_instance_id, job.claimed_at, job.updated_at,
+        )  # fmt: skip
+        self._execute(self._sql["insert_pending"], bindings)
+        self._known.lanes.job_came(lane_id, job.available_at)
+        self._announce(job)
+
+    def _enter_claimed(self, job: Job, seq: int) -> None:
+        bindings = (
+            seq, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs,
+            job.lease_token_hash, job.reported_token_hash, job.lease_expires_at, job.session_id,
+            job.worker_instance_id, job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason,
+            job.updated_at,
+        )  # fmt: skip
+        self._execute(self._sql["insert_claimed"], bindings)
+
+    def _enter_finished(self, job: Job, seq: int) -> None:
+        if job.status not in TERMINAL_JOB:
+            raise FenceBrokenError(f"{job.id} is not terminal")
+        bindings = (
+            seq, job.status, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged,
+            job.hand_backs, job.lease_token_hash, job.reported_token_hash, job.session_id, job.worker_instance_id,
+            job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, job.completed_at,
+            job.error_type, job.error_message, rows.to_json(job.result),
+        )  # fmt: skip
+        self._execute(self._sql["insert_finished"], bindings)
+        if job.session_id is not None:
+            self._writing.seen_jobs[job.session_id] = seq
+
+    def _fenced(self, statement: str, *bindings: Any) -> None:
+        self._execute(self._sql[statement], bindings)
+        if self._writing.connection.changes() != 1:
+            raise FenceBrokenError(f"{statement} found no row")
+
+    def _announce(self, job: Job) -> None:
+        self._writing.facts.append(
+            JobClaimable(
+                project_id=job.project_id,
+                job_id=job.id,
+                queue=job.queue,
+                available_at=job.available_at,
+                action_name=job.action_name,
+                provider=job.provider,
+                model=job.model,
+                environment_id=job.environment_id,
+            )
+        )
+
+    def _announce_cancel(self, change: CancelAnnounced) -> None:
+        self._writing.facts.append(
+            CancelRequested(
+                project_id=change.job.project_id,
+                job_id=change.job.id,
+                session_id=change.session_id,
+                reason=change.reason,
+                requested_at=change.requested_at,
+            )
+        )
+
+    _APPLY: ClassVar[dict[type, Any]] = {
+        RunCreated: _create_run,
+        RunUpdated: _update_run,
+        StepCreated: _create_step,
+        StepUpdated: _update_step,
+        StepAttempted: _attempt_step,
+        JobCreated: _create_job,
+        JobChanged: _change_job,
+        CancelAnnounced: _announce_cancel,
+    }
+
+
+def _deadline(job: Job) -> int:
+    """The earlier of the two deadlines of a pending job."""
+    return min(job.pending_deadline_at or NEVER, job.execution_deadline_at or NEVER)

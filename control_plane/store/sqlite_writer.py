@@ -1,0 +1,210 @@
+"""The one thread that writes: it drains its queue into one transaction, commits, and only then tells the callers.
+
+Every command runs in a savepoint of its own, so that one that is refused harms no neighbour. A fault of the store
+itself (disk full, read-only, I/O) ends the whole batch: everybody in it is told so, the connection is opened anew, and
+the next batch tries again.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import apsw
+import structlog
+
+from control_plane.domain.store import Committed, Listener
+from control_plane.errors import ControlPlaneError, StoreUnavailable
+from control_plane.store.clock import Clock
+
+MAX_BATCH = 512
+"""Commands a transaction."""
+
+FAULTS = (
+    apsw.FullError,
+    apsw.ReadOnlyError,
+    apsw.IOError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.CantOpenError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.NoMemError,
+    apsw.ProtocolError,
+    apsw.PermissionsError,
+)
+"""What is the store's fault, not a command's."""
+
+ResultT = TypeVar("ResultT")
+_log = structlog.get_logger("control_plane.store")
+
+
+class Writing:
+    """What a command works with: the connection, the time, and the facts that it leaves behind when it commits."""
+
+    def __init__(self, connection: apsw.Connection, now: int) -> None:
+        self.connection = connection
+        self.execute = connection.execute
+        self.now = now
+        self.facts: list[Committed] = []
+        self.seen_jobs: dict[str, int] = {}
+        """The last finished job's seq by session id."""
+
+
+Command = Callable[[Writing], Any]
+_Entry = tuple[Command, int | None, "asyncio.Future[Any]"]
+_Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class Writer:
+    """Group commit. `connect` opens the writing connection; `before_commit(connection, latest, finished)` adds what is
+    written once a batch; `rolled_back` hears that something was undone, `failed` that the store was at fault."""
+
+    def __init__(
+        self,
+        connect: Callable[[], apsw.Connection],
+        before_commit: Callable[[apsw.Connection, int, dict[str, int]], None],
+        rolled_back: Callable[[], None],
+        failed: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._connect = connect
+        self._before_commit = before_commit
+        self._rolled_back = rolled_back
+        self._failed = failed
+        self._clock = clock
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._connection: apsw.Connection | None = None
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: Listener = _ignore
+        self._closing = False
+
+    def start(self, connection: apsw.Connection, listener: Listener) -> None:
+        """Begin to write, in the running loop's service."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._connection = connection
+        self._thread.start()
+
+    async def submit(self, command: Callable[[Writing], ResultT], now: int | None = None) -> ResultT:
+        """The command's result, once it is durable. Raises what the command raises, and StoreUnavailable."""
+        if self._loop is None or self._closing:
+            raise StoreUnavailable("the store is closed")
+        future: asyncio.Future[ResultT] = self._loop.create_future()
+        self._queue.put((command, now, future))
+        return await future
+
+    async def stop(self) -> None:
+        """Commit what is queued, then end."""
+        if self._loop is None or self._closing:
+            return
+        self._closing = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            if batch:
+                self._commit(batch)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _next_batch(self) -> list[_Entry] | None:
+        entry = self._queue.get()
+        batch: list[_Entry] = []
+        while entry is not None:
+            batch.append(entry)
+            if len(batch) == MAX_BATCH:
+                return batch
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return batch
+        if batch:
+            # The end was queued behind them: it is taken up in the next turn.
+            self._queue.put(None)
+            return batch
+        return None
+
+    def _commit(self, batch: Sequence[_Entry]) -> None:
+        outcomes: list[_Outcome] = []
+        facts: list[Committed] = []
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
+            latest, finished = 0, dict[str, int]()
+            for command, now, future in batch:
+                writing = Writing(connection, self._clock.now() if now is None else now)
+                outcomes.append((future, *self._one(command, writing)))
+                facts += writing.facts
+                finished |= writing.seen_jobs
+                latest = max(latest, writing.now)
+            self._before_commit(connection, latest, finished)
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear and the thread must live
+            self._give_up(error)
+            sentence = f"the store cannot write now: {error}"
+            outcomes = [(future, None, StoreUnavailable(sentence)) for _, _, future in batch]
+            facts = []
+        self._tell(outcomes, facts)
+
+    def _one(self, command: Command, writing: Writing) -> tuple[Any, BaseException | None]:
+        writing.execute("SAVEPOINT command")
+        try:
+            result = command(writing)
+        except FAULTS:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this command's caller alone
+            writing.execute("ROLLBACK TO command")
+            writing.execute("RELEASE command")
+            writing.facts.clear()
+            writing.seen_jobs.clear()
+            self._rolled_back()
+            if not isinstance(error, ControlPlaneError):
+                _log.error("a store command failed", exc_info=error)
+            return None, error
+        writing.execute("RELEASE command")
+        return result, None
+
+    def _give_up(self, error: Exception) -> None:
+        _log.warning("the store failed a batch", error=str(error))
+        self._failed()
+        self._rolled_back()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Closing rolls back; a connection that has seen an I/O error is not used again.
+            connection.close(force=True)
+
+    def _tell(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed]) -> None:
+        if self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._resolve, outcomes, facts)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more, and what is committed stays committed.
+            return
+
+    # --- in the loop
+
+    def _resolve(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed]) -> None:
+        try:
+            if facts:
+                self._listener(facts)
+        finally:
+            for future, result, error in outcomes:
+                if future.done():
+                    continue
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+
+
+def _ignore(facts: Sequence[Committed]) -> None:
+    """Nobody listens."""

@@ -1,0 +1,179 @@
+"""The route table on Starlette: find the route, admit the caller, decode, call, encode; every error in the envelope."""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from control_plane.errors import ControlPlaneError
+from control_plane.web.api import ROUTES, Call, Route, Services
+from control_plane.web.authentication import Authenticator
+from control_plane.web.error_status import HttpError, as_http_error, of_status
+from control_plane.web.shapes import Request as RequestShape
+
+MAX_BODY = 4 * 1024 * 1024
+"""Bytes of one request body."""
+
+BODY_TIMEOUT = 30.0
+"""Seconds that a caller has to send it."""
+
+HANDLER_TIMEOUT = 30.0
+"""Seconds that a request may take once it is decoded; a stream may live longer, its start may not."""
+
+_DISCARD_LIMIT = 64 * 1024 * 1024
+_REPEATABLE = frozenset({"tag"})
+_encoder = msgspec.json.Encoder()
+_log = structlog.get_logger(__name__)
+
+
+def create_app(services: Services, authenticator: Authenticator) -> Starlette:
+    """The application that serves ROUTES."""
+    by_path: defaultdict[str, dict[str, Route]] = defaultdict(dict)
+    for route in ROUTES:
+        by_path[route.path][route.method] = route
+    app = Starlette(
+        routes=[StarletteRoute(path, Endpoint(methods, services, authenticator)) for path, methods in by_path.items()],
+        exception_handlers={HTTPException: _refused_by_router},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _refused_by_router(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        return _error_response(HttpError(404, "not_found", "there is nothing at this path"))
+    return _error_response(of_status(status))
+
+
+class Endpoint:
+    """All methods of one path, as an ASGI application."""
+
+    def __init__(self, methods: dict[str, Route], services: Services, authenticator: Authenticator) -> None:
+        self._methods = methods
+        self._allow = ", ".join(sorted(methods))
+        self._services = services
+        self._authenticator = authenticator
+        self._decoders = {
+            route.body: msgspec.json.Decoder(route.body) for route in methods.values() if route.body is not None
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        request = Request(scope, receive)
+        began = self._services.clock()
+        try:
+            response, status = await self._answer(request)
+        except Exception as error:  # noqa: BLE001 - the last resort: one failed request harms nobody else
+            refusal = as_http_error(error)
+            status = refusal.status
+            if status == 500:
+                _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+            elif isinstance(error, ControlPlaneError) and status == 503:
+                _log.warning("store unavailable", method=request.method, path=request.url.path, reason=str(error))
+            response = _error_response(refusal)
+        await response(scope, receive, send)
+        if _log.is_enabled_for(10):
+            seconds = round(self._services.clock() - began, 6)
+            _log.debug("request", method=request.method, path=request.url.path, status=status, seconds=seconds)
+
+    async def _answer(self, request: Request) -> tuple[ASGIApp, int]:
+        route = self._methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is None:
+            message = f"{request.method} is not possible here; possible: {self._allow}"
+            raise HttpError(405, "method_not_allowed", message, headers={"allow": self._allow})
+        async with asyncio.timeout(HANDLER_TIMEOUT) as limit:
+            key = None
+            if route.key_needed:
+                key = await self._authenticator.admit(
+                    request.headers.get("authorization"), request.path_params.get("project")
+                )
+            limit.reschedule(None)
+            body = await _read_body(request)
+            call = Call(
+                services=self._services,
+                path=request.path_params,
+                query=_decode_query(request, route.query),
+                body=self._decode_body(body, route.body),
+                key=key,
+                last_event_id=request.headers.get("last-event-id"),
+            )
+            limit.reschedule(asyncio.get_running_loop().time() + HANDLER_TIMEOUT)
+            answer = await route.handler(call)
+        if answer is None or (request.method == "HEAD" and not isinstance(answer, msgspec.Struct)):
+            return Response(status_code=route.status), route.status
+        if isinstance(answer, msgspec.Struct):
+            content = _encoder.encode(answer)
+            return Response(content, status_code=route.status, media_type="application/json"), route.status
+        return answer, route.status
+
+    def _decode_body(self, body: bytes, shape: type[RequestShape] | None) -> Any:
+        if shape is None:
+            if body.strip():
+                raise HttpError(400, "invalid_request", "this request takes no body")
+            return None
+        try:
+            return self._decoders[shape].decode(body or b"{}")
+        except msgspec.ValidationError as error:
+            raise HttpError(400, "invalid_request", f"request body: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise HttpError(400, "invalid_json", f"the request body is not JSON: {error}") from error
+        except RecursionError as error:
+            raise HttpError(400, "invalid_json", "the request body is nested too deeply") from error
+
+
+def _decode_query(request: Request, shape: type[RequestShape]) -> Any:
+    values: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in _REPEATABLE:
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise HttpError(400, "invalid_request", f"query parameter `{name}` is given twice")
+        else:
+            values[name] = value
+    try:
+        return msgspec.convert(values, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise HttpError(400, "invalid_request", f"query parameters: {error}") from error
+
+
+async def _read_body(request: Request) -> bytes:
+    """The body, of at most MAX_BODY bytes. Raises HttpError 413, 408."""
+    declared = request.headers.get("content-length", "")
+    too_large = declared.isdigit() and int(declared) > MAX_BODY
+    body = bytearray()
+    received = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                received += len(chunk)
+                too_large = too_large or received > MAX_BODY
+                if not too_large:
+                    body += chunk
+                elif received > _DISCARD_LIMIT:
+                    break
+    except TimeoutError as error:
+        message = f"the request body did not arrive within {BODY_TIMEOUT:g} seconds"
+        raise HttpError(408, "request_timeout", message, headers={"connection": "close"}) from error
+    # What is too large is read and thrown away up to a limit, because a caller that is still writing when the
+    # connection closes sees a reset and not the answer.
+    if too_large:
+        raise _too_large()
+    return bytes(body)
+
+
+def _too_large() -> HttpError:
+    message = f"the request body exceeds {MAX_BODY} bytes"
+    return HttpError(413, "body_too_large", message, headers={"connection": "close"})
+
+
+def _error_response(error: HttpError) -> Response:
+    return Response(error.body(), status_code=error.status, media_type="application/json", headers=error.headers)

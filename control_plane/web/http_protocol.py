@@ -1,0 +1,115 @@
+"""One HTTP connection: uvicorn's protocol with the limits that a listening socket needs.
+
+A peer that sends no request, sends endless headers, or does not read its answer is cut off; nobody else notices.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from control_plane.web.shapes import ErrorBody, ErrorResponse
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Request line and headers of one request."""
+
+REQUEST_HEAD_TIMEOUT = 15.0
+"""Seconds from the first sign of a connection to the end of its first request's headers."""
+
+WRITE_TIMEOUT = 30.0
+"""Seconds that a full send buffer may take to drain."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """See the module's docstring. Idle keep-alive connections are closed by uvicorn itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Arm the deadline of the first request."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget every deadline."""
+        self._head_complete()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives before the headers are complete."""
+        if self.transport.is_closing():
+            return
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, "headers_too_large", f"request line and headers exceed {MAX_HEADER_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        """A request begins: its headers have a deadline, also on a connection that is kept alive."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; what follows is bounded by the application."""
+        self._head_complete()
+        super().on_headers_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """From here on the socket's own protocol keeps the deadlines."""
+        self._head_complete()
+        super().handle_websocket_upgrade()
+
+    def pause_writing(self) -> None:
+        """The peer does not read: it has WRITE_TIMEOUT to begin."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_TIMEOUT, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP request is refused in the envelope too."""
+        self._refuse(400, "invalid_request", msg)
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(REQUEST_HEAD_TIMEOUT, self._head_late)
+
+    def _head_complete(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._refuse(408, "request_timeout", f"no complete request within {REQUEST_HEAD_TIMEOUT:g} seconds")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._head_complete()
+        self.transport.write(error_response(status, code, message))
+        self.transport.close()
+
+
+def error_response(status: int, code: str, message: str, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """A whole HTTP/1.1 response in the error envelope, for a connection that ends with it."""
+    body = msgspec.json.encode(ErrorResponse(error=ErrorBody(code=code, message=message)))
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "connection: close", "", ""]).encode("ascii") + body

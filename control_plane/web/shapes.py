@@ -1,0 +1,629 @@
+"""What the HTTP side takes and gives: one Struct per request and response body, and per set of query parameters.
+
+Field names and optionality are the contract's. A request with a field that is not here is refused; a response never
+carries a field that is not here, and leaves out what is not set, because the public clients validate strictly.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from control_plane.domain.model import (
+    ORG_ID,
+    ApiKey,
+    Automation,
+    AutomationStatus,
+    Event,
+    Job,
+    JobStatus,
+    Project,
+    Run,
+    RunStatus,
+    Step,
+    StepKind,
+    StepStatus,
+    Version,
+    VersionStatus,
+)
+from control_plane.domain.store import Page, SessionView
+from wire.frames import ModelCapability
+
+SESSION_STALE_AFTER = 90.0
+"""Seconds without a sign of life after which a presence row is shown as stale."""
+
+Handle = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Text = Annotated[str, Meta(max_length=4096)]
+TagValue = Annotated[str, Meta(max_length=256)]
+Limit = Annotated[int, Meta(ge=1, le=200)]
+Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Cursor = Annotated[str, Meta(max_length=512)]
+JsonObject = dict[str, Any]
+
+
+class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every request body and of every set of query parameters. Optional fields cannot be null."""
+
+
+class Response(Struct, frozen=True, kw_only=True):
+    """Base of every response body. A field that is UNSET is left out."""
+
+
+# --- query parameters -----------------------------------------------------------------------------------------------
+
+
+class NoQuery(Request, frozen=True):
+    """A route without query parameters."""
+
+
+class ProjectsQuery(Request, frozen=True):
+    """`tag` may be repeated."""
+
+    search: str | UnsetType = UNSET
+    status: Literal["active", "archived", "all"] = "active"
+    tag: list[str] | UnsetType = UNSET
+
+
+class AutomationsQuery(Request, frozen=True):
+    """Without `status` archived automations are left out."""
+
+    status: Literal["draft", "active", "paused", "archived", "all"] | UnsetType = UNSET
+    cursor: Cursor | UnsetType = UNSET
+    limit: Limit = 50
+
+
+class RunsQuery(Request, frozen=True):
+    """`source_event_id` selects the runs that this event started."""
+
+    status: RunStatus | UnsetType = UNSET
+    automation_id: str | UnsetType = UNSET
+    source_event_id: str | UnsetType = UNSET
+    cursor: Cursor | UnsetType = UNSET
+    limit: Limit = 50
+
+
+class EventsQuery(Request, frozen=True):
+    """Events with a sequence greater than `since_sequence`."""
+
+    since_sequence: Sequence = 0
+    limit: Limit = 50
+
+
+class EventStreamQuery(Request, frozen=True):
+    """Events with a sequence greater than `since_sequence`."""
+
+    since_sequence: Sequence = 0
+
+
+# --- request bodies -------------------------------------------------------------------------------------------------
+
+
+class CreateAutomationRequest(Request, frozen=True):
+    """A new automation, without a version yet."""
+
+    handle: Handle
+    name: Name
+    description: Text | UnsetType = UNSET
+    default_agent_id: Name | UnsetType = UNSET
+    default_inputs: JsonObject | UnsetType = UNSET
+    settings: JsonObject | UnsetType = UNSET
+    tags: dict[str, TagValue] | UnsetType = UNSET
+
+
+class UpdateAutomationRequest(Request, frozen=True):
+    """Only what is named is changed."""
+
+    name: Name | UnsetType = UNSET
+    description: Text | UnsetType = UNSET
+    default_agent_id: Name | UnsetType = UNSET
+    default_inputs: JsonObject | UnsetType = UNSET
+    settings: JsonObject | UnsetType = UNSET
+    status: AutomationStatus | UnsetType = UNSET
+    tags: dict[str, TagValue] | UnsetType = UNSET
+
+
+class CreateVersionRequest(Request, frozen=True):
+    """The spec is judged by the domain, which lists every fault in the version's `validation`."""
+
+    spec: JsonObject
+    compiled_plan: JsonObject | UnsetType = UNSET
+
+
+class RunSource(Request, frozen=True):
+    """What started a run, in the caller's words."""
+
+    id: str | UnsetType = UNSET
+    label: str | UnsetType = UNSET
+    trigger_fire_id: str | UnsetType = UNSET
+    trigger_id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
+class StartRunRequest(Request, frozen=True):
+    """`external_id`: the same run as long as it is not terminal (contract, "The HTTP side")."""
+
+    external_id: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
+    inputs: JsonObject | UnsetType = UNSET
+    source: RunSource | UnsetType = UNSET
+
+
+class CancelRunRequest(Request, frozen=True):
+    """The reason reaches the handler that runs."""
+
+    reason: Text | UnsetType = UNSET
+
+
+# --- response bodies ------------------------------------------------------------------------------------------------
+
+
+class ErrorBody(Response, frozen=True):
+    """A stable code, a sentence for people, and what else is known."""
+
+    code: str
+    message: str
+    details: JsonObject | UnsetType = UNSET
+
+
+class ErrorResponse(Response, frozen=True):
+    """The envelope of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class HealthResponse(Response, frozen=True):
+    """Answer of /healthz and /readyz."""
+
+    status: Literal["ok"] | UnsetType = UNSET
+
+
+class ProjectResponse(Response, frozen=True):
+    """One project."""
+
+    id: str
+    name: str
+    handle: str
+    access_mode: Literal["org_open", "restricted"]
+    created_at: datetime
+    updated_at: datetime
+    description: str | UnsetType = UNSET
+
+
+class ProjectListResponse(Response, frozen=True):
+    """The projects that the key can see."""
+
+    items: list[ProjectResponse]
+
+
+class AutomationResponse(Response, frozen=True):
+    """One automation. Triggers are part of a version's spec and none is kept beside it."""
+
+    id: str
+    org_id: str
+    project_id: str
+    handle: str
+    name: str
+    status: AutomationStatus
+    latest_version: int
+    triggers: list[JsonObject]
+    created_at: datetime
+    updated_at: datetime
+    published_version: int | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    default_agent_id: str | UnsetType = UNSET
+    default_inputs: JsonObject | UnsetType = UNSET
+    settings: JsonObject | UnsetType = UNSET
+    tags: dict[str, str] | UnsetType = UNSET
+    last_run_at: datetime | UnsetType = UNSET
+    archived_at: datetime | UnsetType = UNSET
+
+
+class AutomationListResponse(Response, frozen=True):
+    """One page, newest first."""
+
+    items: list[AutomationResponse]
+    has_more: bool
+    next_cursor: str | UnsetType = UNSET
+
+
+class VersionResponse(Response, frozen=True):
+    """One version of an automation, with what its validation found."""
+
+    id: str
+    org_id: str
+    project_id: str
+    automation_id: str
+    version: int
+    status: VersionStatus
+    created_at: datetime
+    spec: JsonObject
+    validation: JsonObject
+    compiled_plan: JsonObject | UnsetType = UNSET
+
+
+class VersionListResponse(Response, frozen=True):
+    """Every version, newest first."""
+
+    items: list[VersionResponse]
+
+
+class RunResponse(Response, frozen=True):
+    """One run; `result` is keyed by each step's `save_as` and absent until success."""
+
+    id: str
+    org_id: str
+    project_id: str
+    automation_id: str
+    automation_version_id: str
+    automation_version: int
+    status: RunStatus
+    created_at: datetime
+    updated_at: datetime
+    automation_name: str | UnsetType = UNSET
+    inputs: JsonObject | UnsetType = UNSET
+    result: JsonObject | UnsetType = UNSET
+    source: JsonObject | UnsetType = UNSET
+    parent_run_id: str | UnsetType = UNSET
+    parent_automation_id: str | UnsetType = UNSET
+    parent_step_key: str | UnsetType = UNSET
+    error_type: str | UnsetType = UNSET
+    error_message: str | UnsetType = UNSET
+    wall_clock_deadline_at: datetime | UnsetType = UNSET
+    started_at: datetime | UnsetType = UNSET
+    completed_at: datetime | UnsetType = UNSET
+
+
+class RunListResponse(Response, frozen=True):
+    """One page, newest first."""
+
+    items: list[RunResponse]
+    has_more: bool
+    next_cursor: str | UnsetType = UNSET
+
+
+class EventResponse(Response, frozen=True):
+    """One entry of a run's stream."""
+
+    id: str
+    org_id: str
+    project_id: str
+    run_id: str
+    sequence: int
+    event_type: str
+    created_at: datetime
+    payload: JsonObject | UnsetType = UNSET
+    step_id: str | UnsetType = UNSET
+    step_key: str | UnsetType = UNSET
+
+
+class EventListResponse(Response, frozen=True):
+    """One page in order; `next_sequence` is the `since_sequence` of the next page."""
+
+    items: list[EventResponse]
+    has_more: bool
+    next_sequence: int
+
+
+class StepResponse(Response, frozen=True):
+    """One step of a run."""
+
+    id: str
+    org_id: str
+    project_id: str
+    run_id: str
+    step_key: str
+    kind: StepKind
+    status: StepStatus
+    seq: int
+    attempt: int
+    created_at: datetime
+    updated_at: datetime
+    step_name: str | UnsetType = UNSET
+    job_id: str | UnsetType = UNSET
+    inputs: JsonObject | UnsetType = UNSET
+    parameters: JsonObject | UnsetType = UNSET
+    result: Any = UNSET
+    error_type: str | UnsetType = UNSET
+    error_message: str | UnsetType = UNSET
+    started_at: datetime | UnsetType = UNSET
+    completed_at: datetime | UnsetType = UNSET
+
+
+class StepListResponse(Response, frozen=True):
+    """Every step of the run, in order."""
+
+    items: list[StepResponse]
+
+
+class JobReference(Response, frozen=True):
+    """A job as a presence row shows it."""
+
+    id: str
+    run_id: str
+    step_name: str
+    action: str
+    status: JobStatus
+    updated_at: datetime
+    claimed_at: datetime | UnsetType = UNSET
+    heartbeat_at: datetime | UnsetType = UNSET
+
+
+class WorkerSessionResponse(Response, frozen=True):
+    """One presence row."""
+
+    id: str
+    worker_instance_id: str
+    concurrency_limit: int
+    instance_status: Literal["active", "stale", "draining"]
+    stale: bool
+    busy_job_count: int
+    current_jobs: list[JobReference]
+    last_seen_at: datetime | UnsetType = UNSET
+    last_activity_at: datetime | UnsetType = UNSET
+    last_job: JobReference | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+    environment_id: str | UnsetType = UNSET
+    api_key_id: str | UnsetType = UNSET
+    queues: list[str] | UnsetType = UNSET
+    action_names: list[str] | UnsetType = UNSET
+    models: list[ModelCapability] | UnsetType = UNSET
+    capabilities: list[str] | UnsetType = UNSET
+
+
+class WorkerSessionTotals(Response, frozen=True):
+    """Over the rows that are not stale, and how many are."""
+
+    active_instances: int
+    slots: int
+    busy: int
+    stale: int
+
+
+class WorkerSessionListResponse(Response, frozen=True):
+    """Every presence row of the project."""
+
+    items: list[WorkerSessionResponse]
+    totals: WorkerSessionTotals
+
+
+# --- records -> shapes ----------------------------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(microseconds: int) -> datetime:
+    """A time of the store as a UTC datetime; msgspec writes it as RFC 3339 with `Z`."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _set(value: Any) -> Any:
+    return UNSET if value is None else value
+
+
+def _moment_if_set(microseconds: int | None) -> datetime | UnsetType:
+    return UNSET if microseconds is None else moment(microseconds)
+
+
+def project_shape(project: Project) -> ProjectResponse:
+    """Every key of a project can do everything in it, which the contract calls `org_open`."""
+    return ProjectResponse(
+        id=project.id,
+        name=project.name,
+        handle=project.handle,
+        access_mode="org_open",
+        created_at=moment(project.created_at),
+        updated_at=moment(project.updated_at),
+        description=_set(project.description),
+    )
+
+
+def automation_shape(automation: Automation) -> AutomationResponse:
+    """The record as the contract shows it."""
+    return AutomationResponse(
+        id=automation.id,
+        org_id=ORG_ID,
+        project_id=automation.project_id,
+        handle=automation.handle,
+        name=automation.name,
+        status=automation.status,
+        latest_version=automation.latest_version,
+        triggers=[],
+        created_at=moment(automation.created_at),
+        updated_at=moment(automation.updated_at),
+        published_version=_set(automation.published_version),
+        description=_set(automation.description),
+        default_agent_id=_set(automation.default_agent_id),
+        default_inputs=_set(automation.default_inputs),
+        settings=_set(automation.settings),
+        tags=_set(automation.tags),
+        last_run_at=_moment_if_set(automation.last_run_at),
+        archived_at=_moment_if_set(automation.archived_at),
+    )
+
+
+def automation_page(page: Page) -> AutomationListResponse:
+    """One page of automations."""
+    return AutomationListResponse(
+        items=[automation_shape(item) for item in page.items],
+        has_more=page.next_cursor is not None,
+        next_cursor=_set(page.next_cursor),
+    )
+
+
+def version_shape(version: Version) -> VersionResponse:
+    """The record as the contract shows it."""
+    return VersionResponse(
+        id=version.id,
+        org_id=ORG_ID,
+        project_id=version.project_id,
+        automation_id=version.automation_id,
+        version=version.version,
+        status=version.status,
+        created_at=moment(version.created_at),
+        spec=version.spec,
+        validation=version.validation,
+        compiled_plan=_set(version.compiled_plan),
+    )
+
+
+def run_shape(run: Run) -> RunResponse:
+    """The record as the contract shows it."""
+    return RunResponse(
+        id=run.id,
+        org_id=ORG_ID,
+        project_id=run.project_id,
+        automation_id=run.automation_id,
+        automation_version_id=run.version_id,
+        automation_version=run.version,
+        status=run.status,
+        created_at=moment(run.created_at),
+        updated_at=moment(run.updated_at),
+        automation_name=run.automation_name,
+        inputs=run.inputs,
+        result=_set(run.result),
+        source=_set(run.source),
+        parent_run_id=_set(run.parent_run_id),
+        parent_automation_id=_set(run.parent_automation_id),
+        parent_step_key=_set(run.parent_step_key),
+        error_type=_set(run.error_type),
+        error_message=_set(run.error_message),
+        wall_clock_deadline_at=_moment_if_set(run.wall_clock_deadline_at),
+        started_at=_moment_if_set(run.started_at),
+        completed_at=_moment_if_set(run.completed_at),
+    )
+
+
+def run_page(page: Page) -> RunListResponse:
+    """One page of runs."""
+    return RunListResponse(
+        items=[run_shape(item) for item in page.items],
+        has_more=page.next_cursor is not None,
+        next_cursor=_set(page.next_cursor),
+    )
+
+
+def event_shape(event: Event) -> EventResponse:
+    """The record as the contract shows it."""
+    return EventResponse(
+        id=event.id,
+        org_id=ORG_ID,
+        project_id=event.project_id,
+        run_id=event.run_id,
+        sequence=event.sequence,
+        event_type=event.event_type,
+        created_at=moment(event.created_at),
+        payload=event.payload,
+        step_id=_set(event.step_id),
+        step_key=_set(event.step_key),
+    )
+
+
+def step_shape(step: Step) -> StepResponse:
+    """The record as the contract shows it."""
+    return StepResponse(
+        id=step.id,
+        org_id=ORG_ID,
+        project_id=step.project_id,
+        run_id=step.run_id,
+        step_key=step.step_key,
+        kind=step.kind,
+        status=step.status,
+        seq=step.seq,
+        attempt=step.attempt,
+        created_at=moment(step.created_at),
+        updated_at=moment(step.updated_at),
+        step_name=_set(step.step_name),
+        job_id=_set(step.job_id),
+        inputs=_set(step.inputs),
+        parameters=_set(step.parameters),
+        result=_set(step.result),
+        error_type=_set(step.error_type),
+        error_message=_set(step.error_message),
+        started_at=_moment_if_set(step.started_at),
+        completed_at=_moment_if_set(step.completed_at),
+    )
+
+
+def _job_reference(job: Job, step_names: dict[str, str]) -> JobReference:
+    return JobReference(
+        id=job.id,
+        run_id=job.run_id or "",
+        step_name=step_names.get(job.id, job.step_key or ""),
+        action=job.action_name or "",
+        status=job.status,
+        updated_at=moment(job.updated_at),
+        claimed_at=_moment_if_set(job.claimed_at),
+        heartbeat_at=_moment_if_set(job.heartbeat_at),
+    )
+
+
+def worker_session_shape(view: SessionView, *, now: int) -> WorkerSessionResponse:
+    """A presence row at `now` (microseconds)."""
+    session = view.session
+    stale = now - session.last_seen_at > SESSION_STALE_AFTER * 1_000_000
+    draining = session.draining or session.drain_requested
+    return WorkerSessionResponse(
+        id=session.id,
+        worker_instance_id=session.worker_instance_id,
+        concurrency_limit=session.concurrency_limit,
+        instance_status="stale" if stale else "draining" if draining else "active",
+        stale=stale,
+        busy_job_count=len(view.current_jobs),
+        current_jobs=[_job_reference(job, view.step_names) for job in view.current_jobs],
+        last_seen_at=moment(session.last_seen_at),
+        last_activity_at=_moment_if_set(_last_activity(view)),
+        last_job=UNSET if view.last_job is None else _job_reference(view.last_job, view.step_names),
+        name=_set(session.name),
+        version=_set(session.version),
+        environment_id=_set(session.selector.environment_id),
+        api_key_id=_set(session.api_key_id),
+        queues=list(session.selector.queues),
+        action_names=list(session.selector.action_names),
+        models=[ModelCapability(provider=provider, model=model) for provider, model in session.selector.models],
+        capabilities=list(session.capabilities),
+    )
+
+
+def _last_activity(view: SessionView) -> int | None:
+    jobs = view.current_jobs if view.last_job is None else [*view.current_jobs, view.last_job]
+    return max((job.updated_at for job in jobs), default=None)
+
+
+def worker_session_list(views: list[SessionView], *, now: int) -> WorkerSessionListResponse:
+    """All presence rows at `now` (microseconds), with their totals."""
+    items = [worker_session_shape(view, now=now) for view in views]
+    live = [item for item in items if not item.stale]
+    return WorkerSessionListResponse(
+        items=items,
+        totals=WorkerSessionTotals(
+            active_instances=len(live),
+            slots=sum(item.concurrency_limit for item in live),
+            busy=sum(item.busy_job_count for item in live),
+            stale=len(items) - len(live),
+        ),
+    )
+
+
+def changes_of(request: Request) -> dict[str, Any]:
+    """The fields that a request sets, by name."""
+    return {name: value for name in request.__struct_fields__ if (value := getattr(request, name)) is not UNSET}
+
+
+def run_source(source: RunSource | UnsetType) -> JsonObject | None:
+    """The source of a run as plain data."""
+    return None if source is UNSET else msgspec.to_builtins(source)
+
+
+def visible_projects(projects: list[Project], key: ApiKey, query: ProjectsQuery) -> ProjectListResponse:
+    """The key's own project, where the query selects it: no project is archived and none has tags."""
+    search = "" if query.search is UNSET else query.search.casefold()
+    selected = [] if query.status == "archived" or query.tag else projects
+    return ProjectListResponse(
+        items=[
+            project_shape(project)
+            for project in selected
+            if project.id == key.project_id and (search in project.handle or search in project.name.casefold())
+        ]
+    )

@@ -1,0 +1,536 @@
+"""One worker's WebSocket: bytes <-> frames over websockets' sans-I/O core, driving control_plane/session.py.
+
+uvicorn hands the connection over with the upgrade request; the credential is judged before the upgrade is accepted.
+From then on every frame goes to the session's Connection, and what it asks for is done here: frames are written
+together once a loop tick, questions become tasks, deadlines become one timer. A worker that does not read, does not
+answer pings or sends faster than the store can follow is slowed down, then dropped; no other socket notices.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+import structlog
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from control_plane.domain.model import Dialect
+from control_plane.domain.store import Committed, Store
+from control_plane.errors import ControlPlaneError
+from control_plane.hub import Hub
+from control_plane.session import (
+    Action,
+    Close,
+    ClosePeer,
+    Connection,
+    Peer,
+    PingPeer,
+    Question,
+    Send,
+    StoreClaim,
+    StoreFindSession,
+    StoreHeartbeat,
+    StoreRegister,
+    StoreReport,
+    StoreUpdateSession,
+)
+from control_plane.web.authentication import Authenticator
+from control_plane.web.error_status import HttpError, as_http_error
+from control_plane.web.http_protocol import WRITE_TIMEOUT, error_response
+from wire.codec import (
+    MAX_FRAME_TO_SERVER,
+    LocalFrameError,
+    RemoteFrameError,
+    decode_from_worker,
+    encode_to_worker,
+)
+from wire.frames import Registered
+
+ADMISSION_TIMEOUT = 10.0
+"""Seconds from the upgrade request to its answer."""
+
+REGISTER_TIMEOUT = 10.0
+"""Seconds from the accepted upgrade to an accepted `worker.register`."""
+
+PING_INTERVAL = 20.0
+"""Seconds of silence after which the worker is pinged, and again after which it is dropped."""
+
+CLOSE_TIMEOUT = 3.0
+"""Seconds that a worker has to answer our close."""
+
+WRITE_BUFFER = 1024 * 1024
+"""Bytes of unread answers above which we stop listening to the worker."""
+
+MOST_UNREAD = 16 * 1024 * 1024
+"""Bytes of unread answers above which the worker is dropped."""
+
+MOST_QUESTIONS = 256
+"""Questions to the store that one worker may have open before we stop listening to it."""
+
+MOST_UNANSWERED_BYTES = 32 * 1024 * 1024
+"""Bytes of frames behind those questions, with the same effect."""
+
+MOST_INVALID_FRAMES = 20
+"""Messages that are no frames, each of which is answered, before the socket is closed."""
+
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+SERVICE_RESTART = 1012
+
+_PROJECT_PATH = re.compile(r"/v1/projects/([^/]+)/workers/socket")
+_ORG_PATH = "/v1/workers/socket"
+_LONGEST_REASON = 120
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerGate:
+    """What all worker sockets of this process share."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        authenticator: Authenticator,
+        dialect: Dialect,
+        dialects: Mapping[str, Dialect],
+    ) -> None:
+        self.store = store
+        self.hub = hub
+        self.authenticator = authenticator
+        self.sockets: dict[Connection, WorkerSocket] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._dialect = dialect
+        self._dialects = dialects
+
+    async def admit(self, request: Request) -> Peer:
+        """Who upgrades. Raises HttpError 401, 403, 404, StoreUnavailable."""
+        path = request.path.partition("?")[0]
+        match = _PROJECT_PATH.fullmatch(path)
+        if match is None and path != _ORG_PATH:
+            raise HttpError(404, "not_found", "there is no WebSocket at this path")
+        authorization = request.headers.get_all("authorization")
+        key = await self.authenticator.admit(
+            authorization[0] if len(authorization) == 1 else None, None if match is None else unquote(match[1])
+        )
+        dialect: Dialect = "org" if match is None else await self._dialect_of(key.project_handle)
+        return Peer(project_id=key.project_id, dialect=dialect, api_key_id=key.id)
+
+    def committed(self, facts: Sequence[Committed]) -> None:
+        """Tell the sockets what the store has made true; called by its listener, in the loop's thread."""
+        now = asyncio.get_running_loop().time()
+        for connection, actions in self.hub.committed(facts, now, self.store.now()):
+            socket = self.sockets.get(connection)
+            if socket is not None:
+                socket.perform(actions)
+
+    async def finish(self, limit: float) -> None:
+        """Wait until every question is answered, `limit` seconds at most; the sockets may be gone."""
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=limit)
+
+    async def _dialect_of(self, project: str) -> Dialect:
+        configured = self._dialects.get(project)
+        return configured or (await self.store.project(project)).dialect or self._dialect
+
+
+class WorkerSocket(asyncio.Protocol):
+    """See the module's docstring. uvicorn makes one for every upgrade."""
+
+    def __init__(self, gate: WorkerGate, *, config: Any, server_state: Any, app_state: Any) -> None:
+        del config, app_state
+        self._gate = gate
+        self._loop = asyncio.get_running_loop()
+        self._open_sockets: set[Any] = server_state.connections
+        self._transport: asyncio.Transport
+        self._core = ServerProtocol(max_size=MAX_FRAME_TO_SERVER)
+        self._connection: Connection | None = None
+        self._fragments: bytearray | None = None
+        self._questions: set[int] = set()
+        self._unanswered_bytes = 0
+        self._invalid_frames = 0
+        self._pongs: list[asyncio.Future[bool]] = []
+        self._last_heard = 0.0
+        self._pinged_at: float | None = None
+        self._register_by: float | None = None
+        self._drop_at: float | None = None
+        self._write_by: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._settling = False
+        self._reading = True
+        self._shutting_down = False
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The upgrade request is about to arrive."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._open_sockets.add(self)
+        self._last_heard = self._loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone; the session stays, and so does every job."""
+        del exc
+        self._open_sockets.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._hear(alive=False)
+        connection = self._connection
+        if connection is not None:
+            self._connection = None
+            self._gate.sockets.pop(connection, None)
+            self._perform_for(connection, connection.closed(self._loop.time()))
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the upgrade request, or of frames."""
+        self._last_heard = self._loop.time()
+        self._pinged_at = None
+        self._settling = True  # it is done below, once for all frames of this read
+        core = self._core
+        core.receive_data(data)
+        if self._pongs:
+            self._hear(alive=True)
+        for event in core.events_received():
+            if isinstance(event, Frame):
+                self._frame(event)
+            elif isinstance(event, Request):
+                self._upgrade(event)
+        if core.handshake_exc is not None and self._connection is None:
+            self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {core.handshake_exc}"))
+            return
+        self._settle()
+
+    def pause_writing(self) -> None:
+        """The worker does not read: we stop listening, and it has WRITE_TIMEOUT to begin."""
+        self._write_by = self._loop.time() + WRITE_TIMEOUT
+        self._settle_soon()
+
+    def resume_writing(self) -> None:
+        """The worker reads again."""
+        self._write_by = None
+        self._settle_soon()
+
+    def shutdown(self) -> None:
+        """The server stops: answer what is asked already, then close so that the worker comes back soon."""
+        self._shutting_down = True
+        if self._connection is None:
+            self._transport.close()
+        elif not self._questions:
+            self.close(SERVICE_RESTART, "the control plane restarts")
+
+    # --- the upgrade
+
+    def _upgrade(self, request: Request) -> None:
+        # Nothing is read until the answer is decided: what follows would be parsed as frames.
+        self._pause_reading()
+        task = self._loop.create_task(self._admit(request), name="worker socket admission")
+        self._gate.tasks.add(task)
+        task.add_done_callback(self._gate.tasks.discard)
+
+    async def _admit(self, request: Request) -> None:
+        response = self._core.accept(request)
+        if response.status_code != 101:
+            message = f"no WebSocket handshake: {self._core.handshake_exc}"
+            self._refuse(HttpError(response.status_code, "invalid_request", message))
+            return
+        try:
+            async with asyncio.timeout(ADMISSION_TIMEOUT):
+                peer = await self._gate.admit(request)
+            self._accept(peer, response)
+        except TimeoutError:
+            self._refuse(HttpError(503, "store_unavailable", "the control plane is too slow now; try again"))
+        except Exception as error:  # noqa: BLE001 - the last resort: one failed upgrade harms nobody else
+            refusal = as_http_error(error)
+            if refusal.status >= 500:
+                _log.warning("worker socket not opened", status=refusal.status, exc_info=error)
+            self._refuse(refusal)
+
+    def _accept(self, peer: Peer, response: Response) -> None:
+        if self._transport.is_closing():
+            return
+        now = self._loop.time()
+        self._connection = self._gate.hub.connect(peer, now)
+        self._gate.sockets[self._connection] = self
+        self._register_by = now + REGISTER_TIMEOUT
+        self._core.send_response(response)
+        self._settle()
+
+    def _refuse(self, error: HttpError) -> None:
+        if self._transport.is_closing():
+            return
+        _log.debug("worker socket refused", status=error.status, code=error.code)
+        self._transport.write(error_response(error.status, error.code, error.message, tuple(error.headers.items())))
+        self._transport.close()
+
+    # --- frames in
+
+    def _invalid(self, connection: Connection, error: RemoteFrameError) -> None:
+        self.perform(connection.receive_error(error, self._last_heard))
+        self._invalid_frames += 1
+        if self._invalid_frames > MOST_INVALID_FRAMES:
+            self.close(POLICY_VIOLATION, f"more than {MOST_INVALID_FRAMES} messages were no frames")
+
+    def _frame(self, frame: Frame) -> None:
+        connection = self._connection
+        if connection is None or self._shutting_down:
+            return
+        opcode = frame.opcode
+        if opcode is Opcode.TEXT and frame.fin:
+            self._message(connection, frame.data)
+        elif opcode in (Opcode.PING, Opcode.PONG):
+            connection.seen(self._last_heard)
+        elif opcode is Opcode.CLOSE:
+            self._fragments = None
+        elif opcode is Opcode.CONT:
+            self._fragment(connection, frame)
+        elif opcode is Opcode.TEXT:
+            self._fragments = bytearray(frame.data)
+        else:
+            message = "a binary message is no frame of this socket: send JSON as text"
+            self._invalid(connection, RemoteFrameError(message))
+
+    def _fragment(self, connection: Connection, frame: Frame) -> None:
+        if self._fragments is None:
+            return  # the rest of a binary message, which was refused
+        self._fragments += frame.data
+        if frame.fin:
+            data, self._fragments = self._fragments, None
+            self._message(connection, data)
+
+    def _message(self, connection: Connection, data: Any) -> None:
+        self._unanswered_bytes += len(data)
+        try:
+            frame = decode_from_worker(data)
+        except RemoteFrameError as error:
+            self._invalid(connection, error)
+        else:
+            self.perform(connection.receive(frame, self._last_heard))
+
+    # --- actions out
+
+    def perform(self, actions: list[Action]) -> None:
+        """Do what the session asks for, in order."""
+        if self._connection is not None and actions:
+            self._perform_for(self._connection, actions)
+            self._settle_soon()
+
+    def _perform_for(self, connection: Connection, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(action)
+            elif isinstance(action, Question):
+                self._questions.add(action.question)
+                task = self._loop.create_task(self._ask(connection, action))
+                self._gate.tasks.add(task)
+                task.add_done_callback(self._gate.tasks.discard)
+            elif isinstance(action, Close):
+                self.close(action.code, action.reason)
+            elif isinstance(action, ClosePeer):
+                other = self._gate.sockets.get(action.connection)
+                if other is not None:
+                    other.close(action.code, action.reason)
+
+    def _send(self, action: Send) -> None:
+        if self._core.state is not OPEN or self._connection is None:
+            return
+        try:
+            self._core.send_text(encode_to_worker(action.frame))
+        except LocalFrameError:
+            _log.exception("a frame of ours breaks the contract", frame=type(action.frame).__name__)
+            self.close(INTERNAL_ERROR, "the control plane failed")
+            return
+        if isinstance(action.frame, Registered):
+            self._register_by = None
+            self._log_registered()
+
+    def _log_registered(self) -> None:
+        session = None if self._connection is None else self._connection.session
+        if session is not None:
+            _log.info("worker registered", worker_instance_id=session.worker_instance_id, session_id=session.id)
+
+    async def _ask(self, connection: Connection, question: Question) -> None:
+        number = question.question
+        try:
+            try:
+                result = await self._result_of(question)
+            except ControlPlaneError as error:
+                actions = connection.refused(number, error, self._loop.time())
+            else:
+                actions = connection.answered(number, result, self._loop.time())
+        except Exception:  # noqa: BLE001 - the last resort of one socket
+            # A bug of ours: this worker's conversation cannot go on, everybody else's can.
+            _log.exception("worker socket failed", question=type(question).__name__)
+            actions = [Close(code=INTERNAL_ERROR, reason="the control plane failed")]
+        self._questions.discard(number)
+        if not self._questions:
+            self._unanswered_bytes = 0
+        self._perform_for(connection, actions)
+        if self._shutting_down and not self._questions:
+            self.close(SERVICE_RESTART, "the control plane restarts")
+        self._settle_soon()
+
+    async def _result_of(self, question: Question) -> Any:
+        store = self._gate.store
+        match question:
+            case StoreReport():
+                return await store.report(
+                    question.project_id,
+                    question.job_id,
+                    question.lease_token,
+                    status=question.status,
+                    result=question.result,
+                    error_type=question.error_type,
+                    error_message=question.error_message,
+                )
+            case StoreClaim():
+                return await store.claim(question.order)
+            case StoreHeartbeat():
+                return await store.heartbeat(question.project_id, question.job_id, question.lease_token)
+            case StoreRegister():
+                return await store.register_session(question.session)
+            case StoreFindSession():
+                return await store.session_by_token(question.project_id, question.token_hash)
+            case StoreUpdateSession():
+                return await store.update_session(
+                    question.session_id,
+                    draining=question.draining,
+                    ended=question.ended,
+                    selector=question.selector,
+                )
+            case PingPeer():
+                other = self._gate.sockets.get(question.connection)
+                return other is not None and await other.ping(question.timeout)
+        raise AssertionError(question)
+
+    async def ping(self, timeout: float) -> bool:  # noqa: ASYNC109 - the question carries it
+        """Whether the worker gives a sign of life within `timeout` seconds of a ping."""
+        if self._core.state is not OPEN:
+            return False
+        pong: asyncio.Future[bool] = self._loop.create_future()
+        self._pongs.append(pong)
+        self._core.send_ping(b"owner?")
+        self._settle_soon()
+        try:
+            async with asyncio.timeout(timeout):
+                return await pong
+        except TimeoutError:
+            return False
+
+    def _hear(self, *, alive: bool) -> None:
+        pongs, self._pongs = self._pongs, []
+        for pong in pongs:
+            if not pong.done():
+                pong.set_result(alive)
+
+    def close(self, code: int, reason: str) -> None:
+        """Close after what was sent before; a worker that does not answer the close is dropped."""
+        if self._core.state is OPEN and not self._transport.is_closing():
+            self._core.send_close(code, reason[:_LONGEST_REASON])
+            self._drop_at = self._loop.time() + CLOSE_TIMEOUT
+            self._settle_soon()
+
+    # --- once a loop tick: write, listen or not, next deadline
+
+    def _settle_soon(self) -> None:
+        if not self._settling:
+            self._settling = True
+            self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._settling = False
+        transport = self._transport
+        if transport.is_closing():
+            return
+        writes = self._core.data_to_send()
+        if writes:
+            transport.writelines(writes)
+            if self._core.eof_sent:
+                self._end()
+                return
+            if transport.get_write_buffer_size() > MOST_UNREAD:
+                self._drop("does not read what it is sent")
+                return
+        if (
+            self._write_by is not None
+            or len(self._questions) > MOST_QUESTIONS
+            or self._unanswered_bytes > MOST_UNANSWERED_BYTES
+        ):
+            self._pause_reading()
+        elif self._connection is not None and not self._reading:
+            self._reading = True
+            transport.resume_reading()
+        self._arm()
+
+    def _end(self) -> None:
+        if self._core.parser_exc is None:
+            self._transport.close()
+            return
+        # The core has refused what the worker sent and said so in a close frame (1002, 1009). The worker may still be
+        # writing: closing now would reset the connection before it has read why.
+        _log.info("worker socket broken", reason=str(self._core.parser_exc))
+        self._transport.write_eof()
+        self._drop_at = self._loop.time() + CLOSE_TIMEOUT
+        self._arm()
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _arm(self) -> None:
+        deadline = self._next_deadline()
+        timer = self._timer
+        # A timer that fires too early finds nothing to do and is set again: cheaper than one timer a frame.
+        if timer is not None:
+            if timer.when() <= deadline:
+                return
+            timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _next_deadline(self) -> float:
+        deadline = self._last_heard + PING_INTERVAL if self._pinged_at is None else self._pinged_at + PING_INTERVAL
+        session_deadline = None if self._connection is None else self._connection.next_deadline()
+        for other in (session_deadline, self._register_by, self._drop_at, self._write_by):
+            if other is not None and other < deadline:
+                deadline = other
+        return deadline
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        connection = self._connection
+        if _due(self._drop_at, now):
+            self._drop("did not answer our close")
+            return
+        if _due(self._write_by, now):
+            self._drop("does not read what it is sent")
+            return
+        if self._pinged_at is not None and now >= self._pinged_at + PING_INTERVAL:
+            self._drop("answers no ping")
+            return
+        if self._pinged_at is None and now >= self._last_heard + PING_INTERVAL and self._core.state is OPEN:
+            self._pinged_at = now
+            self._core.send_ping(b"")
+        if connection is not None:
+            if _due(self._register_by, now):
+                self._register_by = None
+                if connection.session is None:
+                    self.close(POLICY_VIOLATION, f"no worker.register within {REGISTER_TIMEOUT:g} seconds")
+            if _due(connection.next_deadline(), now):
+                self.perform(connection.tick(now))
+        self._settle()
+
+    def _drop(self, why: str) -> None:
+        session = None if self._connection is None else self._connection.session
+        _log.info("worker dropped", worker_instance_id=session and session.worker_instance_id, reason=f"it {why}")
+        self._transport.abort()
+
+
+def _due(deadline: float | None, now: float) -> bool:
+    return deadline is not None and now >= deadline

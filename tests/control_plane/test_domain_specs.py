@@ -1,0 +1,192 @@
+import pytest
+
+from control_plane.domain import specs
+from control_plane.domain.specs import ActionPlan, ChildPlan
+
+
+def action(key="one", **fields):
+    return {"key": key, "kind": "action", "config": {"action_name": "print"}, **fields}
+
+
+def errors_of(spec):
+    plan, errors = specs.read(spec)
+    assert (plan is None) == bool(errors)
+    return errors
+
+
+def test_a_whole_spec_becomes_a_plan():
+    plan, errors = specs.read(
+        {
+            "schema_version": "1",
+            "name": "A",
+            "inputs": {"url": {"type": "string", "required": True}, "width": {"type": "integer", "default": 640}},
+            "steps": [
+                action(
+                    "fetch",
+                    name="Fetch it",
+                    save_as="page",
+                    retry={"max_attempts": 3, "delay": "1m30s", "non_retryable": ["NotThere"]},
+                    timeout={"duration": "500ms", "on_timeout": "fail"},
+                    input={"a": "{{ .inputs.width }}"},
+                ),
+                {
+                    "key": "child",
+                    "kind": "automation",
+                    "config": {"automation_handle": "other", "inputs": {"page": "{{ .context.page.body }}"}},
+                },
+            ],
+        }
+    )
+    assert errors == []
+    assert plan.steps == (
+        ActionPlan(
+            key="fetch",
+            save_as="page",
+            action_name="print",
+            name="Fetch it",
+            inputs={"a": "{{ .inputs.width }}"},
+            max_attempts=3,
+            delay=90.0,
+            non_retryable=("NotThere",),
+            timeout=0.5,
+        ),
+        ChildPlan(key="child", save_as="child", automation_handle="other", inputs={"page": "{{ .context.page.body }}"}),
+    )
+    assert plan.inputs["width"].default == 640
+
+
+def test_a_client_may_send_null_for_what_it_leaves_out():
+    plan, errors = specs.read(
+        {"steps": [action(retry=None, timeout=None, name=None, save_as=None)], "inputs": {"x": {"default": None}}}
+    )
+    assert errors == []
+    assert plan.steps[0].max_attempts == 1
+    assert plan.inputs["x"].has_default
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ([], "spec: expected an object, got array"),
+        ({}, "steps: required"),
+        ({"steps": []}, "steps: required"),
+        ({"steps": [action()], "step": 1}, "step: unknown key; expected one of schema_version"),
+        ({"steps": [action()], "concurrency": "queue"}, 'concurrency: this server supports "allow" only'),
+        ({"steps": [action()], "cleanup": [{}]}, "cleanup: this server does not support it"),
+        ({"steps": [action()], "triggers": [{"kind": "schedule"}]}, "triggers[0]: this server supports kind"),
+        ({"steps": [{"key": "a", "kind": "action", "config": {}}]}, "steps[0].config.action_name: required"),
+        ({"steps": [action(retires=1)]}, "steps[0].retires: unknown key"),
+        ({"steps": [{"kind": "action", "config": {"action_name": "x"}}]}, "steps[0].key: required"),
+        ({"steps": [action("a b")]}, "steps[0].key: expected letters, digits, _ and -"),
+        ({"steps": [action(), action()]}, "steps[1].key: 'one' is the key of an earlier step"),
+        ({"steps": [action("a", save_as="x"), action("b", save_as="x")]}, "steps[1].save_as: 'x' is taken"),
+        (
+            {"steps": [action(retry={"max_attempts": 11})]},
+            "steps[0].retry.max_attempts: expected a whole number from 1 to 10",
+        ),
+        ({"steps": [action(retry={"max_attempts": True})]}, "steps[0].retry.max_attempts: expected"),
+        ({"steps": [action(retry={"delay": "soon"})]}, "steps[0].retry.delay: expected a duration"),
+        ({"steps": [action(retry={"delay": 5})]}, "steps[0].retry.delay: expected a duration"),
+        ({"steps": [action(timeout={"duration": "0s"})]}, "steps[0].timeout.duration: expected more than nothing"),
+        ({"steps": [action(timeout={"duration": "99999h"})]}, "steps[0].timeout.duration: expected at most 8784h"),
+        ({"steps": [action(timeout={"on_timeout": "skip"})]}, 'steps[0].timeout.on_timeout: expected "fail"'),
+        (
+            {"steps": [{"key": "a", "kind": "sleep", "config": {}}]},
+            "steps[0].kind: this server does not run sleep steps",
+        ),
+        (
+            {"steps": [{"key": "a", "kind": "dance", "config": {}}]},
+            "steps[0].kind: required; one of action, automation",
+        ),
+        ({"steps": [{"key": "a", "kind": "automation", "config": {}}]}, "steps[0].config.automation_handle: required"),
+        (
+            {"steps": [{"key": "a", "kind": "automation", "config": {"automation_handle": "b", "condition": "x"}}]},
+            "steps[0].config.condition: this server does not support conditions",
+        ),
+        (
+            {"steps": [{**action(), "config": {"action_name": "p", "execution_location": "managed"}}]},
+            "steps[0].config.execution_location: this server runs actions on workers",
+        ),
+        (
+            {"steps": [{**action(), "config": {"action_name": "p", "parameters": {"a": ["{{ .env.x }}"]}}}]},
+            "steps[0].config.parameters.a[0]: unknown root .env",
+        ),
+        (
+            {"steps": [{**action(), "config": {"action_name": "p", "parameters": {"a": "{{ .inputs.x | upper }}"}}}]},
+            "steps[0].config.parameters.a: only a path",
+        ),
+        (
+            {"steps": [{**action(), "config": {"action_name": "p", "parameters": {"a": "x {{ .inputs.x"}}}]},
+            'steps[0].config.parameters.a: "{{" without "}}"',
+        ),
+        (
+            {"steps": [{**action(), "config": {"action_name": "p", "parameters": {"a": "{{ .context.one }}"}}}]},
+            "steps[0].config.parameters.a: .context.one names no save_as",
+        ),
+        (
+            {"inputs": {"y": {}}, "steps": [action(input={"a": "{{ .inputs.x }}"})]},
+            "steps[0].input.a: .inputs.x names an input that the spec does not declare",
+        ),
+        ({"inputs": {"y": {"type": "int"}}, "steps": [action()]}, "inputs.y.type: expected one of string, integer"),
+        (
+            {"inputs": {"y": {"type": "integer", "default": "z"}}, "steps": [action()]},
+            "inputs.y.default: expected integer, got string",
+        ),
+        ({"inputs": {"y": {"required": "yes"}}, "steps": [action()]}, "inputs.y.required: expected true or false"),
+    ],
+)
+def test_a_fault_is_a_sentence_that_begins_with_its_path(spec, sentence):
+    errors = errors_of(spec)
+    assert any(error.startswith(sentence) for error in errors), errors
+
+
+def test_all_faults_are_told_at_once():
+    errors = errors_of({"steps": [{"key": "a", "kind": "action", "config": {}}, {"key": "a", "kind": "agent"}]})
+    assert [error.split(":")[0] for error in errors] == [
+        "steps[0].config.action_name",
+        "steps[1].key",
+        "steps[1].save_as",
+        "steps[1].kind",
+    ]
+
+
+def plan_with(inputs):
+    plan, _ = specs.read({"steps": [action()], "inputs": inputs})
+    return plan
+
+
+def test_inputs_are_merged_in_layers():
+    plan = plan_with({"a": {"default": 1}, "b": {"default": 1}, "c": {"default": 1}})
+    assert specs.merge_inputs(plan, {"b": 2, "c": 2, "more": True}, {"c": 3}) == (
+        {"a": 1, "b": 2, "c": 3, "more": True},
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "good"),
+    [
+        ("string", "x", True),
+        ("string", 1, False),
+        ("integer", 1, True),
+        ("integer", 1.0, True),
+        ("integer", 1.5, False),
+        ("integer", True, False),
+        ("number", 1.5, True),
+        ("number", 1, True),
+        ("boolean", True, True),
+        ("boolean", 1, False),
+        ("object", {}, True),
+        ("array", [], True),
+        ("array", {}, False),
+        ("string", None, False),
+    ],
+)
+def test_input_types(kind, value, good):
+    _, errors = specs.merge_inputs(plan_with({"x": {"type": kind}}), {"x": value})
+    assert (errors == []) == good
+
+
+def test_a_missing_required_input_is_named():
+    _, errors = specs.merge_inputs(plan_with({"x": {"required": True}}), None, {})
+    assert errors == ["inputs.x: required, and the automation has no default for it"]

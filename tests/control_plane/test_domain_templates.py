@@ -1,0 +1,70 @@
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control_plane.domain.templates import TemplateError, descend, paths_in, render
+
+VALUES = {"inputs": {"a": {"b": 5}, "list": [{"x": "y"}], "text": "hi", "none": None}, "context": {"one": {"ok": True}}}
+
+
+@contextmanager
+def suppress_missing_keys():
+    try:
+        yield
+    except TemplateError as error:
+        if "has no" not in str(error):
+            raise
+
+
+def look_up(path):
+    return descend(VALUES[path.root], path)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ .inputs.a.b }}", 5),
+        ("{{.inputs.a}}", {"b": 5}),
+        ("{{ .inputs.list.0.x }}", "y"),
+        ("{{ .context.one.ok }}", True),
+        ("got {{ .inputs.a.b }} and {{ .inputs.text }}", "got 5 and hi"),
+        ("{{ .inputs.a }}!", '{"b":5}!'),
+        (" {{ .inputs.none }}", " null"),
+        ("{{ .inputs.text }}{{ .inputs.text }}", "hihi"),
+        ("plain { } }}", "plain { } }}"),
+        ({"k": ["{{ .inputs.a.b }}", 1]}, {"k": [5, 1]}),
+        ({"{{ .inputs.a }}": 1}, {"{{ .inputs.a }}": 1}),
+    ],
+)
+def test_rendering(template, expected):
+    assert render(template, look_up) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ .inputs.a.c }}", ".inputs.a has no 'c'"),
+        ("{{ .inputs.list.1 }}", ".inputs.list has no '1'"),
+        ("{{ .inputs.text.0 }}", ".inputs.text has no '0'"),
+        ("{{ inputs.a }}", "only a path"),
+        ("{{ .inputs.a | json }}", "only a path"),
+        ("{{ }}", "only a path"),
+        ("{{ .secrets.a }}", "unknown root .secrets"),
+    ],
+)
+def test_what_cannot_be_rendered(template, sentence):
+    with pytest.raises(TemplateError, match=sentence):
+        render(template, look_up)
+
+
+@settings(max_examples=60)
+@given(
+    st.recursive(st.text("{}. inputsa", max_size=20), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+)
+def test_what_the_check_passes_renders_or_names_a_missing_key(value):
+    if any(isinstance(path, TemplateError) for _, path in paths_in(value, "x")):
+        return
+    with suppress_missing_keys():
+        render(value, look_up)

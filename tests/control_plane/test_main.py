@@ -1,0 +1,202 @@
+"""The program as a user meets it: a process, its exit code, and the one sentence that it leaves."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.control_plane_process import ControlPlaneProcess
+from wire.pipe import PIPE_FD_VARIABLE, Bye, Hello
+
+KEY = "mbx_" + "k3" * 16
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "control_plane", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | environment,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlaneProcess]:
+    with ControlPlaneProcess(tmp_path) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["serve"], 64, ["--store"]),
+        (["serve", "--store", "sqlite:x.db", "--prot", "1"], 64, ["--prot"]),
+        (["serve", "--store", "sqlite:x.db", "--dialect", "klingon"], 64, ["--dialect"]),
+        (["nonsense"], 64, ["nonsense"]),
+        (["serve", "--store", "sqlite:x.db", "--listen", "nowhere"], 78, ["--listen", "127.0.0.1:8780"]),
+        (["serve", "--store", "sqlite:x.db", "--listen", "0.0.0.0:0"], 78, ["--insecure-listen"]),
+        (["serve", "--store", "sqlite:x.db", "--listen", "192.0.2.1:0", "--insecure-listen"], 78, ["192.0.2.1:0"]),
+        (["serve", "--store", "sqlite:x.db", "--lease-duration", "soon"], 78, ["--lease-duration", "60s"]),
+        (["serve", "--store", "sqlite:x.db", "--lease-duration", "10s"], 78, ["twice"]),
+        (["serve", "--store", "mysql://x", "--listen", "127.0.0.1:0"], 78, ["mysql"]),
+        (["keys", "create", "--store", "sqlite:x.db", "--project", "Not A Handle"], 78, ["--project"]),
+    ],
+)
+def test_a_wrong_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    refused(run(*arguments), code, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version() -> None:
+    assert "serve" in run("--help").stdout
+    assert run("--version").returncode == 0
+
+
+def test_an_empty_store_without_a_key_is_refused(tmp_path: Path) -> None:
+    result = run("serve", "--store", f"sqlite://{tmp_path}/x.db", "--listen", "127.0.0.1:0")
+    refused(result, 78, "--bootstrap-key-file", "MOBIUS_BOOTSTRAP_API_KEY")
+
+
+def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    result = run(
+        *["serve", "--store", f"sqlite://{tmp_path}/no/x.db", "--listen", "127.0.0.1:0"],
+        *["--bootstrap-key-file", str(key_file)],
+    )
+    refused(result, 78, "no/x.db")
+    assert not key_file.exists()
+
+
+def test_the_port_is_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        refused(run("serve", "--store", f"sqlite://{tmp_path}/x.db", "--listen", address), 73, address)
+
+
+def test_a_pipe_that_is_none(tmp_path: Path) -> None:
+    result = run("serve", "--store", f"sqlite://{tmp_path}/x.db", "--listen", "127.0.0.1:0", **{PIPE_FD_VARIABLE: "99"})
+    refused(result, 78, PIPE_FD_VARIABLE)
+
+
+def test_the_first_start_writes_a_key_that_works(plane: ControlPlaneProcess) -> None:
+    assert plane.key_file.stat().st_mode & 0o777 == 0o600
+    with plane.http() as http:
+        assert [project["handle"] for project in http.get("/v1/projects").json()["items"]] == ["default"]
+    assert plane.key not in plane.log()
+    plane.restart()
+    with plane.http() as http:
+        assert http.get("/v1/projects/default").status_code == 200
+
+
+def test_a_key_that_a_crash_left_in_the_file_is_taken(tmp_path: Path) -> None:
+    plane = ControlPlaneProcess(tmp_path)
+    plane.key_file.touch(mode=0o600)
+    plane.key_file.write_text(KEY + "\n")
+    with plane, plane.http() as http:
+        assert http.get("/v1/projects/default").status_code == 200
+
+
+@pytest.mark.parametrize(("mode", "text"), [(0o644, KEY), (0o600, "no key at all")])
+def test_a_key_file_that_cannot_be_trusted(tmp_path: Path, mode: int, text: str) -> None:
+    key_file = tmp_path / "key"
+    key_file.touch(mode=mode)
+    key_file.write_text(text)
+    store = f"sqlite://{tmp_path}/x.db"
+    refused(run("serve", "--store", store, "--listen", "127.0.0.1:0", "--bootstrap-key-file", str(key_file)), 78, "key")
+
+
+def test_a_key_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBIUS_BOOTSTRAP_API_KEY", KEY)
+    with ControlPlaneProcess(tmp_path) as plane:
+        assert not plane.key_file.exists()
+        with plane.http(KEY) as http:
+            assert http.get("/v1/projects/default").status_code == 200
+        # What `ps e` would show is the environment at the start; nothing that we start inherits the key.
+        assert KEY not in plane.log()
+        monkeypatch.setenv("MOBIUS_BOOTSTRAP_API_KEY", KEY[:-1] + "x")
+        plane.restart()
+        assert "bootstrap key ignored" in plane.log()
+
+
+def test_a_malformed_key_from_the_environment(tmp_path: Path) -> None:
+    store = f"sqlite://{tmp_path}/x.db"
+    result = run("serve", "--store", store, "--listen", "127.0.0.1:0", MOBIUS_BOOTSTRAP_API_KEY="mbx_secret-and-short")
+    refused(result, 78, "MOBIUS_BOOTSTRAP_API_KEY")
+    assert "secret-and-short" not in result.stderr
+
+
+def test_further_projects_and_keys(plane: ControlPlaneProcess) -> None:
+    refused(run("projects", "create", "team-2", "--store", plane.store_url), 78, "in use")
+    plane.terminate()
+    assert plane.command("projects", "create", "team-2").startswith("proj_")
+    key = plane.command("keys", "create", "--project", "team-2", "--name", "ci")
+    second = plane.command("keys", "create", "--project", "default")
+    refused(run("projects", "create", "team-2", "--store", plane.store_url), 73, "team-2")
+    refused(run("keys", "create", "--project", "team-3", "--store", plane.store_url), 66, "team-3")
+    plane.start()
+    assert key.endswith(".team-2")
+    with plane.http(key) as http:
+        assert http.get("/v1/projects/team-2").status_code == 200
+        assert http.get("/v1/projects/default").status_code == 403
+    with plane.http(second) as http:
+        assert http.get("/v1/projects/default").status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_gracefully(plane: ControlPlaneProcess, number: signal.Signals) -> None:
+    assert plane.process is not None
+    plane.process.send_signal(number)
+    plane.wait_for(Bye)
+    assert plane.process.wait(10) == 0
+
+
+def test_it_stops_with_its_supervisor(plane: ControlPlaneProcess) -> None:
+    assert plane.process is not None
+    assert plane.pipe is not None
+    hello = plane.said[0]
+    assert isinstance(hello, Hello)
+    assert hello.pid == plane.pid
+    plane.pipe.close()
+    plane.pipe = None
+    assert plane.process.wait(10) == 0
+    assert "the supervisor is gone" in plane.log()
+
+
+def test_killed_and_started_again_on_the_same_port(plane: ControlPlaneProcess) -> None:
+    with plane.http() as http:
+        http.post("/v1/projects/default/automations", json={"handle": "a", "name": "A"}).raise_for_status()
+        plane.kill()
+        with pytest.raises(httpx.TransportError):
+            http.get("/healthz")
+        plane.start()
+    with plane.http() as http:
+        assert http.get("/v1/projects/default/automations/a").status_code == 200
+
+
+def test_debug_logs_requests_and_never_a_key(tmp_path: Path) -> None:
+    with ControlPlaneProcess(tmp_path, "--log-level", "debug") as plane:
+        with plane.http() as http:
+            http.get("/v1/projects/default/runs?limit=1")
+        plane.terminate()
+        log = plane.log()
+        assert '"path": "/v1/projects/default/runs"' in log
+        assert plane.key not in log

@@ -1,0 +1,137 @@
+"""The services on a real store. Rounds are run by hand; what runs by itself is waited for by what it does."""
+
+import asyncio
+
+import pytest
+
+from control_plane.domain.store import JobClaimable
+from control_plane.errors import StoreUnavailable
+from control_plane.services import (
+    Reaper,
+    ReaperConfig,
+    Service,
+    SessionSweeper,
+    SessionSweeperConfig,
+    Wakeups,
+    WakeupsConfig,
+)
+from tests.support.sqlite_store import LEASE, action, at, scenario
+
+
+@pytest.fixture
+async def s(tmp_path):
+    async with scenario(tmp_path / "store.db") as made:
+        yield made
+
+
+class Counting(Service):
+    """Every service has this shape; this one counts its rounds and fails when told to."""
+
+    def __init__(self, store, interval=60.0):
+        super().__init__(store, interval)
+        self.rounds = asyncio.Queue()
+        self.error = None
+
+    async def run_once(self, now):
+        self.rounds.put_nowait(now)
+        if self.error is not None:
+            raise self.error
+
+
+async def test_the_first_round_comes_at_once_and_the_next_when_woken(s):
+    service = Counting(s.store)
+    await service.start()
+    first = await service.rounds.get()
+    service.wake()
+    second = await service.rounds.get()
+    assert first <= second <= s.store.now()
+    await service.stop()
+    await service.stop()
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), ValueError("a bug")])
+async def test_a_bad_round_ends_no_service(s, error):
+    service = Counting(s.store, interval=0.001)
+    service.error = error
+    await service.start()
+    for _ in range(3):
+        await service.rounds.get()
+    await service.stop()
+
+
+async def test_a_service_that_was_not_started_can_be_stopped(s):
+    await Counting(s.store).stop()
+
+
+async def test_the_reaper_sweeps_until_nothing_is_left(s):
+    await s.publish("a", [action()])
+    for _ in range(7):
+        await s.start("a")
+    leases = await s.claim(now=0)
+    await Reaper(s.store, ReaperConfig(limit=3)).run_once(at(LEASE + 1))
+    assert [(await s.job(lease)).error_type for lease in leases] == ["LeaseLapsed"] * 7
+
+
+async def test_the_sweeper_writes_who_was_seen_and_ends_who_was_not(s):
+    seen, cut_off, live = s.session, await s.register("w-2"), await s.register("w-3")
+    sweeper = SessionSweeper(s.store, lambda: [seen.id], lambda: [live.id], SessionSweeperConfig(end_after=600))
+    await sweeper.run_once(at(599))
+    assert len(await s.store.sessions(s.project.id)) == 3
+    await sweeper.run_once(at(601))
+    views = {view.session.id: view.session for view in await s.store.sessions(s.project.id)}
+    assert set(views) == {seen.id, live.id}
+    assert views[seen.id].last_seen_at == at(601)
+    assert (await s.store.session_by_token(s.project.id, cut_off.token_hash)).ended_at == at(601)
+
+
+async def test_delayed_jobs_are_announced_when_they_are_due(s):
+    await s.publish("a", [action(retry={"max_attempts": 3, "delay": "5s"})])
+    await s.start("a")
+    lease = await s.claim_one(now=1)
+    heard = []
+    wakeups = Wakeups(s.store, heard.extend, WakeupsConfig(interval=3600))
+    await wakeups.run_once(at(1))
+    await s.report(lease, "failed", error="Boom", now=2)
+    await wakeups.run_once(at(6.9))
+    assert heard == []
+    await wakeups.run_once(at(7))
+    assert [fact.job_id for fact in heard] == [lease.job.id]
+    await wakeups.run_once(at(8))
+    assert len(heard) == 1
+
+
+async def test_more_due_jobs_than_a_round_announces_follow_in_the_next(s):
+    await s.publish("a", [action(retry={"max_attempts": 3, "delay": "5s"})])
+    for _ in range(5):
+        await s.start("a")
+    for number, lease in enumerate(await s.claim(now=1)):
+        await s.report(lease, "failed", error="Boom", now=2 + number)
+    heard = []
+    wakeups = Wakeups(s.store, heard.extend, WakeupsConfig(interval=3600, limit=2))
+    await wakeups.run_once(at(1))
+    for _ in range(3):
+        await wakeups.run_once(at(60))
+    assert len({fact.job_id for fact in heard}) == 5
+
+
+async def test_a_delayed_job_brings_the_next_round_forward(s):
+    heard = asyncio.Queue()
+
+    def listener(facts):
+        for fact in facts:
+            heard.put_nowait(fact)
+
+    wakeups = Wakeups(s.store, listener, WakeupsConfig(interval=3600))
+    await s.publish("a", [action(retry={"max_attempts": 3, "delay": "50ms"})])
+    run = await s.start("a")
+    await wakeups.start()
+    now = (s.store.now() - at(0)) / 1e6
+    lease = await s.claim_one(now=now)
+    s.facts.clear()
+    await s.report(lease, "failed", error="Boom", now=(s.store.now() - at(0)) / 1e6)
+    wakeups.notice(s.facts)
+    fact = await asyncio.wait_for(heard.get(), 30)
+    assert isinstance(fact, JobClaimable)
+    assert fact.available_at <= s.store.now()
+    await wakeups.stop()
+    assert (await s.run(run)).status == "suspended"

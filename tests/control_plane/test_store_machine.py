@@ -1,0 +1,196 @@
+"""Any sequence of what workers, users, time and restarts do to a store keeps what the store promises."""
+
+import asyncio
+import tempfile
+from itertools import count
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from control_plane.domain.model import TERMINAL_RUN
+from control_plane.keys import hash_secret
+from tests.support.sqlite_store import LEASE, Scenario, action, at, scenario
+
+HANDLES = ("once", "thrice", "parent")
+ERRORS = ("Boom", "NonRetryableError", "WorkerOverCapacity", "WorkerCrashed")
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """`leases` are all that were ever given out, `accepted` the job ids whose completion was acknowledged."""
+
+    def __init__(self):
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.folder = tempfile.TemporaryDirectory(prefix="store-machine-")
+        self.path = Path(self.folder.name) / "store.db"
+        self.numbers = count(1)
+        self.now = 0.0
+        self.leases = []
+        self.newest = {}
+        self.completed = {}
+        self.acknowledged_runs = []
+
+    def wait_for(self, awaitable):
+        return self.runner.run(awaitable)
+
+    async def enter(self, *, prepared):
+        self.context = scenario(self.path, prepared=prepared)
+        return await self.context.__aenter__()
+
+    @initialize()
+    def begin(self):
+        self.s: Scenario = self.wait_for(self.enter(prepared=True))
+        self.wait_for(self.publish())
+
+    async def publish(self):
+        await self.s.publish("once", [action("one")])
+        retried = {"max_attempts": 3, "delay": "5s"}
+        await self.s.publish("thrice", [action("one", retry=retried, timeout={"duration": "3m"}), action("two")])
+        child = {"key": "child", "kind": "automation", "config": {"automation_handle": "once"}}
+        await self.s.publish("parent", [child, action("last", retry={"max_attempts": 2})])
+
+    def teardown(self):
+        self.wait_for(self.context.__aexit__(None, None, None))
+        self.runner.close()
+        self.folder.cleanup()
+
+    # --- what happens
+
+    @rule(handle=st.sampled_from(HANDLES))
+    def start(self, handle):
+        self.acknowledged_runs.append(self.wait_for(self.s.start(handle, now=self.now)).id)
+
+    @rule(limit=st.sampled_from([1, 2, 1000]))
+    def claim(self, limit):
+        leases = self.wait_for(self.s.claim(now=self.now, limit=limit))
+        jobs = [lease.job.id for lease in leases]
+        assert len(jobs) == len(set(jobs)) <= limit
+        for lease in leases:
+            assert lease.job.id not in self.completed
+            self.leases.append(lease)
+            self.newest[lease.job.id] = lease
+        if limit == 1000:
+            # Nothing that could be claimed is left: no job is lost to the lanes or to what is remembered of them.
+            now = at(self.now)
+            waiting = self.read(f"SELECT execution_deadline_at FROM jobs_pending WHERE available_at <= {now}")
+            assert [deadline for (deadline,) in waiting if deadline is None or deadline > now] == []
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), status=st.sampled_from(["completed", "failed", "cancelled"]), error=st.sampled_from(ERRORS))
+    def report(self, data, status, error):
+        lease = data.draw(st.sampled_from(self.leases[-6:]))
+        number = next(self.numbers)
+        outcome = self.wait_for(
+            self.s.report(lease, status, now=self.now, result={"number": number}, error=error, message="so")
+        )
+        newest = self.newest[lease.job.id] is lease
+        if outcome == "accepted":
+            assert newest
+            if status == "completed":
+                assert lease.job.id not in self.completed
+                self.completed[lease.job.id] = number
+        assert outcome in ("accepted", "duplicate", "superseded", "handed_back")
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def heartbeat(self, data):
+        lease = data.draw(st.sampled_from(self.leases[-6:]))
+        beat = self.wait_for(self.s.heartbeat(lease, now=self.now))
+        assert beat.lost or self.newest[lease.job.id] is lease
+
+    @precondition(lambda self: self.acknowledged_runs)
+    @rule(data=st.data())
+    def cancel(self, data):
+        run_id = data.draw(st.sampled_from(self.acknowledged_runs))
+        run = self.wait_for(self.s.store.cancel_run(self.s.project.id, run_id, "stop", now=at(self.now)))
+        assert run.status in TERMINAL_RUN
+
+    @rule(seconds=st.sampled_from([1, 5, LEASE / 2, LEASE + 1, 200]))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    @rule()
+    def reap(self):
+        self.wait_for(self.s.reap(self.now))
+        now = at(self.now)
+        assert self.read(f"SELECT seq FROM jobs_claimed WHERE lease_expires_at <= {now}") == []
+        assert self.read(f"SELECT seq FROM jobs_pending WHERE deadline_at <= {now}") == []
+
+    @rule()
+    def restart(self):
+        project, session = self.s.project, self.s.session
+        self.wait_for(self.context.__aexit__(None, None, None))
+        self.s = self.wait_for(self.enter(prepared=False))
+        self.s.project, self.s.session = project, session
+        self.s.numbers = count(len(self.leases) + 1_000_000 * next(self.numbers))
+
+    # --- what always holds
+
+    def read(self, sql):
+        return self.wait_for(self.s.store._read(lambda connection: list(connection.execute(sql))))
+
+    @invariant()
+    def every_job_is_in_one_state(self):
+        states = self.read(
+            "SELECT j.id, (SELECT count(*) FROM jobs_pending p WHERE p.seq = j.seq AND p.lane_id = j.lane_id)"
+            " + (SELECT count(*) FROM jobs_claimed c WHERE c.seq = j.seq)"
+            " + (SELECT count(*) FROM jobs_finished f WHERE f.seq = j.seq) FROM jobs j"
+        )
+        assert all(number == 1 for _, number in states)
+
+    @invariant()
+    def the_holder_of_a_job_is_who_claimed_it_last(self):
+        for job_id, token_hash in self.read(
+            "SELECT j.id, c.lease_token_hash FROM jobs_claimed c JOIN jobs j USING (seq)"
+        ):
+            assert token_hash == hash_secret(self.newest[job_id].lease_token)
+
+    @invariant()
+    def what_was_acknowledged_is_there(self):
+        runs = {row[0] for row in self.read("SELECT id FROM runs")}
+        assert runs >= set(self.acknowledged_runs)
+        finished = dict(
+            self.read("SELECT j.id, f.result FROM jobs_finished f JOIN jobs j USING (seq) WHERE f.status = 'completed'")
+        )
+        assert finished == {job_id: f'{{"number":{number}}}' for job_id, number in self.completed.items()}
+
+    @invariant()
+    def streams_are_gapless_and_end_with_their_run(self):
+        for run_seq, status in self.read("SELECT seq, status FROM runs"):
+            events = self.read(f"SELECT sequence, event_type FROM events WHERE run_seq = {run_seq} ORDER BY sequence")
+            assert [sequence for sequence, _ in events] == list(range(1, len(events) + 1))
+            ends = [kind for _, kind in events if kind in ("run.completed", "run.failed", "run.cancelled")]
+            assert ends == ([f"run.{status}"] if status in TERMINAL_RUN else [])
+            assert not ends or events[-1][1] == ends[0]
+
+    @invariant()
+    def every_executed_step_has_one_result(self):
+        rows = self.read(
+            "SELECT s.status, (SELECT count(*) FROM events e WHERE e.step_id = s.id AND e.event_type = 'action.result')"
+            " FROM steps s WHERE s.job_id IS NOT NULL"
+        )
+        for status, results in rows:
+            assert results == (1 if status in ("completed", "failed") else 0)
+
+    @invariant()
+    def a_suspended_run_waits_for_exactly_one_job(self):
+        rows = self.read(
+            "SELECT r.status, (SELECT count(*) FROM steps s JOIN jobs j ON j.id = s.job_id"
+            " WHERE s.run_seq = r.seq AND s.status = 'suspended' AND ("
+            "EXISTS (SELECT 1 FROM jobs_pending p WHERE p.seq = j.seq) OR"
+            " EXISTS (SELECT 1 FROM jobs_claimed c WHERE c.seq = j.seq AND c.cancel_requested_at IS NULL))) FROM runs r"
+        )
+        for status, waiting in rows:
+            assert status in TERMINAL_RUN | {"suspended"}
+            assert waiting == (1 if status == "suspended" else 0)
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(
+    max_examples=20,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)

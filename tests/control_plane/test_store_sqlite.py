@@ -1,0 +1,355 @@
+"""The store as a file: group commit, faults, locks, migrations, the clock, and a kill -9 in mid-load."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import apsw
+import apsw.ext
+import pytest
+
+from control_plane.domain.store import LeaseTerms
+from control_plane.errors import Conflict, StoreRefused, StoreUnavailable
+from control_plane.store import sqlite, store_at
+from control_plane.store.clock import Clock
+from control_plane.store.sqlite import SqliteStore
+from control_plane.store.statements import load_migrations, load_statements
+from tests.support.sqlite_store import action, scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "store.db"
+
+
+def ignore(facts):
+    del facts
+
+
+async def refused(path, match, store=None):
+    store = store or SqliteStore(path, LeaseTerms())
+    with pytest.raises(StoreRefused, match=match):
+        await store.open(ignore)
+    await store.close()
+
+
+# --- group commit
+
+
+async def test_what_is_asked_together_is_committed_together(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()])
+        connection = s.store._writer._connection
+        commits = []
+        connection.set_commit_hook(lambda: bool(commits.append(1)))
+        gate = threading.Event()
+        # One slow command holds the writer while the others queue up behind it.
+        first = asyncio.ensure_future(s.store._writer.submit(lambda writing: gate.wait(10)))
+        others = [asyncio.ensure_future(s.start("a")) for _ in range(100)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(first, *others)
+        connection.set_commit_hook(None)
+        assert len(commits) <= 3
+
+
+async def test_a_refused_command_harms_no_neighbour(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()])
+        outcomes = await asyncio.gather(
+            s.start("a"),
+            s.store.create_project("default", "Again"),
+            s.start("nobody"),
+            s.start("a", external_id="x"),
+            s.store._writer.submit(lambda writing: 1 / 0),
+            s.start("a", external_id="x"),
+            return_exceptions=True,
+        )
+        assert [type(each).__name__ for each in outcomes] == [
+            "Run",
+            "Conflict",
+            "NotFound",
+            "Run",
+            "ZeroDivisionError",
+            "Run",
+        ]
+        assert outcomes[3].id == outcomes[5].id
+        assert len(await s.claim()) == 2
+
+
+async def test_a_refused_command_leaves_nothing_behind(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()])
+
+        def half(writing):
+            writing.execute("DELETE FROM automations")
+            raise Conflict("no", "no")
+
+        with pytest.raises(Conflict):
+            await s.store._writer.submit(half)
+        assert (await s.store.automation(s.project.id, "a")).handle == "a"
+
+
+async def test_facts_are_announced_before_the_caller_goes_on(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()])
+        s.facts.clear()
+        await s.start("a")
+        assert [type(fact).__name__ for fact in s.facts] == ["JobClaimable", "RunChanged"]
+
+
+# --- faults
+
+
+def fill(connection):
+    """No page more: what a full disk does to SQLite."""
+    pages = connection.pragma("page_count")
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+async def test_a_full_disk_is_told_to_every_caller_and_is_left_behind_by_itself(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()], inputs={"x": {}})
+        await s.store._writer.submit(lambda writing: None)
+        fill(s.store._writer._connection)
+        large = {"x": "y" * 50_000}
+        outcomes = await asyncio.gather(*(s.start("a", inputs=large) for _ in range(10)), return_exceptions=True)
+        told = [each for each in outcomes if isinstance(each, StoreUnavailable)]
+        acknowledged = {each.id for each in outcomes if not isinstance(each, StoreUnavailable)}
+        assert told
+        assert all("the store cannot write now" in str(each) for each in told)
+        # The connection is opened anew, without the limit: there is room again.
+        run = await s.start("a", inputs=large)
+        page = await s.store.runs(s.project.id, status=None, automation_id=None, cursor=None, limit=99)
+        assert {each.id for each in page.items} == acknowledged | {run.id}
+        assert s.store._leases_lapse_from > 0
+
+
+async def test_a_read_only_file_is_told_and_recovered_from(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()])
+        s.store._writer._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            await s.store.ping()
+        await s.store.ping()
+        assert (await s.start("a")).status == "suspended"
+
+
+async def test_a_store_that_stays_away_keeps_saying_so(path, monkeypatch):
+    async with scenario(path) as s:
+
+        def gone():
+            raise apsw.CantOpenError("unable to open database file")
+
+        s.store._writer._connection.execute("PRAGMA query_only = ON")
+        monkeypatch.setattr(s.store._writer, "_connect", gone)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await s.store.ping()
+        monkeypatch.undo()
+        await s.store.ping()
+
+
+async def test_readers_cannot_write(path):
+    async with scenario(path) as s:
+        with pytest.raises(StoreUnavailable, match="cannot read now"):
+            await s.store._read(lambda connection: connection.execute("DELETE FROM projects"))
+        assert await s.store.projects() == [s.project]
+
+
+async def test_a_closed_store_says_so(path):
+    async with scenario(path) as s:
+        store = s.store
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.ping()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.projects()
+    await store.close()
+
+
+# --- opening
+
+
+async def test_the_file_and_what_lies_beside_it_are_the_owners_alone(path):
+    previous = os.umask(0)
+    try:
+        async with scenario(path):
+            modes = {entry.name: entry.stat().st_mode & 0o777 for entry in path.parent.iterdir()}
+    finally:
+        os.umask(previous)
+    assert set(modes) == {"store.db", "store.db-wal", "store.db-shm", "store.db.lock"}
+    assert set(modes.values()) == {0o600}
+
+
+async def test_commits_are_synchronous_and_the_log_is_ahead(path):
+    async with scenario(path) as s:
+        connection = s.store._writer._connection
+        assert connection.pragma("synchronous") == 2
+        assert connection.pragma("journal_mode") == "wal"
+
+
+async def test_one_process_owns_the_file(path):
+    async with scenario(path):
+        await refused(path, "is in use by another control plane")
+    async with scenario(path, prepared=False) as s:
+        await s.store.ping()
+
+
+async def test_what_cannot_be_opened(tmp_path, monkeypatch):
+    await refused(tmp_path / "nowhere" / "store.db", "No such file or directory")
+    (tmp_path / "text").write_text("this is no database, " * 100)
+    await refused(tmp_path / "text", "is no SQLite database")
+    monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
+    await refused(tmp_path / "store.db", "SQLite 3.51.2 can corrupt databases")
+
+
+async def test_a_newer_schema_is_refused(path):
+    async with scenario(path) as s:
+        await s.store._writer.submit(lambda writing: writing.execute("PRAGMA user_version = 99"))
+    await refused(path, "has schema 99, newer than this version knows")
+
+
+async def test_migrations_run_once_and_leave_nothing_half_done(path, monkeypatch):
+    first = load_migrations("sqlite")
+    assert [number for number, _ in first] == list(range(1, len(first) + 1))
+    async with scenario(path) as s:
+        assert (await s.store.projects())[0].handle == "default"
+    broken = [*first, (len(first) + 1, "CREATE TABLE extra (x); INSERT INTO nothing VALUES (1);")]
+    monkeypatch.setattr(sqlite, "load_migrations", lambda dialect: broken)
+    store = SqliteStore(path, LeaseTerms())
+    with pytest.raises(StoreUnavailable, match="nothing"):
+        await store.open(ignore)
+    await store.close()
+    monkeypatch.undo()
+    async with scenario(path, prepared=False) as s:
+        tables = await s.store._read(lambda connection: list(connection.execute("SELECT name FROM sqlite_schema")))
+        assert ("extra",) not in tables
+        assert (await s.store.projects())[0].handle == "default"
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        ("postgresql://x/y", "postgresql:... is not supported"),
+        ("store.db", "expected sqlite:///path"),
+        ("sqlite://host/x.db", "names a host"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:", "names no file"),
+    ],
+)
+def test_urls_that_name_no_store(url, match):
+    with pytest.raises(StoreRefused, match=match):
+        store_at(url, LeaseTerms())
+
+
+def test_urls_that_name_a_file():
+    assert store_at("sqlite:///var/lib/x.db", LeaseTerms()).path == Path("/var/lib/x.db")
+    assert store_at("sqlite:x.db", LeaseTerms()).path == Path("x.db")
+
+
+def test_every_statement_can_be_prepared(path):
+    connection = apsw.Connection(str(path))
+    for _, text in load_migrations("sqlite"):
+        connection.execute(text)
+    statements = load_statements("sqlite")
+    prepared = [
+        apsw.ext.query_info(connection, text)
+        for name, text in statements.items()
+        if not name.endswith("_columns") and name != "job_body"
+    ]
+    assert len(prepared) > 60
+    connection.close()
+
+
+# --- the clock
+
+
+class HandClock:
+    def __init__(self):
+        self.wall, self.steady = 1_000_000_000_000, 5_000
+
+    def make(self):
+        return Clock(wall=lambda: self.wall, monotonic=lambda: self.steady)
+
+
+def test_the_clock_is_anchored_once():
+    hand = HandClock()
+    clock = hand.make()
+    assert clock.now() == 1_000_000_000
+    hand.wall -= 500_000_000_000
+    hand.steady += 2_000_000
+    assert clock.now() == 1_000_002_000
+
+
+def test_the_clock_is_never_behind_what_is_stored():
+    clock = HandClock().make()
+    clock.keep_above(3_000_000_000)
+    assert clock.now() == 3_000_000_000
+    clock.keep_above(5)
+    assert clock.now() == 3_000_000_000
+
+
+async def test_the_stores_clock_goes_on_from_what_was_stored_when_the_wall_clock_was_set_back(path):
+    async with scenario(path) as s:
+        await s.store.create_project("later", "Later", now=s.store.now() + 3_600_000_000)
+        stored = (await s.store.project("later")).created_at
+    async with scenario(path, prepared=False) as s:
+        assert s.store.now() >= stored
+
+
+# --- kill -9
+
+
+def killed_in_mid_load(path, moment):
+    """What the load had been acknowledged by kind, killed with -9 after so many reports."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.store_load", str(path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    lines = []
+    reports = 0
+    for line in process.stdout:
+        lines.append(line.split())
+        reports += lines[-1][0] == "report"
+        if reports == moment:
+            process.send_signal(signal.SIGKILL)
+            break
+    # What it had written before it died was acknowledged too; its last line may be cut off.
+    rest = process.stdout.read()
+    lines += [line.split() for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    return {kind: [line[1:] for line in lines if line[0] == kind] for kind in ("project", "run", "job", "report")}
+
+
+@pytest.mark.parametrize("moment", [1, 60, 400])
+async def test_a_kill_in_mid_load_loses_nothing_that_was_acknowledged(path, moment):
+    said = await asyncio.to_thread(killed_in_mid_load, path, moment)
+    ((project_id,),) = said["project"]
+
+    async with scenario(path, prepared=False) as s:
+        check = await s.store._read(lambda connection: connection.pragma("integrity_check"))
+        assert check == "ok"
+        for (run_id,) in said["run"]:
+            await s.store.run(project_id, run_id)
+        reported = {job_id for (job_id,) in said["report"]}
+        for job_id in reported:
+            job = await s.store.job(project_id, job_id)
+            assert (job.status, job.result) == ("completed", {"done": job_id})
+            run = await s.store.run(project_id, job.run_id)
+            assert run.status == "completed"
+            events = await s.store.events(project_id, job.run_id, since=0, limit=99)
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            assert [event.event_type for event in events].count("action.result") == 1
+        for job_id, token in said["job"]:
+            # Who held a job holds it still, or had reported it without hearing of it.
+            outcome = await s.store.report(
+                project_id, job_id, token, status="completed", result={}, error_type=None, error_message=None
+            )
+            assert outcome.verdict == ("duplicate" if job_id in reported else outcome.verdict)
+            assert outcome.verdict in ("accepted", "duplicate")

@@ -1,0 +1,124 @@
+from typing import Any
+
+import pytest
+
+from control_plane.domain.model import ApiKey, Project
+from control_plane.errors import NotFound, StoreUnavailable
+from control_plane.keys import hash_secret
+from control_plane.web import authentication
+from control_plane.web.authentication import Authenticator
+from control_plane.web.error_status import HttpError
+
+SECRET = "mbx_" + "a" * 32
+
+
+class Keys:
+    """The two questions that an authenticator asks a store, answered from a dict, and counted."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, ApiKey] = {}
+        self.asked = 0
+        self.away = False
+
+    def add(self, secret: str, **fields: Any) -> None:
+        self.known[hash_secret(secret)] = ApiKey(
+            id="key_1", project_id="proj_1", project_handle="default", name="k", created_at=0, **fields
+        )
+
+    async def key(self, secret_hash: bytes) -> ApiKey | None:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailable("away")
+        return self.known.get(secret_hash)
+
+    async def project(self, handle: str) -> Project:
+        if handle not in ("default", "other"):
+            raise NotFound("no such project")
+        return Project(id="proj_2", handle=handle, name=handle, created_at=0, updated_at=0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> int:
+        return int(self.now * 1_000_000)
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def authenticator(keys: Keys, clock: Clock) -> Authenticator:
+    store: Any = keys
+    return Authenticator(store, clock.monotonic, clock.wall)
+
+
+async def status(authenticator: Authenticator, authorization: str | None, project: str | None = None) -> int:
+    try:
+        await authenticator.admit(authorization, project)
+    except HttpError as error:
+        return error.status
+    return 200
+
+
+async def test_who_is_admitted(authenticator: Authenticator, keys: Keys) -> None:
+    keys.add(SECRET)
+    keys.add(SECRET + ".default")
+    for authorization in (f"Bearer {SECRET}", f"bearer  {SECRET} ", f"Bearer {SECRET}.default"):
+        assert await status(authenticator, authorization) == 200
+        assert await status(authenticator, authorization, "default") == 200
+    assert await status(authenticator, f"Bearer {SECRET}", "other") == 403
+    assert await status(authenticator, f"Bearer {SECRET}", "nowhere") == 404
+    for authorization in (None, "", SECRET, f"Basic {SECRET}", "Bearer ", f"Bearer {SECRET}x", f"Bearer {SECRET}\nx"):
+        assert await status(authenticator, authorization, "nowhere") == 401
+
+
+async def test_revoked_and_expired_keys(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:
+    keys.add(SECRET, revoked_at=1)
+    assert await status(authenticator, f"Bearer {SECRET}") == 401
+    keys.add("mbx_expiring", expires_at=clock.wall() + 1_000_000)
+    assert await status(authenticator, "Bearer mbx_expiring") == 200
+    clock.now += 1.0  # also while the key is still remembered
+    assert await status(authenticator, "Bearer mbx_expiring") == 401
+
+
+async def test_a_key_is_remembered_for_seconds_only(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:
+    keys.add(SECRET)
+    for _ in range(3):
+        assert await status(authenticator, f"Bearer {SECRET}") == 200
+    assert keys.asked == 1
+    keys.add(SECRET, revoked_at=1)
+    clock.now += authentication.CACHE_SECONDS
+    assert await status(authenticator, f"Bearer {SECRET}") == 401
+    assert keys.asked == 2
+
+
+async def test_unknown_keys_are_not_remembered_and_the_memory_is_bounded(
+    authenticator: Authenticator, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authentication, "CACHE_SIZE", 2)
+    assert await status(authenticator, f"Bearer {SECRET}") == 401
+    keys.add(SECRET)
+    assert await status(authenticator, f"Bearer {SECRET}") == 200
+    for number in range(5):
+        keys.add(f"mbx_{number}")
+        assert await status(authenticator, f"Bearer mbx_{number}") == 200
+        await status(authenticator, f"Bearer mbx_unknown-{number}")
+    assert len(authenticator._known) == 2
+
+
+async def test_a_store_that_is_away_admits_and_refuses_nobody(authenticator: Authenticator, keys: Keys) -> None:
+    keys.away = True
+    with pytest.raises(StoreUnavailable):
+        await authenticator.key_of(f"Bearer {SECRET}")
