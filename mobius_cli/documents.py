@@ -1,0 +1,109 @@
+"""Files that describe an automation, and values on the command line: read, checked, made plain data."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli
+
+from mobius_cli.errors import InputError, NotFoundError, UsageError
+
+MAX_FILE_BYTES = 8 * 1024 * 1024
+STANDARD_INPUT = "-"
+
+_FIELDS: dict[str, type] = {
+    "handle": str,
+    "name": str,
+    "description": str,
+    "default_agent_id": str,
+    "default_inputs": dict,
+    "settings": dict,
+    "tags": dict,
+    "spec": dict,
+}
+_KINDS: dict[type, str] = {str: "text", dict: "a table (an object)"}
+
+
+def read_automation(path: str) -> dict[str, Any]:
+    """The automation that a JSON or TOML file describes; `-` is standard input.
+
+    Keys: `handle`, `name`, `description`, `default_agent_id`, `default_inputs`, `settings`, `tags`, and `spec`, which
+    becomes a version. Raises NotFoundError (no such file), InputError (anything else), naming file and key.
+    """
+    content, source = _content(path)
+    document = _parsed(content, path, source)
+    for key, value in document.items():
+        if key not in _FIELDS:
+            raise InputError(f"{source}: unknown key {key!r}; expected {', '.join(_FIELDS)}")
+        if not isinstance(value, _FIELDS[key]):
+            raise InputError(f"{source}: {key!r} is {_json(value)}; expected {_KINDS[_FIELDS[key]]}")
+    return document
+
+
+def parse_inputs(pairs: Iterable[str], text: str | None) -> dict[str, Any]:
+    """Inputs of a run: the object of --inputs, then each `key=value` of --input over it.
+
+    A value that is JSON (`3`, `true`, `"03"`, `[1]`) is taken as such, any other as text. Raises UsageError.
+    """
+    inputs: dict[str, Any] = {}
+    if text is not None:
+        try:
+            inputs = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise UsageError(f'--inputs: expected a JSON object, like \'{{"name": "value"}}\': {error}') from error
+        if not isinstance(inputs, dict):
+            raise UsageError('--inputs: expected a JSON object, like \'{"name": "value"}\'')
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--input: {pair!r} has no name; expected name=value")
+        inputs[key] = _value(value)
+    return inputs
+
+
+def _value(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return text
+
+
+def _content(path: str) -> tuple[bytes, str]:
+    source = "standard input" if path == STANDARD_INPUT else path
+    try:
+        if path == STANDARD_INPUT:
+            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"there is no file {path!r}; expected a JSON or TOML file, or - for standard input"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"{source} is larger than {MAX_FILE_BYTES} bytes")
+    return content, source
+
+
+def _parsed(content: bytes, path: str, source: str) -> dict[str, Any]:
+    # A TOML document never begins with a brace, and a JSON object always does.
+    is_json = path.endswith(".json") or (not path.endswith(".toml") and content.lstrip().startswith(b"{"))
+    try:
+        document = msgspec.json.decode(content) if is_json else tomli.loads(content.decode())
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InputError(f"{source} is no {'JSON' if is_json else 'TOML'}: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{source}: expected an object with the keys {', '.join(_FIELDS)}")
+    try:
+        msgspec.json.encode(document)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: a value cannot be sent as JSON: {error}") from error
+    return document
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()[:60]

@@ -1,0 +1,329 @@
+"""HTTP client of any Mobius: one method per operation that the command offers, and a run's events as they happen.
+
+Records are the server's JSON objects, untouched, so that `--output json` loses nothing that a newer server says.
+Every answer is bounded in size and time, redirects are not followed (the key would go with them), and whatever goes
+wrong comes out as one class of mobius_cli.errors.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from mobius_cli.connection import Connection, is_private
+from mobius_cli.errors import (
+    CannotCreateError,
+    CommandError,
+    CredentialError,
+    InputError,
+    NotFoundError,
+    UnavailableError,
+)
+from mobius_cli.event_stream import RUN_ENDED, EventStreamError, EventStreamReader
+from wire.build import package_version
+
+Record = dict[str, Any]
+"""One JSON object as the server sent it."""
+
+Dropped = Callable[[str, float], None]
+"""Told when a stream dropped: why, and in how many seconds it is resumed."""
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
+STREAM_SILENCE_SECONDS = 45.0
+"""Three of the 15 s heartbeats; after so long without a byte the connection is taken for dead."""
+RESUME_SECONDS = 300.0
+"""How long a dropped stream is resumed before the command gives up."""
+BACKOFF_SECONDS = (0.25, 10.0)
+LONGEST_WAIT_SECONDS = 60.0
+"""However long a Retry-After asks for."""
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+PAGE_SIZE = 200
+
+_ANSWER_LIMITS = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+_STREAM_LIMITS = httpx.Timeout(STREAM_SILENCE_SECONDS, connect=CONNECT_SECONDS)
+
+_BY_STATUS: dict[int, type[CommandError]] = {
+    HTTPStatus.UNAUTHORIZED: CredentialError,
+    HTTPStatus.FORBIDDEN: CredentialError,
+    HTTPStatus.NOT_FOUND: NotFoundError,
+    HTTPStatus.CONFLICT: CannotCreateError,
+}
+_BY_CODE: dict[str, type[CommandError]] = {"invalid_version": InputError}
+
+
+class Mobius:
+    """An open connection to one project of one Mobius. Use it as an async context manager."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.project = connection.project
+        self.api_url = connection.api_url
+        self._client = httpx.AsyncClient(
+            base_url=f"{connection.api_url}/v1/projects/{quote(connection.project, safe='')}",
+            headers={
+                "Authorization": f"Bearer {connection.api_key}",
+                "Accept": "application/json",
+                "User-Agent": f"mobius/{package_version()}",
+            },
+            timeout=_ANSWER_LIMITS,
+            follow_redirects=False,
+            # A proxy of the environment is for the world outside.
+            trust_env=not is_private(httpx.URL(connection.api_url).host),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    # --- automations
+
+    async def create_automation(self, fields: Record) -> Record:
+        """`fields`: handle, name and the optional fields of an automation."""
+        return await self._ask("POST", "/automations", body=fields)
+
+    async def automations(self, *, status: str | None, limit: int) -> tuple[list[Record], bool]:
+        """At most `limit`, and whether there are more."""
+        return await self._listing("/automations", {"status": status}, limit)
+
+    async def automation(self, handle: str) -> Record:
+        """Raises NotFoundError."""
+        return await self._ask("GET", f"/automations/{_segment(handle)}")
+
+    async def versions(self, handle: str) -> list[Record]:
+        """Every version, newest first."""
+        return _items(await self._ask("GET", f"/automations/{_segment(handle)}/versions"))
+
+    async def create_version(self, handle: str, spec: Record) -> Record:
+        """A new draft version. An invalid spec is told in its `validation`."""
+        return await self._ask("POST", f"/automations/{_segment(handle)}/versions", body={"spec": spec})
+
+    async def publish(self, handle: str, version: int) -> Record:
+        """The automation, with `published_version` set. Raises InputError for an invalid version."""
+        return await self._ask("POST", f"/automations/{_segment(handle)}/versions/{version}/publication")
+
+    async def start_run(self, handle: str, *, inputs: Record, external_id: str | None) -> Record:
+        """The new run, or the live one of the same `external_id`."""
+        body: Record = {"inputs": inputs, "source": {"type": "api", "label": "mobius"}}
+        if external_id is not None:
+            body["external_id"] = external_id
+        return await self._ask("POST", f"/automations/{_segment(handle)}/runs", body=body)
+
+    # --- runs
+
+    async def runs(
+        self, *, status: str | None = None, automation_id: str | None = None, limit: int = PAGE_SIZE
+    ) -> tuple[list[Record], bool]:
+        """At most `limit`, newest first, and whether there are more."""
+        return await self._listing("/runs", {"status": status, "automation_id": automation_id}, limit)
+
+    async def run(self, run_id: str) -> Record:
+        """Raises NotFoundError."""
+        return await self._ask("GET", f"/runs/{_segment(run_id)}")
+
+    async def steps(self, run_id: str) -> list[Record]:
+        """In order of their `seq`."""
+        return _items(await self._ask("GET", f"/runs/{_segment(run_id)}/steps"))
+
+    async def cancel(self, run_id: str, reason: str | None) -> Record:
+        """The run; one that has ended is returned as it is."""
+        return await self._ask(
+            "POST", f"/runs/{_segment(run_id)}/cancellations", body={"reason": reason} if reason else {}
+        )
+
+    async def worker_sessions(self) -> Record:
+        """`items` (presence rows) and `totals`."""
+        return await self._ask("GET", "/worker-sessions")
+
+    async def events(self, run_id: str, since: int = 0, dropped: Dropped | None = None) -> AsyncGenerator[Record]:
+        """The run's events after sequence `since`, as they happen, each once; ends after the run's last.
+
+        A dropped connection is resumed where it was, with back-off, for RESUME_SECONDS without progress. Raises
+        NotFoundError, CredentialError; UnavailableError when the first connection fails or resuming was in vain.
+        """
+        connected = False
+        delay, give_up_at = BACKOFF_SECONDS[0], 0.0
+        while True:
+            progressed = False
+            why = "the connection ended"
+            wait: float | None = None
+            try:
+                async with aclosing(self._connection_events(run_id, since)) as received:
+                    async for event in received:
+                        connected = True
+                        if event is None or event["sequence"] <= since:
+                            continue
+                        progressed, since = True, event["sequence"]
+                        yield event
+                        if event["event_type"] in RUN_ENDED:
+                            return
+                if not progressed and (await self.run(run_id)).get("status") in RUN_ENDED.values():
+                    return
+            except UnavailableError as error:
+                if not connected:
+                    raise
+                why, wait = str(error), error.retry_after
+            now = time.monotonic()
+            if progressed or not give_up_at:
+                delay, give_up_at = BACKOFF_SECONDS[0], now + RESUME_SECONDS
+            if now >= give_up_at:
+                raise UnavailableError(f"the event stream of {run_id} could not be resumed: {why}")
+            # Not for cryptography: it only spreads the reconnects of many clients.
+            wait = max(min(wait or 0.0, LONGEST_WAIT_SECONDS), delay * random.uniform(0.5, 1.0))  # noqa: S311
+            if dropped is not None:
+                dropped(why, wait)
+            await asyncio.sleep(wait)
+            delay = min(delay * 2, BACKOFF_SECONDS[1])
+
+    async def _connection_events(self, run_id: str, since: int) -> AsyncGenerator[Record | None]:
+        """Events of one connection; the first item is None: it stands. Raises UnavailableError when it drops."""
+        reader = EventStreamReader()
+        path = f"/runs/{_segment(run_id)}/events.stream"
+        async with self._response(
+            "GET", path, params={"since_sequence": since}, limits=_STREAM_LIMITS, accept="text/event-stream"
+        ) as response:
+            if "text/event-stream" not in response.headers.get("content-type", ""):
+                raise UnavailableError(f"{self.api_url} answered no event stream; is the address of the API right?")
+            yield None
+            try:
+                async for chunk in response.aiter_bytes():
+                    for event in reader.feed(chunk):
+                        yield event
+            except EventStreamError as error:
+                raise UnavailableError(f"{self.api_url} sent no stream of run events: {error}") from error
+
+    # --- requests
+
+    async def _listing(self, path: str, filters: dict[str, str | None], limit: int) -> tuple[list[Record], bool]:
+        items: list[Record] = []
+        params: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+        seen: set[str] = set()
+        while True:
+            page = await self._ask("GET", path, params={**params, "limit": min(limit - len(items), PAGE_SIZE)})
+            items += _items(page)
+            cursor = page.get("next_cursor")
+            # A server that hands out the same cursor twice would keep us here for ever.
+            if not isinstance(cursor, str) or not cursor or cursor in seen:
+                return items[:limit], len(items) > limit
+            if len(items) >= limit:
+                return items[:limit], True
+            seen.add(cursor)
+            params["cursor"] = cursor
+
+    async def _ask(
+        self, method: str, path: str, *, body: Record | None = None, params: dict[str, Any] | None = None
+    ) -> Record:
+        try:
+            async with (
+                asyncio.timeout(ANSWER_SECONDS),
+                self._response(method, path, params=params, body=body) as response,
+            ):
+                content = await self._content(response)
+        except TimeoutError as error:
+            raise UnavailableError(f"{self.api_url} did not answer within {ANSWER_SECONDS:g} s") from error
+        answer = _decoded(content)
+        if not isinstance(answer, dict):
+            raise UnavailableError(f"{self.api_url} answered no JSON object; is the address of the API right?")
+        return answer
+
+    @asynccontextmanager
+    async def _response(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, Any] | None = None,
+        body: Record | None = None,
+        limits: httpx.Timeout = _ANSWER_LIMITS,
+        accept: str = "application/json",
+    ) -> AsyncIterator[httpx.Response]:
+        """A successful response, its body unread. Raises the CommandError that stands for anything else."""
+        headers = {"Accept": accept}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._client.stream(
+                method, path, params=params, content=content, headers=headers, timeout=limits
+            ) as response:
+                if not response.is_success:
+                    raise self._refusal(response, await self._content(response))
+                yield response
+        except httpx.TimeoutException as error:
+            raise UnavailableError(f"{self.api_url} did not answer in time ({_reason(error)})") from error
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"cannot reach {self.api_url}: {_reason(error)}") from error
+
+    async def _content(self, response: httpx.Response) -> bytes:
+        content = bytearray()
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > MAX_ANSWER_BYTES:
+                raise UnavailableError(f"{self.api_url} answered more than {MAX_ANSWER_BYTES} bytes")
+        return bytes(content)
+
+    def _refusal(self, response: httpx.Response, content: bytes) -> CommandError:
+        status = response.status_code
+        answer = _decoded(content)
+        error = answer.get("error") if isinstance(answer, dict) else None
+        if response.is_redirect:
+            target = response.headers.get("location", "elsewhere")
+            return UnavailableError(f"{self.api_url} redirects to {target!r}: set MOBIUS_API_URL to the final address")
+        if not isinstance(error, dict):
+            if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                return CredentialError(f"{self.api_url} refused the API key ({status})")
+            return UnavailableError(
+                f"{self.api_url} answered {status} without a Mobius error; is the address of the API right?"
+            )
+        code, sentence = str(error.get("code", "")), str(error.get("message", "")) or f"status {status}"
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            return CredentialError(
+                f"{self.api_url} refused the API key for project {self.project!r}: {sentence} ({code}); "
+                "check MOBIUS_API_KEY or --api-key-file"
+            )
+        if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return UnavailableError(
+                f"{self.api_url} cannot answer now: {sentence} ({code})", _seconds(response.headers.get("retry-after"))
+            )
+        kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or InputError
+        return kind(f"{sentence} ({code})")
+
+
+def _segment(text: str) -> str:
+    """One path segment. A dot segment would be resolved away by the URL library, and ask for something else."""
+    if text in {"", ".", ".."}:
+        raise InputError(f"{text!r} is no id or handle")
+    return quote(text, safe="")
+
+
+def _items(answer: Record) -> list[Record]:
+    items = answer.get("items")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UnavailableError("the answer has no list of items; is the address of the API right?")
+    return items
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 6 else None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
