@@ -21,7 +21,16 @@ $(VENV)/runtime: requirements/runtime.txt pyproject.toml | python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/dev: requirements/dev.txt $(VENV)/runtime
+# The published clients that the tests run unchanged; they share a package name, so each has an environment of its own.
+CLIENTS := $(VENV)/clients-0.0.23 $(VENV)/clients-0.0.61
+
+$(VENV)/clients-%: requirements/clients-%.txt | python
+	@mkdir -p $(VENV)/clients
+	$(PYTHON) -m venv $(VENV)/clients/$*
+	$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(VENV)/dev: requirements/dev.txt $(VENV)/runtime $(CLIENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
@@ -50,6 +59,9 @@ lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
 	  --extra build --output-file requirements/runtime.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra dev --extra postgres --output-file requirements/dev.txt pyproject.toml
+	for version in 0.0.23 0.0.61; do echo "deepnoodle-mobius==$$version" | $(BIN)/uv pip compile --quiet --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --output-file requirements/clients-$$version.txt - || exit; done
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .quickstart

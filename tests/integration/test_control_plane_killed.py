@@ -1,0 +1,65 @@
+"""The control plane is killed with -9 under load and started again: nothing acknowledged is missing."""
+
+import threading
+from pathlib import Path
+
+import httpx
+
+from tests.support import automations
+from tests.support.control_plane_process import ControlPlaneProcess
+from tests.support.gate import Gate
+from tests.support.supervisor_process import SupervisorProcess
+
+KILLS = 3
+RUNS_BEFORE_A_KILL = 40
+
+
+def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> None:
+    arguments = ("--lease-duration", "6s", "--heartbeat-cadence", "2s")
+    with (
+        ControlPlaneProcess(tmp_path, *arguments) as plane,
+        Gate() as gate,
+        SupervisorProcess(tmp_path / "box", plane, workers=2, concurrency=5) as supervisor,
+    ):
+        with plane.http() as http:
+            steps = [automations.action_step(key, "test.noop", retry={"max_attempts": 10}) for key in ("a", "b")]
+            automations.publish(http, "load", steps)
+            automations.publish(http, "held", [automations.action_step("hold", "test.gate", {"port": gate.port})])
+            held = automations.start(http, "held")
+        visit = gate.knock()
+
+        acknowledged: list[str] = []
+        enough = threading.Event()
+
+        def produce() -> None:
+            """Start runs until the control plane is gone; what was answered counts."""
+            with plane.http() as http:
+                try:
+                    while True:
+                        acknowledged.append(automations.start(http, "load"))
+                        if len(acknowledged) % RUNS_BEFORE_A_KILL == 0:
+                            enough.set()
+                except httpx.TransportError:
+                    return
+
+        for _ in range(KILLS):
+            enough.clear()
+            producer = threading.Thread(target=produce)
+            producer.start()
+            assert enough.wait(30)
+            plane.kill()
+            producer.join()
+            plane.start()
+
+        with plane.http() as http:
+            for run in acknowledged:
+                assert automations.finish(http, run)["status"] == "completed", run
+                types = automations.event_types(http, run)
+                assert types.count("action.result") == 2
+                assert types[-1] == "run.completed"
+                sequences = [event["sequence"] for event in automations.events(http, run)]
+                assert sequences == list(range(1, len(sequences) + 1))
+            visit.release("held through it all")
+            assert automations.finish(http, held)["result"]["hold"]["answer"] == "held through it all"
+        assert not list(supervisor.matching("process ended"))
+        assert supervisor.terminate() == 0

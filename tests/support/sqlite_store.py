@@ -1,0 +1,145 @@
+"""A SQLite store with a project, an automation and a session: what most scenarios of the store begin with.
+
+`now` is fed in seconds from the scenario's start, so that no scenario waits.
+"""
+
+from contextlib import asynccontextmanager
+from itertools import count
+
+from control_plane.domain.model import Selector, Session
+from control_plane.domain.store import ClaimOrder, LeaseTerms
+from control_plane.keys import hash_secret
+from control_plane.store.sqlite import SqliteStore
+
+START = 1_577_836_800_000_000
+"""Microseconds: the scenario's second 0, long past, so that the store's own clock is never behind a fed time."""
+
+LEASE = 60.0
+PENDING_DEADLINE = 600.0
+
+
+def at(seconds):
+    return START + round(seconds * 1_000_000)
+
+
+class Scenario:
+    """`facts` are all that the store has announced; tokens are numbered."""
+
+    def __init__(self, store):
+        self.store = store
+        self.facts = []
+        self.numbers = count(1)
+        self.project = None
+        self.session = None
+
+    async def prepare(self):
+        self.project = await self.store.create_project("default", "Default", now=at(0))
+        self.session = await self.register("w-1")
+
+    async def register(self, instance, token="token", selector=None, **fields):
+        return await self.store.register_session(
+            Session(
+                id="",
+                project_id=self.project.id,
+                worker_instance_id=instance,
+                token_hash=hash_secret(f"{token} {next(self.numbers)}"),
+                concurrency_limit=4,
+                selector=selector or Selector(),
+                created_at=0,
+                last_seen_at=0,
+                **fields,
+            ),
+            now=at(0),
+        )
+
+    async def publish(self, handle, steps, *, inputs=None, settings=None, default_inputs=None):
+        """An automation with these steps, active."""
+        fields = {"settings": settings, "default_inputs": default_inputs}
+        await self.store.create_automation(self.project.id, handle, handle.title(), fields, now=at(0))
+        spec = {"steps": steps, **({"inputs": inputs} if inputs is not None else {})}
+        version = await self.store.create_version(self.project.id, handle, spec, None, now=at(0))
+        assert version.validation == {"valid": True, "errors": []}
+        return await self.store.publish_version(self.project.id, handle, version.version, now=at(0))
+
+    async def start(self, handle, *, now=0.0, **arguments):
+        return await self.store.start_run(self.project.id, handle, now=at(now), **arguments)
+
+    async def claim(self, *, now=0.0, limit=10, session=None, selector=None, **fields):
+        session = session or self.session
+        return await self.store.claim(
+            ClaimOrder(
+                project_id=self.project.id,
+                session_id=session.id,
+                worker_instance_id=session.worker_instance_id,
+                selector=selector or Selector(),
+                limit=limit,
+                lease_tokens=[f"lease {next(self.numbers)}" for _ in range(limit)],
+                **fields,
+            ),
+            now=at(now),
+        )
+
+    async def claim_one(self, **arguments):
+        (lease,) = await self.claim(**arguments)
+        return lease
+
+    async def report(self, lease, status="completed", *, now=0.0, result=None, error=None, message=None, token=None):
+        outcome = await self.store.report(
+            self.project.id,
+            lease.job.id,
+            token or lease.lease_token,
+            status=status,
+            result=result,
+            error_type=error,
+            error_message=message,
+            now=at(now),
+        )
+        return outcome.verdict
+
+    async def heartbeat(self, lease, *, now=0.0):
+        return await self.store.heartbeat(self.project.id, lease.job.id, lease.lease_token, now=at(now))
+
+    async def run(self, run):
+        return await self.store.run(self.project.id, run.id)
+
+    async def job(self, lease):
+        return await self.store.job(self.project.id, lease.job.id)
+
+    async def steps(self, run):
+        return await self.store.steps(self.project.id, run.id)
+
+    async def events(self, run):
+        return await self.store.events(self.project.id, run.id, since=0, limit=10_000)
+
+    async def event_types(self, run):
+        return [event.event_type for event in await self.events(run)]
+
+    async def reap(self, now):
+        return await self.store.reap(limit=100, now=at(now))
+
+    def announced(self, kind):
+        """The facts of one kind since the last call, of any kind."""
+        found = [fact for fact in self.facts if isinstance(fact, kind)]
+        self.facts.clear()
+        return found
+
+
+def action(key="one", **fields):
+    """A step that runs `print`."""
+    return {"key": key, "kind": "action", "config": {"action_name": fields.pop("action_name", "print")}, **fields}
+
+
+@asynccontextmanager
+async def scenario(path, *, prepared=True, grace=False, **terms):
+    """An open store on `path`, closed at the end. Without `grace` leases may lapse from the first moment on."""
+    store = SqliteStore(path, LeaseTerms(**{"lease_duration": LEASE, "pending_deadline": PENDING_DEADLINE, **terms}))
+    made = Scenario(store)
+    await store.open(made.facts.extend)
+    try:
+        if not grace:
+            store._leases_lapse_from = 0
+        if prepared:
+            await made.prepare()
+        yield made
+    finally:
+        await store.close()

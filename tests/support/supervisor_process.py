@@ -1,0 +1,150 @@
+"""A real supervisor in a process of its own, followed by its JSON log.
+
+    with SupervisorProcess(tmp_path, plane, workers=2) as supervisor:
+        supervisor.wait_for("ready", slot="default-1")
+        supervisor.terminate()
+
+Every wait is for a line of the log, with a deadline; nothing sleeps. On the way out whatever is left is killed, and
+`leftovers` names it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from tests.support.control_plane_process import ControlPlaneProcess
+
+WAIT_TIMEOUT = 30.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pool_file(directory: Path, plane: ControlPlaneProcess, **settings: Any) -> Path:
+    """Write a pool file for `plane`: keys of `[[pool]]` as they are, `supervisor` and `limits` as tables."""
+    supervisor = {"listen": "", "state_dir": "state", "instance_id": "box", "drain_timeout": "20s"}
+    supervisor |= {"log_format": "json", "log_level": "debug"}
+    supervisor |= settings.pop("supervisor", {})
+    limits = settings.pop("limits", {})
+    pool = {"name": "default", "workers": 1, "modules": ["tests.support.gate_handlers"], "module_path": [str(ROOT)]}
+    pool |= settings
+    lines = ["[control_plane]", f'api_url = "{plane.url}"', f'api_key_file = "{plane.key_file}"', "[supervisor]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in supervisor.items()]
+    lines += ["[[pool]]", *(f"{key} = {json.dumps(value)}" for key, value in pool.items())]
+    lines += ["[pool.limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
+    path = directory / "pool.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class SupervisorProcess:
+    """`settings` are those of `pool_file`. `lines` are the entries of the log so far."""
+
+    def __init__(self, directory: Path, plane: ControlPlaneProcess, **settings: Any) -> None:
+        directory.mkdir(exist_ok=True)
+        self.state = directory / "state"
+        self.file = pool_file(directory, plane, **settings)
+        self.lines: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._family: dict[int, psutil.Process] = {}
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it. Waits for nothing."""
+        self._ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "supervisor", "-c", str(self.file)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("MOBIUS_")},
+        )
+        threading.Thread(target=self._follow, args=(self.process,), daemon=True).start()
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"event": line.decode().rstrip()}
+            with self._changed:
+                self.lines.append(entry)
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def matching(self, event: str, **fields: Any) -> Iterator[dict[str, Any]]:
+        """Entries of that event (its text, or how it begins) with these fields."""
+        for entry in self.lines:
+            if entry["event"].startswith(event) and all(entry.get(key) == value for key, value in fields.items()):
+                yield entry
+
+    def wait_for(self, event: str, *, count: int = 1, timeout: float = WAIT_TIMEOUT, **fields: Any) -> dict[str, Any]:
+        """The `count`-th entry of that event with these fields, as soon as it is there."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while len(found := list(self.matching(event, **fields))) < count:
+                left = deadline - time.monotonic()
+                if left <= 0 or self._ended:
+                    why = "it ended" if self._ended else f"{timeout} s are over"
+                    raise AssertionError(f"no {event!r} {fields} in the log ({why}):\n{self.text()}")
+                self._changed.wait(left)
+        return found[count - 1]
+
+    def text(self) -> str:
+        """The whole log, for people."""
+        return "\n".join(json.dumps(entry) for entry in self.lines)
+
+    def family(self) -> list[psutil.Process]:
+        """Every process that it has now; remembered, so that `leftovers` can look for them later."""
+        members = psutil.Process(self.process.pid).children(recursive=True)
+        self._family |= {member.pid: member for member in members}
+        return members
+
+    def leftovers(self) -> list[psutil.Process]:
+        """Processes of its family that still run."""
+        return [
+            member
+            for member in self._family.values()
+            if member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    def terminate(self, timeout: float = WAIT_TIMEOUT) -> int:
+        """SIGTERM; returns its exit code."""
+        self.family()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL, to the supervisor alone."""
+        self.family()
+        self.process.kill()
+        self.process.wait(WAIT_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.family()
+            self.process.kill()
+            self.process.wait(WAIT_TIMEOUT)
+        for member in self.leftovers():
+            member.kill()
+        psutil.wait_procs(self.leftovers(), timeout=WAIT_TIMEOUT)

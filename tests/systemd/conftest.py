@@ -1,0 +1,143 @@
+"""A machine with a real systemd, and the product installed on it as docs/systemd.md says."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.real_systemd import Machine, boot, incapable, message, why_not
+
+REPOSITORY = Path(__file__).parents[2]
+UNITS = REPOSITORY / "systemd"
+HANDLERS = Path(__file__).with_name("handlers.py")
+SUPERVISOR = "mobius-supervisor.service"
+CONTROL_PLANE = "mobius-control-plane.service"
+URL = "http://127.0.0.1:8780"
+API_KEY = "/etc/credstore/mobius-api-key"
+BOOTSTRAP_KEY = "/var/lib/mobius-control-plane/bootstrap-key"
+CHECKOUT = "/opt/checkout"
+DEPENDENCIES = "/opt/dependencies"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Iterator[None]:
+    """In continuous integration, a machine that can run these tests must run them."""
+    report: Any = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true" and incapable() is None:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} must not be skipped here (uid 0, and unshare works): {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(directory)]
+    name = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split()[-1]
+    return directory / name
+
+
+@pytest.fixture(scope="session")
+def booted(wheel: Path) -> Iterator[Machine]:
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    libraries = Path(sysconfig.get_path("purelib"))
+    with boot([(wheel, f"/opt/{wheel.name}"), (libraries, DEPENDENCIES), (UNITS, f"{CHECKOUT}/systemd")]) as machine:
+        _install(machine, wheel.name)
+        yield machine
+
+
+def _install(machine: Machine, wheel: str) -> None:
+    """The package from its wheel, into a virtual environment in /opt/mobius; what it needs is there already."""
+    base = os.path.realpath(sys.executable)
+    machine.run(base, "-m", "venv", "--without-pip", "/opt/mobius")
+    python = "/opt/mobius/bin/python"
+    environment = {**os.environ, "PYTHONPATH": DEPENDENCIES}
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    machine.run(*pip, "--root-user-action=ignore", f"/opt/{wheel}", env=environment)
+    libraries = machine.run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    machine.write(f"{libraries}/dependencies.pth", f"{DEPENDENCIES}\n")
+    machine.write("/opt/handlers/handlers.py", HANDLERS.read_text())
+    install_units(machine)
+
+
+def install_units(machine: Machine) -> None:
+    """Both units as they are shipped."""
+    for unit in UNITS.glob("*.service"):
+        machine.write(f"/etc/systemd/system/{unit.name}", unit.read_text())
+    machine.run("systemctl", "daemon-reload")
+
+
+@pytest.fixture
+def machine(booted: Machine) -> Machine:
+    """The machine, with the supervisor's unit as it is shipped, stopped and without state."""
+    clean(booted, SUPERVISOR)
+    return booted
+
+
+CLEAN = """
+systemctl kill --signal=KILL $1.service 2>/dev/null
+systemctl stop $1.service
+systemctl reset-failed $1.service 2>/dev/null
+set -e
+rm -rf /etc/systemd/system/$1.service.d /var/lib/$1 /var/lib/private/$1 /etc/mobius /etc/credstore
+systemctl daemon-reload
+journalctl --quiet --rotate --vacuum-size=1
+"""
+
+
+def clean(machine: Machine, unit: str) -> None:
+    """Stop a unit at once, and forget its drop-ins, its state and its configuration; and forget the whole log."""
+    machine.run("sh", "-c", CLEAN, "sh", unit.removesuffix(".service"))
+
+
+@pytest.fixture
+def control_plane(machine: Machine) -> "ControlPlane":
+    """The control plane's unit, running, with an automation for each of our handlers."""
+    if machine.run("systemctl", "is-active", CONTROL_PLANE, check=False).returncode != 0:
+        start_control_plane(machine)
+        for name in ("hold", "hold_a_program", "exhaust_memory"):
+            step = {"key": "only", "kind": "action", "config": {"action_name": f"test.{name}"}}
+            document = {"handle": name.replace("_", "-"), "name": name, "spec": {"steps": [step]}}
+            machine.write(f"/opt/{name}.json", json.dumps(document))
+            ControlPlane(machine).mobius("automations", "create", f"/opt/{name}.json", "--publish", "--exist-ok")
+    return ControlPlane(machine)
+
+
+def start_control_plane(machine: Machine) -> None:
+    """Start its unit, and wait until it listens."""
+    machine.run("systemctl", "start", CONTROL_PLANE)
+    machine.wait_for(CONTROL_PLANE, lambda entry: '"listening"' in message(entry))
+
+
+class ControlPlane:
+    """The machine's control plane, asked by the `mobius` command."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def mobius(self, *arguments: str) -> Any:
+        """What a command prints as JSON. Raises CommandError when it fails."""
+        return json.loads(self._mobius(*arguments, "--output", "json"))
+
+    def start(self, handle: str) -> str:
+        """Start a run; its id."""
+        return str(self.mobius("automations", "start", handle)["id"])
+
+    def attempts(self, run: str) -> list[int]:
+        """Follow a run to its end, which must be a success; the attempt that each of its steps ended with."""
+        self._mobius("runs", "stream", run)
+        return [step["attempt"] for step in self.mobius("runs", "list-steps", run)]
+
+    def _mobius(self, *arguments: str) -> str:
+        options = ["--api-url", URL, "--api-key-file", BOOTSTRAP_KEY]
+        return self._machine.run("/opt/mobius/bin/mobius", *arguments, *options).stdout

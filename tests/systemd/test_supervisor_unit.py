@@ -1,0 +1,180 @@
+"""The supervisor's unit under a real systemd: what an operator and a running job see of it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.real_systemd import Entry, Machine, message
+from tests.systemd.conftest import API_KEY, BOOTSTRAP_KEY, SUPERVISOR, ControlPlane
+
+POOL_FILE = """
+[control_plane]
+api_url = "http://127.0.0.1:8780"
+[supervisor]
+log_format = "journald"
+[[pool]]
+workers = 2
+modules = ["handlers"]
+module_path = ["/opt/handlers"]
+"""
+
+GATE = "/var/lib/mobius-supervisor/gate"
+
+
+def from_init(text: str) -> Callable[[Entry], bool]:
+    """What systemd itself says of the unit."""
+    return lambda entry: entry["_PID"] == "1" and text in message(entry)
+
+
+def says(*words: str) -> Callable[[Entry], bool]:
+    """One line of the supervisor, or of a worker by way of it, with all these words."""
+    return lambda entry: entry["_PID"] != "1" and all(word in f"{message(entry)} " for word in words)
+
+
+@pytest.fixture
+def supervisor(machine: Machine, control_plane: ControlPlane) -> Machine:
+    machine.write("/etc/mobius/pool.toml", POOL_FILE)
+    machine.run("install", "-D", "-m", "0600", BOOTSTRAP_KEY, API_KEY)
+    return machine
+
+
+def add_setting(machine: Machine, setting: str) -> None:
+    machine.write(f"/etc/systemd/system/{SUPERVISOR}.d/test.conf", f"[Service]\n{setting}\n")
+    machine.run("systemctl", "daemon-reload")
+
+
+def start_with_a_job_in_hand(machine: Machine, control_plane: ControlPlane, handle: str) -> tuple[str, Entry]:
+    """The run, and the last entry of the journal by then."""
+    machine.run("systemctl", "start", SUPERVISOR)
+    run = control_plane.start(handle)
+    return run, machine.wait_for(SUPERVISOR, says("holding"))
+
+
+def release(machine: Machine) -> None:
+    machine.run("sh", "-c", f"echo done > {GATE}", timeout=10)
+
+
+def main_process(machine: Machine) -> str:
+    return machine.show(SUPERVISOR, "MainPID")["MainPID"]
+
+
+def ask(machine: Machine, path: str) -> str:
+    script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464{path}', timeout=5).read().decode())"
+    return machine.run("/opt/mobius/bin/python", "-c", script).stdout
+
+
+def test_it_starts_says_how_many_workers_are_ready_and_stops(supervisor: Machine) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    assert supervisor.show(SUPERVISOR, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+    for slot in ("default-1", "default-2"):
+        supervisor.wait_for(SUPERVISOR, says("ready ", f"slot={slot} "))
+    # The round that has told systemd is over when the same loop answers.
+    ask(supervisor, "/readyz")
+    shown = supervisor.show(SUPERVISOR, "StatusText", "WatchdogTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+    assert "2 of 2 workers ready" in shown["StatusText"]
+    assert int(shown["WatchdogTimestampMonotonic"]) > int(shown["ActiveEnterTimestampMonotonic"])
+    supervisor.run("systemctl", "stop", SUPERVISOR)
+    assert supervisor.show(SUPERVISOR, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    assert supervisor.processes(SUPERVISOR) == []
+
+
+def test_ready_does_not_wait_for_the_control_plane(machine: Machine) -> None:
+    machine.write("/etc/mobius/pool.toml", POOL_FILE.replace("8780", "8799"))
+    machine.write(API_KEY, "mbx_" + "0" * 32, "0600")
+    machine.run("systemctl", "start", SUPERVISOR)
+    assert machine.show(SUPERVISOR, "ActiveState")["ActiveState"] == "active"
+
+
+def test_the_api_key_arrives_as_a_credential_and_stays_there(supervisor: Machine) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    supervisor.wait_for(SUPERVISOR, says("registered ", "slot=default-1 "))
+    key = supervisor.run("cat", API_KEY).stdout.strip()
+    places = [f"/proc/{pid}/{file}" for pid in supervisor.processes(SUPERVISOR) for file in ("environ", "cmdline")]
+    assert len(places) >= 6
+    assert supervisor.run("grep", "--files-with-matches", "--fixed-strings", key, *places, check=False).returncode == 1
+    assert all(key not in str(entry) for entry in supervisor.journal(SUPERVISOR))
+
+
+@pytest.mark.parametrize(
+    ("pool_file", "sentence"),
+    [
+        (POOL_FILE, "expected a readable file with the API key"),
+        (POOL_FILE.replace("workers", "wrokers"), "pool[0].wrokers: "),
+    ],
+    ids=["no API key", "an unknown key in the pool file"],
+)
+def test_a_wrong_configuration_is_said_once_and_not_tried_again(
+    machine: Machine, pool_file: str, sentence: str
+) -> None:
+    machine.write("/etc/mobius/pool.toml", pool_file)
+    assert machine.run("systemctl", "start", SUPERVISOR, check=False).returncode != 0
+    shown = machine.show(SUPERVISOR, "ActiveState", "ExecMainStatus", "NRestarts")
+    assert shown == {"ActiveState": "failed", "ExecMainStatus": "78", "NRestarts": "0"}
+    assert any(sentence in message(entry) for entry in machine.journal(SUPERVISOR))
+
+
+def test_a_stop_waits_for_the_job_in_hand(supervisor: Machine, control_plane: ControlPlane) -> None:
+    run, holding = start_with_a_job_in_hand(supervisor, control_plane, "hold-a-program")
+    supervisor.run("systemctl", "stop", "--no-block", SUPERVISOR)
+    supervisor.wait_for(SUPERVISOR, says("session.drain", "jobs_in_hand=1 "), after=holding["__CURSOR"])
+    assert supervisor.show(SUPERVISOR, "ActiveState")["ActiveState"] == "deactivating"
+    release(supervisor)
+    supervisor.run("systemctl", "stop", SUPERVISOR)
+    assert supervisor.show(SUPERVISOR, "Result")["Result"] == "success"
+    assert control_plane.attempts(run) == [1]
+
+
+def test_a_job_outlives_the_crash_of_its_supervisor_and_the_next_one_waits_for_it(
+    supervisor: Machine, control_plane: ControlPlane
+) -> None:
+    run, holding = start_with_a_job_in_hand(supervisor, control_plane, "hold-a-program")
+    crashed = main_process(supervisor)
+    supervisor.run("kill", "-KILL", crashed)
+    death = supervisor.wait_for(SUPERVISOR, from_init("Main process exited"), after=holding["__CURSOR"])
+    assert supervisor.show(SUPERVISOR, "ActiveState")["ActiveState"] == "deactivating"
+    release(supervisor)
+    supervisor.wait_for(SUPERVISOR, from_init("Started "), after=death["__CURSOR"])
+    supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-1 "), after=death["__CURSOR"])
+    assert control_plane.attempts(run) == [1]
+    assert main_process(supervisor) != crashed
+    assert not any(from_init("Killing process")(entry) for entry in supervisor.journal(SUPERVISOR))
+
+
+def test_the_watchdog_replaces_a_supervisor_that_stands_still_and_no_job_is_lost(
+    supervisor: Machine, control_plane: ControlPlane
+) -> None:
+    add_setting(supervisor, "WatchdogSec=3s")
+    run, holding = start_with_a_job_in_hand(supervisor, control_plane, "hold")
+    stopped = main_process(supervisor)
+    supervisor.run("kill", "-STOP", stopped)
+    bark = supervisor.wait_for(SUPERVISOR, from_init("Watchdog timeout"), after=holding["__CURSOR"])
+    supervisor.wait_for(SUPERVISOR, says("session.drain", "jobs_in_hand=1 "), after=bark["__CURSOR"])
+    release(supervisor)
+    supervisor.wait_for(SUPERVISOR, from_init("Started "), after=bark["__CURSOR"])
+    assert control_plane.attempts(run) == [1]
+    assert main_process(supervisor) != stopped
+
+
+def test_a_worker_that_runs_out_of_memory_is_replaced_and_the_unit_goes_on(
+    supervisor: Machine, control_plane: ControlPlane
+) -> None:
+    add_setting(supervisor, "MemoryMax=300M\nMemorySwapMax=0")
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-2 "))
+    main = main_process(supervisor)
+    control_plane.start("exhaust-memory")
+    death = supervisor.wait_for(SUPERVISOR, says("process ended", "slot=default-", "signal=9 "))
+    supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-", "incarnation=2 "), after=death["__CURSOR"])
+    shown = supervisor.show(SUPERVISOR, "ActiveState", "MainPID", "NRestarts")
+    assert shown == {"ActiveState": "active", "MainPID": main, "NRestarts": "0"}
+
+
+def test_the_journal_knows_how_grave_a_line_is(supervisor: Machine) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-1 "))
+    worker = supervisor.wait_for(SUPERVISOR, says("session.registered", "slot=default-1 "))
+    assert (worker["PRIORITY"], worker["SYSLOG_IDENTIFIER"]) == ("6", "mobius-supervisor")
+    supervisor.run("pkill", "-KILL", "--oldest", "--parent", main_process(supervisor))
+    death = supervisor.wait_for(SUPERVISOR, says("process ended"))
+    assert death["PRIORITY"] == "4"
+    assert not message(death).startswith("<")
