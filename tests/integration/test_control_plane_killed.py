@@ -15,7 +15,8 @@ RUNS_BEFORE_A_KILL = 40
 
 
 def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> None:
-    arguments = ("--lease-duration", "6s", "--heartbeat-cadence", "2s")
+    # A lease outlives the longest reconnect delay that a few kills in a row can build up.
+    arguments = ("--lease-duration", "15s", "--heartbeat-cadence", "5s")
     with (
         ControlPlaneProcess(tmp_path, *arguments) as plane,
         Gate() as gate,
@@ -42,7 +43,7 @@ def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> 
                 except httpx.TransportError:
                     return
 
-        for _ in range(KILLS):
+        for kill in range(1, KILLS + 1):
             enough.clear()
             producer = threading.Thread(target=produce)
             producer.start()
@@ -50,6 +51,8 @@ def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> 
             plane.kill()
             producer.join()
             plane.start()
+            for slot in ("default-1", "default-2"):
+                supervisor.wait_for("session.registered", slot=slot, count=kill + 1)
 
         with plane.http() as http:
             for run in acknowledged:

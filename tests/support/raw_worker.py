@@ -1,6 +1,7 @@
 """A worker written out by hand, frame by frame: what a zombie or a hostile peer sends."""
 
 import json
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +17,9 @@ class RawWorker:
 
     def __init__(self, plane: ControlPlaneProcess, *, key: str | None = None, project: str = "default") -> None:
         url = f"{plane.url.replace('http', 'ws', 1)}/v1/projects/{project}/workers/socket"
-        self.socket = connect(url, additional_headers={"Authorization": f"Bearer {key or plane.key}"}, max_size=None)
+        headers = {"Authorization": f"Bearer {key or plane.key}"}
+        self._context = ExitStack()
+        self.socket = self._context.enter_context(connect(url, additional_headers=headers, max_size=None))
 
     def send(self, frame: dict[str, Any] | str | bytes) -> None:
         """Send a frame, or text or bytes that are none."""
@@ -53,4 +56,4 @@ class RawWorker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.socket.close()
+        self._context.close()

@@ -169,7 +169,7 @@ def message(entry: Entry) -> str:
 
 @contextmanager
 def boot(binds: Sequence[tuple[Path, str]] = (), *, seconds: float = 30) -> Iterator[Machine]:
-    """A running machine. `binds`: directories or files of the host, and where the machine sees them.
+    """A running machine. `binds`: directories or files of the host, and where the machine sees them, to read.
 
     Raises BootError. On leaving, everything inside is killed and nothing remains on the host.
     """

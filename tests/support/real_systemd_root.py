@@ -173,7 +173,8 @@ def _bind(source: Path, target: Path) -> None:
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
-    mount("--rbind", source, target)
+    mount("--bind", source, target)
+    mount("-o", "remount,bind,ro", target)
 
 
 def _loopback_up() -> None:
