@@ -8,7 +8,7 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
@@ -221,18 +221,6 @@ class Session:
         self._cut_off_at = _NEVER
         self._drain_settles_at = _NEVER
         self._drain_ends_at = _NEVER
-        self._frame_handlers: dict[type, Callable[[Any, float], list[Decision]]] = {
-            frames.Claimed: self._on_claimed,
-            frames.ReportAck: self._on_report_ack,
-            frames.HeartbeatAck: self._on_heartbeat_ack,
-            frames.WorkAvailable: self._on_work_available,
-            frames.Registered: self._on_registered,
-            frames.Keepalive: self._on_keepalive,
-            frames.JobCancel: self._on_job_cancel,
-            frames.Drain: self._on_drain,
-            frames.DrainingAck: self._on_draining_ack,
-            frames.Error: self._on_error,
-        }
         for report in leftover:
             outcome = Outcome(
                 status=report.status,
@@ -359,8 +347,8 @@ class Session:
 
     def frame_received(self, frame: frames.FromServer, now: float) -> list[Decision]:
         """One frame of the server."""
-        handler = self._frame_handlers.get(type(frame))
-        return handler(frame, now) if handler is not None and self.state in _LIVE else []
+        handler = self._FRAME_HANDLERS.get(type(frame))
+        return handler(self, frame, now) if handler is not None and self.state in _LIVE else []
 
     # --- events of jobs ---------------------------------------------------------------------------------------------
 
@@ -860,3 +848,16 @@ class Session:
     def _message_id(self) -> str:
         self._ids += 1
         return f"{self.settings.id_prefix}-{self._ids}"
+
+    _FRAME_HANDLERS: ClassVar[dict[type, Callable[["Session", Any, float], list[Decision]]]] = {
+        frames.Claimed: _on_claimed,
+        frames.ReportAck: _on_report_ack,
+        frames.HeartbeatAck: _on_heartbeat_ack,
+        frames.WorkAvailable: _on_work_available,
+        frames.Registered: _on_registered,
+        frames.Keepalive: _on_keepalive,
+        frames.JobCancel: _on_job_cancel,
+        frames.Drain: _on_drain,
+        frames.DrainingAck: _on_draining_ack,
+        frames.Error: _on_error,
+    }

@@ -1,11 +1,14 @@
 """Jobs on a real SQLite file: claims, fences, retries, deadlines. Time is fed."""
 
 import asyncio
+import threading
 
+import apsw
 import pytest
 
 from control_plane.domain.model import Selector
 from control_plane.domain.store import CancelRequested, JobClaimable
+from control_plane.errors import StoreUnavailable
 from tests.support.sqlite_store import LEASE, PENDING_DEADLINE, action, at, scenario
 
 
@@ -33,6 +36,46 @@ async def test_a_claim_leases_the_oldest_available_jobs(s):
     assert job.lease_expires_at == at(5 + LEASE)
     assert [lease.job.run_id for lease in await s.claim(now=5)] == [runs[0].id]
     assert await s.claim(now=5) == []
+
+
+async def test_a_lane_that_was_found_empty_is_looked_at_again(s):
+    await s.publish("a", [action(retry={"max_attempts": 9})])
+    assert await s.claim(now=1) == []
+    await s.start("a", now=1)
+    lease = await s.claim_one(now=1)
+    assert await s.claim(now=1) == []
+    await s.report(lease, "failed", error="Boom", now=1)
+    lease = await s.claim_one(now=1)
+    assert await s.claim(now=1) == []
+    await s.reap(LEASE + 1)
+    lease = await s.claim_one(now=LEASE + 1)
+    await s.report(lease, "failed", error="WorkerOverCapacity", now=LEASE + 1)
+    assert await s.claim_one(now=LEASE + 1)
+
+
+async def test_what_is_remembered_of_the_lanes_is_forgotten_when_a_batch_is_undone(s):
+    await s.publish("a", [action()])
+    await s.start("a")
+    gate = threading.Event()
+
+    def fail(writing):
+        raise apsw.FullError("database or disk is full")
+
+    async def together():
+        # The first holds the writer, so that the others wait for one batch.
+        asks = [
+            s.store._writer.submit(lambda writing: gate.wait(10)),
+            s.claim(),
+            s.claim(),
+            s.store._writer.submit(fail),
+        ]
+        outcomes = asyncio.gather(*asks, return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.set()
+        return await outcomes
+
+    assert [type(each) for each in await together()] == [bool, *[StoreUnavailable] * 3]
+    assert await s.claim_one()
 
 
 async def test_a_job_is_not_there_before_its_time(s):
@@ -354,6 +397,19 @@ async def test_a_sweep_keeps_to_its_limit(s):
     await s.claim(now=0)
     assert (await s.store.reap(limit=2, now=at(LEASE + 1))).leases_lapsed == 2
     assert (await s.store.reap(limit=9, now=at(LEASE + 1))).leases_lapsed == 3
+
+
+async def test_a_job_that_cannot_be_swept_holds_up_no_other(s):
+    run = await one_job(s)
+    lease = await s.claim_one(now=0)
+    other = await s.start("a", now=0)
+    await s.claim_one(now=0)
+    # What no decision expects: the run's row is gone.
+    (seq,) = (await s.store._read(lambda db: list(db.execute("SELECT seq FROM runs WHERE id = ?", (run.id,)))))[0]
+    await s.store._writer.submit(lambda writing: writing.execute("UPDATE runs SET seq = -1 WHERE seq = ?", (seq,)))
+    assert (await s.reap(LEASE + 1)).leases_lapsed == 1
+    assert (await s.run(other)).error_type == "LeaseLapsed"
+    assert (await s.job(lease)).status == "claimed"
 
 
 # --- cancellation

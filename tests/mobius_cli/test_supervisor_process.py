@@ -68,22 +68,22 @@ def status(*, working: int, failures: int = 0) -> bytes:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (status(working=1), "not ready within 0.5 s: 1 of 2 workers claim work"),
+        (status(working=1), "not ready within 0.2 s: 1 of 2 workers claim work"),
         (status(working=0, failures=5), "one-1 failed 5 times in a row"),
-        (b"HTTP/1.1 500 No\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", "not ready within 0.5 s"),
-        (b"not http\r\n\r\n", "not ready within 0.5 s"),
+        (b"HTTP/1.1 500 No\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", "not ready within 0.2 s"),
+        (b"not http\r\n\r\n", "not ready within 0.2 s"),
     ],
 )
 async def test_what_it_waits_for(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, says: str
 ) -> None:
-    monkeypatch.setattr(supervisor_process, "READY_SECONDS", 0.5)
+    monkeypatch.setattr(supervisor_process, "READY_SECONDS", 0.2)
     process = await SupervisorProcess.start(pool, tmp_path / "log")
     async with listening(answering(answer)) as url:
         with pytest.raises(UnavailableError, match=says):
             await process.ready(url)
     async with listening(answering(status(working=2))) as url:
-        assert await process.ready(url) < 0.5
+        await process.ready(url)
     await process.drain(5, asyncio.Event())
 
 

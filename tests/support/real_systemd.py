@@ -11,6 +11,7 @@ util-linux and mount; `why_not()` says what is missing.
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ _COMMANDS = {
     "journalctl": "systemd",
     "systemd-analyze": "systemd",
 }
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
 
 Entry = dict[str, Any]
@@ -111,6 +115,18 @@ class Machine:
                 # nsenter forks into the process namespace, and only the group has both.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+    def connect(self, port: int, *, seconds: float = 30) -> socket.socket:
+        """A connection to a port of the machine's loopback, with `seconds` as its timeout. Raises OSError."""
+        with ThreadPoolExecutor(max_workers=1) as visitor:
+            return visitor.submit(self._connect, port, seconds).result()
+
+    def _connect(self, port: int, seconds: float) -> socket.socket:
+        """On a thread that enters the machine's network and ends there: a socket stays where it was made."""
+        with Path(f"/proc/{self.pid}/ns/net").open("rb") as network:
+            if _libc.setns(network.fileno(), _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+        return socket.create_connection(("127.0.0.1", port), timeout=seconds)
 
     def write(self, path: str, text: str, mode: str = "0644") -> None:
         """Write a file, and the directories above it."""

@@ -12,6 +12,9 @@ from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.keys import hash_secret, new_lease_token
 from control_plane.store.sqlite import SqliteStore
 
+LONGEST = 60
+"""Seconds after which the load ends by itself, if nobody kills it."""
+
 SPEC = {"steps": [{"key": "one", "kind": "action", "config": {"action_name": "print"}}]}
 
 
@@ -70,7 +73,8 @@ async def main(path):
                 assert outcome.verdict == "accepted"
                 say("report", lease.job.id)
 
-    await asyncio.gather(*(start() for _ in range(4)), *(work() for _ in range(3)))
+    async with asyncio.timeout(LONGEST):
+        await asyncio.gather(*(start() for _ in range(4)), *(work() for _ in range(3)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A machine with a real systemd, and the product installed on it as docs/systemd.md says."""
 
+import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -18,7 +20,7 @@ UNITS = REPOSITORY / "systemd"
 HANDLERS = Path(__file__).with_name("handlers.py")
 SUPERVISOR = "mobius-supervisor.service"
 CONTROL_PLANE = "mobius-control-plane.service"
-URL = "http://127.0.0.1:8780"
+CONTROL_PLANE_PORT = 8780
 API_KEY = "/etc/credstore/mobius-api-key"
 BOOTSTRAP_KEY = "/var/lib/mobius-control-plane/bootstrap-key"
 CHECKOUT = "/opt/checkout"
@@ -103,14 +105,13 @@ def clean(machine: Machine, unit: str) -> None:
 @pytest.fixture
 def control_plane(machine: Machine) -> "ControlPlane":
     """The control plane's unit, running, with an automation for each of our handlers."""
-    if machine.run("systemctl", "is-active", CONTROL_PLANE, check=False).returncode != 0:
-        start_control_plane(machine)
-        for name in ("hold", "hold_a_program", "exhaust_memory"):
-            step = {"key": "only", "kind": "action", "config": {"action_name": f"test.{name}"}}
-            document = {"handle": name.replace("_", "-"), "name": name, "spec": {"steps": [step]}}
-            machine.write(f"/opt/{name}.json", json.dumps(document))
-            ControlPlane(machine).mobius("automations", "create", f"/opt/{name}.json", "--publish", "--exist-ok")
-    return ControlPlane(machine)
+    if machine.run("systemctl", "is-active", CONTROL_PLANE, check=False).returncode == 0:
+        return ControlPlane(machine)
+    start_control_plane(machine)
+    control_plane = ControlPlane(machine)
+    for name in ("hold", "hold-a-program", "exhaust-memory"):
+        control_plane.publish(name, f"test.{name}".replace("-", "_"))
+    return control_plane
 
 
 def start_control_plane(machine: Machine) -> None:
@@ -119,25 +120,48 @@ def start_control_plane(machine: Machine) -> None:
     machine.wait_for(CONTROL_PLANE, lambda entry: '"listening"' in message(entry))
 
 
+def ask(
+    machine: Machine, port: int, path: str, *, method: str = "GET", key: str = "", body: dict[str, Any] | None = None
+) -> bytes:
+    """The body of an answer of a server inside, which must be a success."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.sock = machine.connect(port)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"} if key else {}
+    with contextlib.closing(connection):
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read()
+    assert response.status < 300, text
+    return text
+
+
 class ControlPlane:
-    """The machine's control plane, asked by the `mobius` command."""
+    """The machine's control plane, asked over HTTP from outside."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._key = machine.run("cat", BOOTSTRAP_KEY).stdout.strip()
 
-    def mobius(self, *arguments: str) -> Any:
-        """What a command prints as JSON. Raises CommandError when it fails."""
-        return json.loads(self._mobius(*arguments, "--output", "json"))
+    def publish(self, handle: str, action: str) -> None:
+        """An automation with one step."""
+        step = {"key": "only", "kind": "action", "config": {"action_name": action}}
+        self._ask("POST", "automations", {"handle": handle, "name": handle})
+        self._ask("POST", f"automations/{handle}/versions", {"spec": {"steps": [step]}})
+        self._ask("POST", f"automations/{handle}/versions/1/publication", {})
 
     def start(self, handle: str) -> str:
         """Start a run; its id."""
-        return str(self.mobius("automations", "start", handle)["id"])
+        return str(self._json("POST", f"automations/{handle}/runs", {})["id"])
 
     def attempts(self, run: str) -> list[int]:
         """Follow a run to its end, which must be a success; the attempt that each of its steps ended with."""
-        self._mobius("runs", "stream", run)
-        return [step["attempt"] for step in self.mobius("runs", "list-steps", run)]
+        self._ask("GET", f"runs/{run}/events.stream?since_sequence=0")
+        assert self._json("GET", f"runs/{run}")["status"] == "completed"
+        return [step["attempt"] for step in self._json("GET", f"runs/{run}/steps")["items"]]
 
-    def _mobius(self, *arguments: str) -> str:
-        options = ["--api-url", URL, "--api-key-file", BOOTSTRAP_KEY]
-        return self._machine.run("/opt/mobius/bin/mobius", *arguments, *options).stdout
+    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        return json.loads(self._ask(method, path, body))
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+        path = f"/v1/projects/default/{path}"
+        return ask(self._machine, CONTROL_PLANE_PORT, path, method=method, key=self._key, body=body)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.real_systemd import Machine, message
-from tests.systemd.conftest import BOOTSTRAP_KEY, CONTROL_PLANE, SUPERVISOR, clean, start_control_plane
+from tests.systemd.conftest import API_KEY, BOOTSTRAP_KEY, CONTROL_PLANE, SUPERVISOR, clean, start_control_plane
 
 
 @pytest.fixture
@@ -52,12 +52,18 @@ def test_it_is_there_again_with_its_keys_after_a_crash(fresh: Machine) -> None:
     assert fresh.run("cat", BOOTSTRAP_KEY).stdout == key
 
 
-def test_it_stops_after_the_supervisor_that_runs_beside_it(fresh: Machine) -> None:
+def test_it_stops_after_the_supervisor_when_everything_stops(fresh: Machine) -> None:
+    """Both are stopped by one job, as they are when the machine goes down."""
+    fresh.write("/run/systemd/system/everything.target", "[Unit]\nDescription=Everything\n")
+    for unit in (SUPERVISOR, CONTROL_PLANE):
+        fresh.write(f"/etc/systemd/system/{unit}.d/test.conf", "[Unit]\nPartOf=everything.target\n")
+    fresh.run("systemctl", "daemon-reload")
     start_control_plane(fresh)
-    fresh.run("install", "-D", "-m", "0600", BOOTSTRAP_KEY, "/etc/credstore/mobius-api-key")
+    fresh.run("install", "-D", "-m", "0600", BOOTSTRAP_KEY, API_KEY)
     fresh.write("/etc/mobius/pool.toml", '[control_plane]\napi_url = "http://127.0.0.1:8780"\n[[pool]]\nworkers = 1\n')
-    fresh.run("systemctl", "start", SUPERVISOR)
-    fresh.run("systemctl", "stop", CONTROL_PLANE, SUPERVISOR)
+    fresh.run("systemctl", "start", SUPERVISOR, "everything.target")
+    fresh.run("systemctl", "stop", "everything.target")
+    fresh.run("systemctl", "stop", SUPERVISOR, CONTROL_PLANE)
     assert _time_of(fresh, SUPERVISOR, "Stopped ") < _time_of(fresh, CONTROL_PLANE, "Stopping ")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.real_systemd import Entry, Machine, message
-from tests.systemd.conftest import API_KEY, BOOTSTRAP_KEY, SUPERVISOR, ControlPlane
+from tests.systemd.conftest import API_KEY, BOOTSTRAP_KEY, SUPERVISOR, ControlPlane, ask
 
 POOL_FILE = """
 [control_plane]
@@ -58,18 +58,13 @@ def main_process(machine: Machine) -> str:
     return machine.show(SUPERVISOR, "MainPID")["MainPID"]
 
 
-def ask(machine: Machine, path: str) -> str:
-    script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464{path}', timeout=5).read().decode())"
-    return machine.run("/opt/mobius/bin/python", "-c", script).stdout
-
-
 def test_it_starts_says_how_many_workers_are_ready_and_stops(supervisor: Machine) -> None:
     supervisor.run("systemctl", "start", SUPERVISOR)
     assert supervisor.show(SUPERVISOR, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
     for slot in ("default-1", "default-2"):
         supervisor.wait_for(SUPERVISOR, says("ready ", f"slot={slot} "))
     # The round that has told systemd is over when the same loop answers.
-    ask(supervisor, "/readyz")
+    ask(supervisor, 9464, "/readyz")
     shown = supervisor.show(SUPERVISOR, "StatusText", "WatchdogTimestampMonotonic", "ActiveEnterTimestampMonotonic")
     assert "2 of 2 workers ready" in shown["StatusText"]
     assert int(shown["WatchdogTimestampMonotonic"]) > int(shown["ActiveEnterTimestampMonotonic"])
@@ -122,6 +117,14 @@ def test_a_stop_waits_for_the_job_in_hand(supervisor: Machine, control_plane: Co
     supervisor.run("systemctl", "stop", SUPERVISOR)
     assert supervisor.show(SUPERVISOR, "Result")["Result"] == "success"
     assert control_plane.attempts(run) == [1]
+
+
+def test_a_stop_that_cuts_a_job_off_says_so(supervisor: Machine, control_plane: ControlPlane) -> None:
+    supervisor.write("/etc/mobius/pool.toml", POOL_FILE.replace("[[pool]]", 'drain_timeout = "1s"\n[[pool]]'))
+    start_with_a_job_in_hand(supervisor, control_plane, "hold")
+    supervisor.run("systemctl", "stop", SUPERVISOR)
+    stopped = supervisor.wait_for(SUPERVISOR, says("stopped ", "cut_off=1 "))
+    assert stopped["PRIORITY"] == "4"
 
 
 def test_a_job_outlives_the_crash_of_its_supervisor_and_the_next_one_waits_for_it(

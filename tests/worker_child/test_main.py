@@ -263,11 +263,11 @@ async def test_a_successor_that_waits_can_be_stopped(rig: Rig) -> None:
 async def test_a_stop_that_comes_while_the_journal_is_read_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = asyncio.get_running_loop()
+    loop, url = asyncio.get_running_loop(), "http://127.0.0.1:1"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     settings = pipe.ChildSettings(
         worker_instance_id="rig-1",
-        api_url="http://127.0.0.1:1",
+        api_url=url,
         project="default",
         journal_path=str(tmp_path / "journal"),
     )
@@ -281,7 +281,7 @@ async def test_a_stop_that_comes_while_the_journal_is_read_is_not_lost(
         return recovered
 
     monkeypatch.setattr(Journal, "recover", recover_and_be_stopped)
-    key, where = ApiKey("mbx_key", None), target("http://127.0.0.1:1", "default", "")
+    key, where = ApiKey("mbx_key", None), target(url, "default", "")
     try:
         assert await asyncio.wait_for(child.live(Registry(), key, where), 20) == 0
     finally:
