@@ -56,25 +56,24 @@ async def test_a_lane_that_was_found_empty_is_looked_at_again(s):
 async def test_what_is_remembered_of_the_lanes_is_forgotten_when_a_batch_is_undone(s):
     await s.publish("a", [action()])
     await s.start("a")
-    gate = threading.Event()
+    held, gate = threading.Event(), threading.Event()
+
+    def hold(writing):
+        held.set()
+        gate.wait(10)
 
     def fail(writing):
         raise apsw.FullError("database or disk is full")
 
-    async def together():
-        # The first holds the writer, so that the others wait for one batch.
-        asks = [
-            s.store._writer.submit(lambda writing: gate.wait(10)),
-            s.claim(),
-            s.claim(),
-            s.store._writer.submit(fail),
-        ]
-        outcomes = asyncio.gather(*asks, return_exceptions=True)
-        await asyncio.sleep(0)
-        gate.set()
-        return await outcomes
-
-    assert [type(each) for each in await together()] == [bool, *[StoreUnavailable] * 3]
+    # While the writer is held the three others queue up for one batch.
+    holding = asyncio.ensure_future(s.store._writer.submit(hold))
+    await asyncio.to_thread(held.wait)
+    batch = [asyncio.ensure_future(ask) for ask in (s.claim(), s.claim(), s.store._writer.submit(fail))]
+    await asyncio.sleep(0)
+    gate.set()
+    await holding
+    outcomes = await asyncio.gather(*batch, return_exceptions=True)
+    assert [type(each) for each in outcomes] == [StoreUnavailable] * 3
     assert await s.claim_one()
 
 

@@ -7,7 +7,7 @@
 
 It has systemctl, journalctl, its own network with a loopback, and the control groups that the host has (so MemoryMax=
 means something). Nothing that is written inside reaches the host. It needs root and the Debian packages systemd,
-util-linux and mount; `why_not()` says what is missing.
+util-linux, mount, procps and passwd; `why_not()` says what is missing.
 """
 
 import contextlib
@@ -37,6 +37,8 @@ _COMMANDS = {
     "nsenter": "util-linux",
     "pivot_root": "util-linux",
     "mount": "mount",
+    "pkill": "procps",
+    "useradd": "passwd",
     "systemctl": "systemd",
     "journalctl": "systemd",
     "systemd-analyze": "systemd",

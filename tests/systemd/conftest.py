@@ -147,7 +147,7 @@ class ControlPlane:
         step = {"key": "only", "kind": "action", "config": {"action_name": action}}
         self._ask("POST", "automations", {"handle": handle, "name": handle})
         self._ask("POST", f"automations/{handle}/versions", {"spec": {"steps": [step]}})
-        self._ask("POST", f"automations/{handle}/versions/1/publication", {})
+        self._ask("POST", f"automations/{handle}/versions/1/publication")
 
     def start(self, handle: str) -> str:
         """Start a run; its id."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import Duration, Limits, Supervisor
+from supervisor.config import Duration, Supervisor
 from tests.support.real_systemd import Machine
 from tests.systemd.conftest import UNITS
 
@@ -88,11 +88,8 @@ def test_what_keeps_work_from_being_lost_is_in_the_supervisors_unit() -> None:
 
 
 def test_the_timeouts_are_above_what_they_wait_for() -> None:
-    (stop,), (start,), (watchdog,) = (
-        settings(SUPERVISOR)[f"{name}Sec"] for name in ("TimeoutStop", "TimeoutStart", "Watchdog")
-    )
+    (stop,), (watchdog,) = (settings(SUPERVISOR)[f"{name}Sec"] for name in ("TimeoutStop", "Watchdog"))
     assert Duration.parse(stop) >= Supervisor().drain_timeout + 30
-    assert Duration.parse(start) >= Limits().boot + 30
     assert Duration.parse(watchdog) >= 30
 
 
