@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from control_plane.errors import ControlPlaneError
 from control_plane.keys import project_of_key
+from wire.address import is_loopback
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -39,7 +40,7 @@ class Address(Struct, frozen=True, kw_only=True):
     @property
     def loopback(self) -> bool:
         """Only processes of this machine can connect."""
-        return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

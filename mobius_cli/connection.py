@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from mobius_cli.errors import CommandError, CredentialError, SettingError, UsageError
+from wire.address import is_loopback
 
 DEFAULT_API_URL = "https://api.mobiusops.ai"
 DEFAULT_PROJECT = "default"
@@ -79,10 +80,9 @@ def checked_url(url: str, source: str, fault: type[CommandError]) -> str:
         raise fault(f"{source}: put no user or password into the address; the API key is the credential")
     if parts.query or parts.fragment:
         raise fault(f"{source}: {url!r} has a query or fragment; expected only the address of the API")
-    if parts.scheme == "http" and not is_private(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise fault(
-            f"{source}: {url!r} would send the API key unencrypted over a public network; use https:// "
-            "(http:// is for this machine and private addresses)"
+            f"{source}: {url!r} would send the API key in clear text; use https:// (http:// is for this machine)"
         )
     return url.rstrip("/")
 

@@ -117,9 +117,8 @@ class SupervisorProcess:
         Raises SupervisorEndedError, UnavailableError.
         """
         started = time.monotonic()
-        why = "it did not answer"
         async with httpx.AsyncClient(base_url=operations_url, timeout=PROBE_SECONDS, trust_env=False) as client:
-            while time.monotonic() - started < READY_SECONDS:
+            while True:
                 if self._ended.done():
                     raise self.ended_error()
                 try:
@@ -128,10 +127,12 @@ class SupervisorProcess:
                     why = str(error) or type(error).__name__
                 except UnavailableError as error:
                     raise self._not_ready(str(error)) from error
+                waited = time.monotonic() - started
                 if not why:
-                    return time.monotonic() - started
+                    return waited
+                if waited >= READY_SECONDS:
+                    raise self._not_ready(f"not ready within {READY_SECONDS:g} s: {why}")
                 await asyncio.wait([self._ended], timeout=PROBE_INTERVAL)
-        raise self._not_ready(f"not ready within {READY_SECONDS:g} s: {why}")
 
     def _not_ready(self, why: str) -> UnavailableError:
         return UnavailableError(f"{why}; the supervisor's log {self._log} ends with:\n{self.tail()}")

@@ -13,6 +13,7 @@ import tomli
 from msgspec import Meta, Struct
 
 from supervisor.errors import ConfigurationError
+from wire.address import is_loopback
 
 CREDENTIAL_NAME = "api-key"
 """Name of the systemd credential that holds the API key."""
@@ -473,7 +474,8 @@ def _resolve_control_plane(
     if control_plane.embedded:
         _check_listen(control_plane.listen, "control_plane.listen", problems, lowest_port=1)
         _check_loopback(control_plane.listen, problems)
-    _check_url(control_plane.api_url, problems)
+    if not control_plane.embedded or "api_url" in named:
+        _check_url(control_plane.api_url, problems)
     if control_plane.lease_duration < 2 * control_plane.heartbeat_cadence:
         problems.append(
             f"control_plane.lease_duration: expected at least twice heartbeat_cadence "
@@ -518,6 +520,11 @@ def _check_url(url: str, problems: list[str]) -> None:
             "control_plane.api_url: expected a URL of scheme, host and optional port and path, "
             f"without user, query or fragment; {remedy}"
         )
+    elif parts.scheme == "http" and not is_loopback(host):
+        problems.append(
+            "control_plane.api_url: expected https:// for a host that is not this machine (http would send the API key "
+            f"in clear text); {remedy}"
+        )
 
 
 def _check_listen(listen: str, path: str, problems: list[str], *, lowest_port: int) -> None:
@@ -531,8 +538,8 @@ def _check_listen(listen: str, path: str, problems: list[str], *, lowest_port: i
 
 def _check_loopback(listen: str, problems: list[str]) -> None:
     """The embedded control plane speaks plain HTTP: API keys would cross the network for everybody to read."""
-    host = listen.rpartition(":")[0]
-    if host not in ("localhost", "[::1]", "") and not host.startswith("127."):
+    host = listen.rpartition(":")[0].strip("[]")
+    if host and not is_loopback(host):
         problems.append(
             f"control_plane.listen: expected an address of this machine alone, got {_shown(listen)}; "
             "write 127.0.0.1 and put a proxy that ends TLS in front, or run mobius-control-plane by itself"

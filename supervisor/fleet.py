@@ -29,7 +29,7 @@ _HOPELESS_EXITS = frozenset({64, 65, 73, 77, 78})
 """Exit codes by which a process says that its settings are at fault: a second try would end alike."""
 
 CUT_OFF_EXIT = 75
-"""Exit code of a stop that had to kill children: their jobs will be done again."""
+"""Exit code of a stop that ended jobs before they were done: they will be done again."""
 
 
 class Phase(StrEnum):
@@ -84,7 +84,7 @@ class Fleet:
         """Of the whole, once it is over."""
         if self.error is not None:
             return self.error.exit_code
-        return CUT_OFF_EXIT if any(child.killed_in_stop for child in self._stopped_children) else 0
+        return CUT_OFF_EXIT if any(_cut_jobs_off(child) for child in self._stopped_children) else 0
 
     def next_deadline(self) -> float:
         """Monotonic seconds; infinity for none."""
@@ -221,3 +221,7 @@ class Fleet:
 def _said(event: Died) -> str:
     last = event.output[-1] if event.output else f"exit code {event.exit_code}"
     return last.removeprefix("mobius-control-plane: ")
+
+
+def _cut_jobs_off(child: Slot) -> bool:
+    return child.killed_in_stop or (child.bye is not None and child.bye.cut_off > 0)

@@ -1,7 +1,6 @@
 """One WebSocket connection to the control plane, and where it leads to. What the messages say is others' work."""
 
 import asyncio
-import ipaddress
 import time
 import urllib.parse
 from pathlib import Path
@@ -13,6 +12,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, W
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Event
 
+from wire.address import is_loopback
 from wire.build import package_version
 from wire.codec import MAX_FRAME_TO_WORKER
 from worker_child.errors import ConfigurationError, CredentialError
@@ -110,7 +110,7 @@ def target(api_url: str, project: str, key_project: str) -> Target:
         raise ConfigurationError(f"api_url: {api_url!r} is not a URL: {error}") from error
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username:
         raise ConfigurationError(f"api_url: {api_url!r} is not of the form https://host[:port][/path]")
-    loopback = _is_loopback(host)
+    loopback = is_loopback(host)
     if parts.scheme == "http" and not loopback:
         raise ConfigurationError(
             f"api_url: {api_url!r} would send the API key in clear text: use https (http is for this machine alone)"
@@ -119,13 +119,6 @@ def target(api_url: str, project: str, key_project: str) -> Target:
     path = f"/v1/projects/{urllib.parse.quote(named, safe='')}/workers/socket" if named else "/v1/workers/socket"
     scheme = "wss" if parts.scheme == "https" else "ws"
     return Target(url=f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}{path}", plain=loopback)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Connection(ClientConnection):

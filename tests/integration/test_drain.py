@@ -54,7 +54,7 @@ def test_a_job_that_does_not_finish_is_cut_off_and_given_back(tmp_path: Path) ->
         automations.publish(http, "held", [step])
         run = automations.start(http, "held")
         visit = gate.knock()
-        supervisor.terminate()
+        assert supervisor.terminate() == 75
         visit.wait_for_end()
         assert supervisor.leftovers() == []
         failed = [e for e in automations.events(http, run) if e["event_type"] == "action.failed"]

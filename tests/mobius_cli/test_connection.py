@@ -67,6 +67,7 @@ def test_a_project_that_would_change_the_path_is_refused(handle: str) -> None:
         "https://ho\nst",
         "http://api.mobiusops.ai",
         "http://8.8.8.8",
+        "http://10.0.0.5:8780",
     ],
 )
 @pytest.mark.parametrize(("as_option", "kind"), [(True, UsageError), (False, SettingError)])
@@ -95,8 +96,8 @@ def test_what_counts_as_private(host: str, private: bool) -> None:
     assert is_private(host) is private
 
 
-def test_a_private_address_needs_no_encryption() -> None:
-    assert checked_url("http://10.0.0.5:8780/", "--api-url", UsageError) == "http://10.0.0.5:8780"
+def test_this_machine_needs_no_encryption() -> None:
+    assert checked_url("http://127.0.0.1:8780/", "--api-url", UsageError) == "http://127.0.0.1:8780"
 
 
 def test_no_key_says_where_to_put_one() -> None:

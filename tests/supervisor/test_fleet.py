@@ -150,6 +150,19 @@ def test_a_second_stop_shortens_the_grace_and_a_third_kills() -> None:
     assert story.fleet.exit_code == CUT_OFF_EXIT
 
 
+def test_a_child_that_cut_its_job_off_shows_in_the_exit_code() -> None:
+    story = Story(settings(embedded=False, workers=1))
+    story.full()
+    story.stop()
+    story.bye("p1-1", finished=0, cut_off=1)
+    story.dies("p1-1", exit_code=0)
+    story.tick()
+    story.dies("mold:p1", signal=15)
+    story.tick()
+    assert story.fleet.phase is Phase.OVER
+    assert story.fleet.exit_code == CUT_OFF_EXIT
+
+
 def test_a_stuck_child_does_not_keep_the_supervisor() -> None:
     story = Story(settings(embedded=False, workers=1))
     story.full()
