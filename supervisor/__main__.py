@@ -9,7 +9,7 @@ import click
 import msgspec
 import uvloop
 
-from supervisor import identity, state_directory
+from supervisor import exit_records, identity, state_directory
 from supervisor.children import become_subreaper
 from supervisor.config import Config, load, with_workers
 from supervisor.errors import SupervisorError
@@ -54,6 +54,8 @@ def _run(config: Config) -> int:
         instance_id, source = identity.detect(config.supervisor.instance_id, os.environ, str(state.path))
         log.publish(IdentityDetected(instance_id=instance_id, source=source))
         fleet = Fleet(config, build_id())
+        exit_records.prune(state.path)
+        exit_records.remember(fleet.children, state.path)
         loop = Loop(
             config,
             fleet=fleet,

@@ -14,9 +14,10 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 
+import msgspec
 from msgspec import Struct
 
-from supervisor.evidence import children_of, complete
+from supervisor.evidence import children_of, complete, why_no_stacks
 from supervisor.facts import Fact, HandlerImportFailed, MessageRefused, OrphanEnded
 from supervisor.output import OutputReader
 from supervisor.slots import (
@@ -24,6 +25,7 @@ from supervisor.slots import (
     Booted,
     Died,
     Event,
+    EvidenceKept,
     KeepEvidence,
     Kind,
     LoopBeat,
@@ -33,6 +35,7 @@ from supervisor.slots import (
     SpawnFailed,
     ThreadBeat,
 )
+from supervisor.stacks import StacksReader
 from wire import pipe
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -58,6 +61,7 @@ class Process:
         self.channel = channel
         self.output = output
         self.mold: Process | None = None
+        self.stacks: StacksReader | None = None
         self.pid = -1
         self.pidfd = -1
 
@@ -133,16 +137,19 @@ class Children:
         data = pipe.encode(spawn)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        stacks_reader, stacks_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         process = self._adopt(slot, incarnation, "child", ours, reader)
+        process.stacks = StacksReader(self._loop, stacks_reader)
         process.mold = mold
         try:
-            socket.send_fds(mold.channel, [data], [theirs.fileno(), writer])
+            socket.send_fds(mold.channel, [data], [theirs.fileno(), writer, stacks_writer])
         except OSError:
             self._forget(process)
             raise
         finally:
             theirs.close()
             os.close(writer)
+            os.close(stacks_writer)
 
     def instruct(self, slot: str, incarnation: int, settings: pipe.MoldSettings) -> None:
         """First message to a mold. Raises OSError, PipeMessageError, LookupError."""
@@ -175,9 +182,39 @@ class Children:
             self._fail_spawn(process, "the mold did not answer in time")
 
     def keep_evidence(self, order: KeepEvidence) -> None:
-        """Publish the fact of a hang with what the kernel knows of the process."""
-        process = self._processes.get((order.slot, order.incarnation))
-        self._publish(complete(order.hung, process.pid) if process is not None and process.pid > 0 else order.hung)
+        """Learn what can be learned of a process that is to be killed. Answered by EvidenceKept."""
+        slot, incarnation = order.slot, order.incarnation
+        process = self._processes.get((slot, incarnation))
+        if process is None or process.pidfd < 0:
+            self._deliver(EvidenceKept(slot=slot, incarnation=incarnation, hung=order.hung))
+            return
+        hung = complete(order.hung, process.pid)
+
+        def kept(stacks: str, no_stacks: str) -> None:
+            evidence = msgspec.structs.replace(hung.evidence, stacks=stacks, no_stacks=no_stacks)
+            complete_hung = msgspec.structs.replace(hung, evidence=evidence)
+            self._deliver(EvidenceKept(slot=slot, incarnation=incarnation, hung=complete_hung))
+
+        self._ask_stacks(process, kept)
+
+    def ask_stacks(self, slot: str, done: Callable[[str, str], None]) -> None:
+        """`done` gets the Python stacks of all threads of a slot's process, and why there are none, one of both empty.
+
+        Within stacks.PATIENCE seconds. Raises LookupError when the slot has no process.
+        """
+        self._ask_stacks(self._live(slot), done)
+
+    def _ask_stacks(self, process: Process, done: Callable[[str, str], None]) -> None:
+        if process.stacks is None or process.pidfd < 0:
+            done("", "only workers are asked")
+            return
+        why_not = why_no_stacks(process.pid)
+        if why_not:
+            done("", why_not)
+            return
+        silent = "the process did not answer in time: it waits in the kernel, or has no processor"
+        if process.stacks.expect(lambda text: done(text, "" if text else silent)):
+            self._signal(process, pipe.STACKS_SIGNAL)
 
     def sweep(self, *, thorough: bool) -> None:
         """End and reap whatever became our child without our order.
@@ -254,6 +291,8 @@ class Children:
             self._loop.remove_reader(process.channel.fileno())
             process.channel.close()
         process.output.close()
+        if process.stacks is not None:
+            process.stacks.close()
         if process.pidfd >= 0:
             self._loop.remove_reader(process.pidfd)
             os.close(process.pidfd)
@@ -342,7 +381,7 @@ class Children:
 
     # --- signals -------------------------------------------------------------------------------------------------
 
-    def _signal(self, process: Process, number: signal.Signals) -> None:
+    def _signal(self, process: Process, number: int) -> None:
         if process.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, number)

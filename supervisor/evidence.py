@@ -6,30 +6,56 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.facts import ChildHung, HangClass
+from supervisor.facts import ChildHung, HangClass, ProcessEvidence
+from wire.pipe import STACKS_SIGNAL
 
 _HEARD = 3.0
-"""Seconds since the other tick's beat within which it counts as running (it beats once a second)."""
+"""Seconds since a tick's last beat within which it counts as running (it beats once a second)."""
+
+
+_KEPT_LINES = 40
+_STATUS = ("State", "Threads", "TracerPid", "VmRSS", "VmSwap", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
 
 
 def complete(hung: ChildHung, pid: int) -> ChildHung:
-    """The fact with the process's kernel state and what that says of the hang."""
+    """The fact with what /proc says of the process, and what that says of the hang.
+
+    Nothing is read that waits for the process's memory lock: whoever holds that may be what hangs.
+    """
     state = _state_and_parent(pid)[0]
-    return msgspec.structs.replace(
-        hung,
-        process_state=state,
-        wait_channel=_first_line(Path(f"/proc/{pid}/wchan")),
-        hang=hang_class(state, hung.thread_silent_for),
+    evidence = ProcessEvidence(
+        state=state,
+        wait_channel="".join(_lines(f"/proc/{pid}/wchan")),
+        kernel_stack=_lines(f"/proc/{pid}/stack"),
+        status=[line for line in _lines(f"/proc/{pid}/status") if line.partition(":")[0] in _STATUS],
+        children=[_described(child) for child in sorted(children_of(pid))[:_KEPT_LINES]],
     )
+    return msgspec.structs.replace(hung, evidence=evidence, hang=hang_class(state, hung))
 
 
-def hang_class(process_state: str, thread_silent_for: float) -> HangClass:
-    """Why the event loop is silent, told from the kernel's letter and from the other tick."""
+def why_no_stacks(pid: int) -> str:
+    """Why a process would not answer STACKS_SIGNAL with its stacks (it might die of it); empty if it would."""
+    state = _state_and_parent(pid)[0]
+    if state in ("T", "t"):
+        return "the process is stopped: it runs nothing that could write them"
+    if state in ("", "Z", "X"):
+        return "the process has ended"
+    for line in _lines(f"/proc/{pid}/status", most=1000):
+        name, _, mask = line.partition(":")
+        if name == "SigCgt" and int(mask, 16) >> (STACKS_SIGNAL - 1) & 1:
+            return ""
+    return "the process does not answer (it has not come so far, or it is not ours)"
+
+
+def hang_class(process_state: str, hung: ChildHung) -> HangClass:
+    """Why a process is condemned, told from the kernel's letter and from its two ticks."""
     if process_state in ("T", "t"):
         return "stopped"
     if process_state == "D":
         return "uninterruptible"
-    return "loop_blocked" if thread_silent_for < _HEARD else "interpreter_stuck"
+    if hung.silent_for < _HEARD or hung.why == "boot_timeout":
+        return "not_progressing"
+    return "loop_blocked" if hung.thread_silent_for < _HEARD else "interpreter_stuck"
 
 
 def children_of(pid: int) -> set[int]:
@@ -56,7 +82,12 @@ def _state_and_parent(pid: int) -> tuple[str, int]:
     return "", -1
 
 
-def _first_line(path: Path) -> str:
+def _described(pid: int) -> str:
+    name = "".join(_lines(f"/proc/{pid}/comm"))
+    return f"{pid} {_state_and_parent(pid)[0]} {name}"
+
+
+def _lines(path: str, most: int = _KEPT_LINES) -> list[str]:
     with contextlib.suppress(OSError):
-        return path.read_text(errors="replace")[:64].strip()
-    return ""
+        return [line.strip() for line in Path(path).read_text(errors="replace").splitlines()[:most]]
+    return []

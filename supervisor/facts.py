@@ -4,11 +4,45 @@ from typing import Literal
 
 from msgspec import Struct
 
-EndCause = Literal["exit", "signal", "hung", "boot_timeout", "refused", "drained", "killed", "spawn_failed"]
-"""How an incarnation ended: by its own exit, by a signal of somebody else's, killed because it was hung or did not
-boot in time, refused for good by the control plane, drained as asked, killed in a stop, or never started."""
+from wire.pipe import Beat
 
-HangClass = Literal["loop_blocked", "interpreter_stuck", "stopped", "uninterruptible"]
+EndCause = Literal[
+    "exit",
+    "signal",
+    "out_of_memory",
+    "hung",
+    "boot_timeout",
+    "refused",
+    "drained",
+    "recycled",
+    "killed",
+    "spawn_failed",
+]
+"""How an incarnation ended: by its own exit, by a signal of somebody else's, by the kernel for want of memory, killed
+because it was hung or did not boot in time, refused for good by the control plane, drained as asked, recycled as
+planned, killed in a stop, or never started."""
+
+HangClass = Literal["loop_blocked", "interpreter_stuck", "stopped", "uninterruptible", "not_progressing"]
+"""Why a process does not do its work: its event loop is blocked while the interpreter runs, the interpreter itself is
+stuck (C code that keeps the GIL), it was stopped by a signal, it waits in the kernel and cannot be killed, or it runs
+and does not get on with what it was asked for."""
+
+
+class ProcessEvidence(Struct, frozen=True, kw_only=True):
+    """What could be learned of a process before it was killed; empty where nothing could.
+
+    `state` is the kernel's letter, `wait_channel` and `kernel_stack` say where in the kernel it waits, `status` are
+    lines of /proc/<pid>/status, `children` the processes below it (number, state and name). `stacks` are the Python
+    stacks of all its threads, or `no_stacks` says why there are none.
+    """
+
+    state: str = ""
+    wait_channel: str = ""
+    kernel_stack: list[str] = []
+    status: list[str] = []
+    children: list[str] = []
+    stacks: str = ""
+    no_stacks: str = ""
 
 
 class Fact(Struct, frozen=True, kw_only=True):
@@ -61,19 +95,15 @@ class ChildHeardAgain(SlotFact, frozen=True):
 
 
 class ChildHung(SlotFact, frozen=True):
-    """A process is killed now because it was silent too long (or did not boot, or did not leave), with the evidence.
-
-    `process_state` is the kernel's letter and `wait_channel` where in the kernel it waits, both empty if unknown.
-    """
+    """A process is killed now because it was silent too long (or did not boot, or did not leave), with the evidence."""
 
     why: EndCause
     silent_for: float
     thread_silent_for: float
     jobs_in_hand: int
     session: str
-    process_state: str = ""
-    wait_channel: str = ""
     hang: HangClass | None = None
+    evidence: ProcessEvidence = ProcessEvidence()
 
 
 class ChildBye(SlotFact, frozen=True):
@@ -87,7 +117,7 @@ class ChildBye(SlotFact, frozen=True):
 
 
 class ChildDied(SlotFact, frozen=True):
-    """The process is gone and reaped. `output` are its last lines."""
+    """The process is gone and reaped. `output` are its last lines, `beat` is its last beat."""
 
     cause: EndCause
     detail: str
@@ -98,6 +128,9 @@ class ChildDied(SlotFact, frozen=True):
     lived: float
     jobs_in_hand: int
     output: list[str]
+    pid: int | None = None
+    session: str = ""
+    beat: Beat | None = None
 
 
 class RestartScheduled(SlotFact, frozen=True):
@@ -146,6 +179,15 @@ class OrphanEnded(Fact, frozen=True):
     pid: int
 
 
+class DrainedSlot(Struct, frozen=True, kw_only=True):
+    """How one child stopped: jobs by what became of them, and `end` is "drained", "killed" or "stuck"."""
+
+    finished: int
+    handed_back: int
+    cut_off: int
+    end: str
+
+
 class DrainStarted(Fact, frozen=True):
     """Stopping began (or was shortened): `grace` seconds for the children that hold jobs."""
 
@@ -156,7 +198,7 @@ class DrainStarted(Fact, frozen=True):
 
 
 class DrainFinished(Fact, frozen=True):
-    """Everything is stopped. `killed` and `stuck` name slots."""
+    """Everything is stopped. `killed` and `stuck` name slots; `slots` has a row for each that had a child."""
 
     seconds: float
     finished: int
@@ -164,6 +206,7 @@ class DrainFinished(Fact, frozen=True):
     cut_off: int
     killed: list[str]
     stuck: list[str]
+    slots: dict[str, DrainedSlot] = {}
 
 
 class Overslept(Fact, frozen=True):
@@ -202,3 +245,39 @@ class Listening(Fact, frozen=True):
     """The supervisor's HTTP endpoints are served at `address`."""
 
     address: str
+
+
+class ChangeBegan(Fact, frozen=True):
+    """New settings are tried out; what is done with each pool and slot when the first new children are ready."""
+
+    actions: list[str]
+
+
+class ChangeRefused(Fact, frozen=True):
+    """New settings were not tried; nothing changed."""
+
+    problems: list[str]
+
+
+class ChangeAborted(Fact, frozen=True):
+    """A new child was not ready: the settings and children from before stay."""
+
+    problem: str
+
+
+class ChangeAdopted(Fact, frozen=True):
+    """The new settings are in force; old children are exchanged one after the other."""
+
+
+class ControlListening(Fact, frozen=True):
+    """Operators' commands are taken at `path`."""
+
+    path: str
+
+
+class Commanded(Fact, frozen=True):
+    """An operator gave a command."""
+
+    command: str
+    uid: int
+    exit_code: int

@@ -24,6 +24,8 @@ _MAX_WAITING = 8 * 1024 * 1024
 """Bytes that wait for the log's reader."""
 
 _CLOSE_PATIENCE = 2.0
+_MAX_STACKS = 8 * 1024
+"""Characters of a line that are Python stacks; the exit record has all of them."""
 
 # What a line is called and how loud it is. A fact without a row is not logged.
 _LINES: dict[type[Fact], tuple[str, str]] = {
@@ -45,6 +47,12 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.OrphanEnded: ("warning", "ended a process that nobody ordered"),
     facts.DrainStarted: ("info", "stopping"),
     facts.DrainFinished: ("info", "stopped"),
+    facts.ChangeBegan: ("info", "reload: trying the new settings"),
+    facts.ChangeRefused: ("error", "reload refused: nothing changed"),
+    facts.ChangeAborted: ("error", "reload aborted: the settings and children from before stay"),
+    facts.ChangeAdopted: ("info", "reload adopted"),
+    facts.ControlListening: ("info", "taking commands"),
+    facts.Commanded: ("info", "command"),
     facts.Overslept: ("warning", "the supervisor itself was held up"),
     facts.OutputDropped: ("warning", "log lines were dropped: their reader is too slow"),
     facts.ActionFailed: ("error", "action failed"),
@@ -129,6 +137,12 @@ class Log:
                 level = "info" if fact.asked else "warning"
                 # Of a process that somebody else killed, the last lines explain nothing.
                 entry["output"] = fact.output[-5:] if fact.self_made or fact.cause in ("hung", "boot_timeout") else []
+                # What a beat says is in the exit record.
+                entry.pop("beat")
+            case facts.ChildHung():
+                evidence = msgspec.to_builtins(fact.evidence)
+                evidence["stacks"] = fact.evidence.stacks[:_MAX_STACKS]
+                entry["evidence"] = {key: value for key, value in evidence.items() if value}
             case facts.DrainFinished() if fact.killed or fact.stuck or fact.cut_off:
                 level = "warning"
             case facts.ChildBye() if fact.refused:

@@ -1,6 +1,7 @@
 """Events -> fleet.step(now) -> perform. One asyncio loop; the only file that knows what time it is."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -8,11 +9,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from supervisor.child_settings import child_settings, mold_settings
 from supervisor.children import Children, Program
 from supervisor.config import Config
+from supervisor.exit_records import ExitRecords
 from supervisor.facts import ActionFailed, Fact, Listening, Noted, OutputDropped, Overslept
 from supervisor.fleet import CONTROL_PLANE_SLOT, Fleet, Phase
 from supervisor.log import LineWriter, Log
@@ -76,6 +79,7 @@ class Loop:
         )
         self._pools = {slot.name: pool.settings for pool in fleet.pools for slot in pool.slots}
         self._molds = {child.name: pool.mold.name for pool in fleet.pools for child in pool.children}
+        self._records = ExitRecords(Path(settings.supervisor.state_dir), self._complain)
         self._events: deque[Event] = deque()
         self._signals: deque[signal.Signals] = deque()
         self._over = asyncio.Event()
@@ -108,6 +112,7 @@ class Loop:
             self._notifier.stopping()
             ops.close()
             self._children.close()
+            self._records.close()
             if self._timer is not None:
                 self._timer.cancel()
             self._notifier.close()
@@ -274,7 +279,13 @@ class Loop:
 
     def _publish(self, fact: Fact) -> None:
         self._metrics.publish(fact)
+        self._records.publish(fact)
         self._log.publish(fact)
+
+    def _complain(self, sentence: str) -> None:
+        """Of the thread that writes exit records, which may not touch anything of the loop."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._publish, Noted(sentence=sentence))
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -33,6 +33,9 @@ from wire.pipe import Beat, Bye, PreviousEnd, SessionState
 LEAVE_PATIENCE = 10.0
 """Seconds from a child's last words to its end."""
 
+EVIDENCE_PATIENCE = 2.0
+"""Seconds in which evidence of a condemned process is gathered, before it is killed with or without."""
+
 KILL_PATIENCE = 10.0
 """Seconds from SIGKILL to the exit, after which the process is called stuck."""
 
@@ -59,6 +62,8 @@ class State(StrEnum):
     READY_SILENT = "ready_silent"
     LEAVING = "leaving"
     DRAINING = "draining"
+    CONDEMNED = "condemned"
+    OVERDUE = "overdue"
     KILLED = "killed"
     ENDING = "ending"
     STUCK = "stuck"
@@ -120,6 +125,12 @@ class SaidBye(Event, frozen=True):
     bye: Bye
 
 
+class EvidenceKept(Event, frozen=True):
+    """What could be learned of a condemned process is known: nothing keeps it from being killed."""
+
+    hung: ChildHung
+
+
 class Died(Event, frozen=True):
     """The process is reaped: an exit code or a signal. `jitter` is a random number in [0, 1)."""
 
@@ -156,6 +167,7 @@ EVENTS: tuple[type[Event], ...] = (
     LoopBeat,
     ThreadBeat,
     SaidBye,
+    EvidenceKept,
     Died,
     Start,
     Drain,
@@ -195,7 +207,7 @@ class AbandonSpawn(Action, frozen=True):
 
 
 class KeepEvidence(Action, frozen=True):
-    """Before a kill: complete the fact with what the kernel knows of the process, and publish it."""
+    """Before a kill: complete the fact with what can be learned of the process. Answered by EvidenceKept."""
 
     hung: ChildHung
 
@@ -252,6 +264,7 @@ class Slot:
         self._drain_by = 0.0
         self._retry_at = 0.0
         self._kill_cause: EndCause | None = None
+        self._hung: ChildHung | None = None
 
     # --- what others may ask -------------------------------------------------------------------------------------
 
@@ -269,6 +282,8 @@ class Slot:
                 return self._entered_at + LEAVE_PATIENCE
             case State.DRAINING:
                 return self._drain_by
+            case State.CONDEMNED | State.OVERDUE:
+                return self._entered_at + EVIDENCE_PATIENCE
             case State.KILLED | State.ENDING:
                 return self._entered_at + KILL_PATIENCE
             case State.STUCK:
@@ -337,7 +352,7 @@ class Slot:
     def spawn(self, _event: Start, now: float) -> list[Step]:
         """A new incarnation with a clean record."""
         self.incarnation += 1
-        self.pid = self.beat = self.bye = self.ready_at = self._kill_cause = None
+        self.pid = self.beat = self.bye = self.ready_at = self._kill_cause = self._hung = None
         self.session = "starting"
         self.killed_in_stop = self._stop_asked = False
         self._asked_at = self._entered_at = self._loop_beat_at = self._thread_beat_at = now
@@ -445,6 +460,20 @@ class Slot:
         """Evidence first."""
         return self._condemn("boot_timeout", now)
 
+    def condemn_as_overdue(self, _event: DeadlinePassed, now: float) -> list[Step]:
+        """It had its grace, and its last words never came: evidence first, here too."""
+        return self._condemn("killed", now)
+
+    def tell_evidence(self, event: EvidenceKept, _now: float) -> list[Step]:
+        """Why it is killed, with everything that is known."""
+        self._hung = None
+        return [event.hung]
+
+    def tell_without_evidence(self, _event: Event, _now: float) -> list[Step]:
+        """It is killed, or died, before evidence was there: what the slot itself knows must do."""
+        hung, self._hung = self._hung, None
+        return [hung] if hung is not None else []
+
     def abandon(self, _event: DeadlinePassed, now: float) -> list[Step]:
         """The spawn was never answered: whoever should have forked is stuck."""
         self._asked_at = now
@@ -468,8 +497,8 @@ class Slot:
     # --- how an end is judged ------------------------------------------------------------------------------------
 
     def _condemn(self, cause: EndCause, now: float) -> list[Step]:
-        self._kill_cause = cause
-        hung = self._fact(
+        self._kill_cause = None if cause == "killed" else cause
+        self._hung = self._fact(
             ChildHung,
             why=cause,
             silent_for=now - self._loop_beat_at,
@@ -477,8 +506,7 @@ class Slot:
             jobs_in_hand=self.jobs_in_hand,
             session=self.session,
         )
-        evidence = KeepEvidence(slot=self.name, incarnation=self.incarnation, hung=hung)
-        return [evidence, KillProcess(slot=self.name, incarnation=self.incarnation)]
+        return [KeepEvidence(slot=self.name, incarnation=self.incarnation, hung=self._hung)]
 
     def _cause_of(self, event: Died) -> tuple[EndCause, str]:
         how = f"exit code {event.exit_code}" if event.signal is None else f"signal {event.signal}"
@@ -507,6 +535,9 @@ class Slot:
             lived=now - self._asked_at,
             jobs_in_hand=self.jobs_in_hand,
             output=event.output if isinstance(event, Died) else [],
+            pid=self.pid,
+            session=self.session,
+            beat=self.beat,
         )
         self._totals = self.totals
         self.beat = self.pid = None
@@ -559,7 +590,7 @@ def _orders() -> dict[type[Event], Cell]:
 def _row_of_life(state: State, silent: State, awake: State, after_ready: State) -> dict[type[Event], Cell]:
     """The rows of a process that has booted: connecting and ready, each heard or silent."""
     again = (Slot.note_heard_again,) if state is silent else ()
-    late = Cell(State.KILLED, (Slot.condemn_as_hung,)) if state is silent else Cell(silent, (Slot.note_silence,))
+    late = Cell(State.CONDEMNED, (Slot.condemn_as_hung,)) if state is silent else Cell(silent, (Slot.note_silence,))
     return {
         **_orders(),
         Registered: Cell(awake, (*again, Slot.note_registered)),
@@ -600,7 +631,7 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         **_orders(),
         Booted: Cell(State.CONNECTING, (Slot.note_boot,)),
         SaidBye: Cell(State.LEAVING, (Slot.note_bye,)),
-        DeadlinePassed: Cell(State.KILLED, (Slot.condemn_as_not_booted,)),
+        DeadlinePassed: Cell(State.CONDEMNED, (Slot.condemn_as_not_booted,)),
     },
     State.CONNECTING: _row_of_life(State.CONNECTING, State.CONNECTING_SILENT, State.CONNECTING, State.READY),
     State.CONNECTING_SILENT: _row_of_life(
@@ -612,7 +643,7 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         **_orders(),
         LoopBeat: Cell(State.LEAVING, (Slot.note_beat,)),
         ThreadBeat: Cell(State.LEAVING, (Slot.note_thread_beat,)),
-        DeadlinePassed: Cell(State.KILLED, (Slot.condemn_as_hung,)),
+        DeadlinePassed: Cell(State.CONDEMNED, (Slot.condemn_as_hung,)),
     },
     State.DRAINING: {
         **_row_of_stopping(State.DRAINING),
@@ -622,7 +653,26 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         Died: _DIES_ASKED,
         Drain: _DRAINS,
         Kill: _ENDS,
-        DeadlinePassed: _ENDS,
+        DeadlinePassed: Cell(State.OVERDUE, (Slot.mark_killed_in_stop, Slot.condemn_as_overdue)),
+    },
+    State.CONDEMNED: {
+        **_row_of_stopping(State.CONDEMNED),
+        EvidenceKept: Cell(State.KILLED, (Slot.tell_evidence, Slot.kill)),
+        Died: Cell(State.BACKOFF, (Slot.tell_without_evidence, Slot.bury, Slot.reschedule)),
+        Drain: Cell(State.ENDING, (Slot.tell_without_evidence, Slot.kill)),
+        Kill: Cell(State.ENDING, (Slot.tell_without_evidence, Slot.mark_killed_in_stop, Slot.kill)),
+        DeadlinePassed: Cell(State.KILLED, (Slot.tell_without_evidence, Slot.kill)),
+    },
+    State.OVERDUE: {
+        **_row_of_stopping(State.OVERDUE),
+        # An order may overtake the announcement of a spawn by all of its grace.
+        Spawned: Cell(State.OVERDUE, (Slot.note_pid,)),
+        SpawnFailed: Cell(State.EMPTY, (Slot.tell_without_evidence, Slot.bury_unborn)),
+        EvidenceKept: Cell(State.ENDING, (Slot.tell_evidence, Slot.kill)),
+        Died: Cell(State.EMPTY, (Slot.tell_without_evidence, Slot.bury)),
+        Drain: Cell(State.OVERDUE),
+        Kill: Cell(State.ENDING, (Slot.tell_without_evidence, Slot.kill)),
+        DeadlinePassed: Cell(State.ENDING, (Slot.tell_without_evidence, Slot.kill)),
     },
     State.KILLED: {
         **_row_of_stopping(State.KILLED),

@@ -5,6 +5,7 @@ of its stream. Nothing per job crosses them. Every message of a slot names its i
 late beat cannot touch its successor.
 """
 
+import signal
 from typing import Literal, TypeVar
 
 import msgspec
@@ -18,6 +19,10 @@ MOLD_FD = 3
 
 PIPE_FD_VARIABLE = "MOBIUS_SUPERVISOR_FD"
 """Environment variable that names the pipe's file descriptor to an embedded control plane."""
+
+STACKS_SIGNAL = int(signal.SIGRTMAX) - 2
+"""A process that catches this signal answers with the Python stacks of all its threads. A real-time signal, because
+handlers' libraries have uses of their own for SIGUSR1 and SIGUSR2."""
 
 SessionState = Literal["starting", "connecting", "registering", "registered", "draining", "ended"]
 
@@ -89,7 +94,8 @@ class MoldSettings(Message, frozen=True, tag="mold.settings"):
 
 
 class Spawn(Message, frozen=True, tag="mold.spawn"):
-    """Fork one child. Two file descriptors ride along (SCM_RIGHTS): the child's pipe end, then its output pipe."""
+    """Fork one child. Three file descriptors ride along (SCM_RIGHTS): the child's pipe end, its output pipe, and the
+    pipe that takes its Python stacks at STACKS_SIGNAL."""
 
     slot: str
     incarnation: int

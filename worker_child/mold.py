@@ -40,6 +40,7 @@ THREADS_SETTLE = 0.2
 """Seconds that a thread which is just ending is given, before its module is called one that leaves threads behind."""
 
 _PR_SET_PDEATHSIG = 1
+_GIVEN = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -102,19 +103,19 @@ class Mold:
 
     def _serve(self) -> int:
         while True:
-            data, descriptors, _, _ = socket.recv_fds(self._channel, pipe.MAX_MESSAGE, 2)
+            data, descriptors, _, _ = socket.recv_fds(self._channel, pipe.MAX_MESSAGE, _GIVEN)
             if not data:
                 return 0
             try:
                 message = pipe.decode_to_mold(data)
-                if not isinstance(message, pipe.Spawn) or len(descriptors) != 2:
-                    raise pipe.PipeMessageError("a mold that is ready takes Spawn with two file descriptors")
-                self._spawn(message, descriptors[0], descriptors[1])
+                if not isinstance(message, pipe.Spawn) or len(descriptors) != _GIVEN:
+                    raise pipe.PipeMessageError(f"a mold that is ready takes Spawn with {_GIVEN} file descriptors")
+                self._spawn(message, (descriptors[0], descriptors[1], descriptors[2]))
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _spawn(self, spawn: pipe.Spawn, channel: int, output: int) -> None:
+    def _spawn(self, spawn: pipe.Spawn, given: tuple[int, int, int]) -> None:
         """Forks twice, so that the child becomes the supervisor's own before it runs a line of the pool's code."""
         pid_reader, pid_writer = os.pipe()
         go_reader, go_writer = os.pipe()
@@ -123,7 +124,7 @@ class Mold:
         try:
             intermediate = os.fork()
             if intermediate == 0:
-                self._fork_again(spawn, (channel, output), (pid_reader, pid_writer, go_reader, go_writer))
+                self._fork_again(spawn, given, (pid_reader, pid_writer, go_reader, go_writer))
             os.close(pid_writer)
             pid_writer = -1
             os.waitpid(intermediate, 0)
@@ -139,7 +140,9 @@ class Mold:
                 if descriptor >= 0:
                     os.close(descriptor)
 
-    def _fork_again(self, spawn: pipe.Spawn, given: tuple[int, int], handshake: tuple[int, int, int, int]) -> NoReturn:
+    def _fork_again(
+        self, spawn: pipe.Spawn, given: tuple[int, int, int], handshake: tuple[int, int, int, int]
+    ) -> NoReturn:
         """The intermediate process: forks the child, says its pid, and is gone, which re-parents the child."""
         pid_reader, pid_writer, go_reader, go_writer = handshake
         try:
@@ -170,9 +173,9 @@ class Mold:
         self._channel.send(pipe.encode(message))
 
 
-def _become_child(spawn: pipe.Spawn, given: tuple[int, int], build_id: str, late: list[str]) -> int:
+def _become_child(spawn: pipe.Spawn, given: tuple[int, int, int], build_id: str, late: list[str]) -> int:
     """Runs in the child, once it is the supervisor's. Returns the child's exit code."""
-    channel, output = given
+    channel, output, stacks = given
     os.setsid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != spawn.supervisor_pid:
@@ -182,6 +185,8 @@ def _become_child(spawn: pipe.Spawn, given: tuple[int, int], build_id: str, late
     os.dup2(output, 2)
     os.close(output)
     _reset_signals()
+    # Written by the signal's own handler in C: it answers while the loop is blocked or the interpreter is stuck.
+    faulthandler.register(pipe.STACKS_SIGNAL, file=stacks, all_threads=True)
     random.seed()
     return child.run(spawn, socket.socket(fileno=channel), build_id=build_id, late_modules=late)
 
@@ -212,6 +217,7 @@ def main() -> int:
     channel = socket.socket(fileno=pipe.MOLD_FD)
     channel.set_inheritable(False)
     faulthandler.enable()
+    faulthandler.register(pipe.STACKS_SIGNAL, all_threads=True)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

@@ -19,6 +19,7 @@ from supervisor.slots import (
     Booted,
     Died,
     Event,
+    EvidenceKept,
     KeepEvidence,
     LoopBeat,
     SaidBye,
@@ -278,8 +279,9 @@ async def test_evidence_names_the_kernels_view(nursery: Nursery) -> None:
         session="registered",
     )
     nursery.children.keep_evidence(KeepEvidence(slot="a", incarnation=1, hung=hung))
-    (told,) = nursery.facts
-    assert (told.process_state, told.hang) == ("T", "stopped")
+    kept = await nursery.wait_for(EvidenceKept)
+    assert (kept.hung.evidence.state, kept.hung.hang) == ("T", "stopped")
+    assert any(line.startswith("State:") for line in kept.hung.evidence.status)
 
 
 # --- through a real mold -----------------------------------------------------------------------------------------

@@ -176,6 +176,10 @@ def test_a_child_that_hangs_is_named_killed_with_evidence_and_replaced(
         hung = supervisor.wait_for("killing a process that hangs", slot="default-1")
         assert hung["hang"] == expected
         assert hung["silent_for"] == pytest.approx(3.0, abs=1.0)
+        if expected == "loop_blocked":
+            assert "in block" in hung["evidence"]["stacks"]
+        else:
+            assert "stopped" in hung["evidence"]["no_stacks"]
         assert supervisor.wait_for("process ended", slot="default-1")["cause"] == "hung"
         supervisor.wait_for("ready", slot="default-1", incarnation=2)
         assert supervisor.terminate() == 0

@@ -141,6 +141,8 @@ def test_a_child_that_outlasts_its_grace_is_killed() -> None:
     story.pool.drain(30.0, story.now)
     story.now = story.pool.next_deadline()
     assert story.now == 132.0
+    assert story.tick() == []  # evidence first
+    story.now = story.pool.next_deadline()
     assert story.tick() == [("KillProcess", "rig-1", 1)]
 
 

@@ -20,6 +20,7 @@ from supervisor.slots import (
     Died,
     Drain,
     Event,
+    EvidenceKept,
     KeepEvidence,
     Kill,
     KillProcess,
@@ -41,6 +42,18 @@ RESTART = Restart(
     backoff_min=PositiveDuration(0.1), backoff_max=PositiveDuration(300), healthy_after=PositiveDuration(60)
 )
 
+HUNG = facts.ChildHung(
+    pool="rig",
+    slot="rig-1",
+    incarnation=1,
+    why="hung",
+    silent_for=45.0,
+    thread_silent_for=0.5,
+    jobs_in_hand=1,
+    session="registered",
+    hang="loop_blocked",
+)
+
 # Why a state has no use for an event. Everything that is not listed here must have a cell.
 REFUSED: dict[State, set[type[Event]]] = {
     # No process: whatever is heard of one is late. Died and Spawned of the present incarnation cannot come twice.
@@ -49,19 +62,22 @@ REFUSED: dict[State, set[type[Event]]] = {
     # Not announced: it has no pidfd and no words yet; it is full, so it is not filled again.
     State.SPAWNING: set(EVENTS) - {Spawned, SpawnFailed, Drain, Kill, DeadlinePassed},
     # The first words are Hello, and beats follow them; Bye may stand in their place.
-    State.BOOTING: {Spawned, SpawnFailed, Start, Registered, BecameReady, LoopBeat, ThreadBeat},
+    State.BOOTING: {Spawned, SpawnFailed, Start, Registered, BecameReady, LoopBeat, ThreadBeat, EvidenceKept},
     # Announced and booted only once, and filled only when empty.
-    State.CONNECTING: {Spawned, SpawnFailed, Start, Booted},
-    State.CONNECTING_SILENT: {Spawned, SpawnFailed, Start, Booted},
-    State.READY: {Spawned, SpawnFailed, Start, Booted},
-    State.READY_SILENT: {Spawned, SpawnFailed, Start, Booted},
+    State.CONNECTING: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
+    State.CONNECTING_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
+    State.READY: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
+    State.READY_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
     # After the last words only beats that were on their way.
-    State.LEAVING: {Spawned, SpawnFailed, Start, Booted, Registered, BecameReady, SaidBye},
+    State.LEAVING: {Spawned, SpawnFailed, Start, Booted, Registered, BecameReady, SaidBye, EvidenceKept},
     # An order may overtake an announcement, so that is heard; a kill for a hang cannot.
-    State.DRAINING: {Start},
-    State.KILLED: {Spawned, SpawnFailed, Start},
-    State.ENDING: {Start},
-    State.STUCK: {Start},
+    # Evidence that nobody waits for any more was already told without it.
+    State.DRAINING: {Start, EvidenceKept},
+    State.CONDEMNED: {Spawned, SpawnFailed, Start},
+    State.OVERDUE: {Start},
+    State.KILLED: {Spawned, SpawnFailed, Start, EvidenceKept},
+    State.ENDING: {Start, EvidenceKept},
+    State.STUCK: {Start, EvidenceKept},
 }
 
 
@@ -75,6 +91,7 @@ def event_of(kind: type[Event], incarnation: int = 1, **fields: Any) -> Any:
         ThreadBeat: {"beat": pipe.Beat(slot="rig-1", incarnation=1, source="thread", session="registered")},
         SaidBye: {"bye": pipe.Bye(slot="rig-1", incarnation=1, reason="drained")},
         Died: {"exit_code": 0, "signal": None, "jitter": 0.5, "output": []},
+        EvidenceKept: {"hung": HUNG},
         Drain: {"grace": 30.0},
     }
     return kind(slot="rig-1", incarnation=incarnation, **(defaults.get(kind, {}) | fields))
@@ -117,7 +134,9 @@ ROADS: dict[State, tuple[type[Event], ...]] = {
     State.READY_SILENT: (Start, Spawned, Booted, BecameReady, DeadlinePassed),
     State.LEAVING: (Start, Spawned, Booted, SaidBye),
     State.DRAINING: (Start, Spawned, Booted, BecameReady, Drain),
-    State.KILLED: (Start, Spawned, DeadlinePassed),
+    State.CONDEMNED: (Start, Spawned, DeadlinePassed),
+    State.OVERDUE: (Start, Spawned, Booted, BecameReady, Drain, DeadlinePassed),
+    State.KILLED: (Start, Spawned, DeadlinePassed, EvidenceKept),
     State.ENDING: (Start, Spawned, Kill),
     State.STUCK: (Start, Spawned, Kill, DeadlinePassed),
     State.BACKOFF: (Start, Spawned, Booted, Died),
@@ -279,9 +298,9 @@ def test_silence_is_named_then_ends_in_evidence_and_a_kill() -> None:
     life.feed(ThreadBeat)
     life.pass_deadline()
     assert life.now == began + 45.0
-    evidence, kill = life.steps
+    (evidence,) = life.steps
     assert isinstance(evidence, KeepEvidence)
-    assert isinstance(kill, KillProcess)
+    assert [type(step) for step in life.feed(EvidenceKept, hung=evidence.hung)] == [facts.ChildHung, KillProcess]
     assert (evidence.hung.silent_for, evidence.hung.thread_silent_for, evidence.hung.session) == (45, 35, "registered")
     # Hung within healthy_after, for the first time after having been ready: at once, and counted.
     assert restart_after(life, signal=9) == 0.0
@@ -307,8 +326,38 @@ def test_a_child_that_does_not_boot_is_killed_and_counts_as_a_failure() -> None:
     life.feed(Start, Spawned)
     life.pass_deadline()
     assert life.now == 1120.0
-    assert [type(step) for step in life.steps] == [KeepEvidence, KillProcess]
+    assert [type(step) for step in life.steps] == [KeepEvidence]
+    assert [type(step) for step in life.feed(EvidenceKept)] == [facts.ChildHung, KillProcess]
     assert restart_after(life, signal=9, jitter=1.0) == 0.1
+
+
+def test_a_kill_does_not_wait_long_for_evidence() -> None:
+    life = Life()
+    life.feed(Start, Spawned)
+    life.pass_deadline()
+    condemned = life.now
+    life.pass_deadline()
+    assert life.now == condemned + slots.EVIDENCE_PATIENCE
+    hung, kill = life.steps
+    assert isinstance(hung, facts.ChildHung)
+    assert hung.evidence == facts.ProcessEvidence()
+    assert isinstance(kill, KillProcess)
+    assert [type(step) for step in life.feed(EvidenceKept)] == [facts.EventRefused]
+
+
+@pytest.mark.parametrize("event", [Died, Drain, Kill])
+def test_a_condemned_process_that_ends_otherwise_is_told_as_hung_all_the_same(event: type[Event]) -> None:
+    life = Life()
+    life.start()
+    life.pass_deadline()
+    life.pass_deadline()
+    life.feed(event)
+    assert len(life.facts(facts.ChildHung)) == 1
+    if event is not Died:
+        life.feed(Died, **died_of(signal=9))
+    (died,) = life.facts(facts.ChildDied)
+    assert died.cause == "hung"
+    assert life.slot.state is (State.BACKOFF if event is Died else State.EMPTY)
 
 
 def test_a_spawn_that_is_never_announced_is_abandoned() -> None:
@@ -340,7 +389,9 @@ def test_a_drain_that_outlasts_its_grace_ends_by_force_and_says_so() -> None:
     life = Life()
     life.start()
     life.feed(Drain)
-    assert [type(step) for step in life.pass_deadline()] == [KillProcess]
+    assert [type(step) for step in life.pass_deadline()] == [KeepEvidence]
+    life.feed(EvidenceKept)
+    assert [type(step) for step in life.steps] == [facts.ChildHung, KillProcess]
     life.feed(Died, **died_of(signal=9))
     (died,) = life.facts(facts.ChildDied)
     assert died.cause == "killed"

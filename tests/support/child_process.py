@@ -42,8 +42,9 @@ _STAND_IN = """
 class Child:
     """One forked child: what it says, and how to talk to it."""
 
-    def __init__(self, pid: int, channel: socket.socket, output: int) -> None:
+    def __init__(self, pid: int, channel: socket.socket, output: int, stacks: int) -> None:
         self.pid = pid
+        self.stacks = stacks
         self.channel = channel
         self._output = output
 
@@ -139,12 +140,14 @@ class MoldProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(DEADLINE)
         reader, writer = os.pipe()
-        socket.send_fds(self.channel, [pipe.encode(spawn)], [theirs.fileno(), writer])
+        stacks, stacks_writer = os.pipe()
+        socket.send_fds(self.channel, [pipe.encode(spawn)], [theirs.fileno(), writer, stacks_writer])
         theirs.close()
         os.close(writer)
+        os.close(stacks_writer)
         answer = self.heard()
         assert isinstance(answer, pipe.Spawned), answer
-        child = Child(answer.pid, ours, reader)
+        child = Child(answer.pid, ours, reader, stacks)
         self.children.append(child)
         return child
 
@@ -164,6 +167,7 @@ class MoldProcess:
                     child.signal(signal.SIGKILL)
             child.channel.close()
             os.close(child._output)
+            os.close(child.stacks)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.supervisor.kill()
