@@ -3,9 +3,11 @@
 running --stop--> draining (children) --all over--> closing (molds, control plane) --all over--> over
 """
 
+import math
 from enum import StrEnum
+from typing import Literal
 
-from supervisor import config
+from supervisor import config, reload
 from supervisor.errors import (
     ConfigurationError,
     ControlPlaneStartError,
@@ -13,7 +15,17 @@ from supervisor.errors import (
     RefusedError,
     SupervisorError,
 )
-from supervisor.facts import BuildSkew, DrainFinished, DrainStarted
+from supervisor.facts import (
+    BuildSkew,
+    ChangeAborted,
+    ChangeAdopted,
+    ChangeBegan,
+    ChangeRefused,
+    DrainedSlot,
+    DrainFinished,
+    DrainStarted,
+    EventRefused,
+)
 from supervisor.pool import Pool
 from supervisor.slots import Booted, DeadlinePassed, Died, Drain, Event, SaidBye, Slot, Start, State, Step
 
@@ -41,6 +53,16 @@ class Phase(StrEnum):
     OVER = "over"
 
 
+class Change:
+    """A reload under way. `outcome` is "trying" until the first new children are ready, or one of them is not."""
+
+    def __init__(self, settings: config.Config, plan: reload.Plan) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.outcome: Literal["trying", "adopted", "aborted"] = "trying"
+        self.problem = ""
+
+
 class Fleet:
     """Every slot there is. `error` says why it stopped by itself, None when it was asked."""
 
@@ -56,6 +78,8 @@ class Fleet:
             if settings.control_plane.embedded
             else None
         )
+        self.change: Change | None = None
+        self._founders = self.slots
         self._stops = 0
         self._stop_began = 0.0
         self._stopped_children: list[Slot] = []
@@ -86,9 +110,33 @@ class Fleet:
             return self.error.exit_code
         return CUT_OFF_EXIT if any(_cut_jobs_off(child) for child in self._stopped_children) else 0
 
+    @property
+    def running(self) -> config.Config:
+        """What runs now: the adopted settings, with pools as they were scaled."""
+        return reload.running(self.settings, [pool.settings for pool in self.pools if not pool.retired])
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a child has to finish when it is drained."""
+        return float(self.settings.supervisor.drain_timeout)
+
     def next_deadline(self) -> float:
         """Monotonic seconds; infinity for none."""
-        return min(slot.deadline for slot in self.slots)
+        own = self.control_plane.deadline if self.control_plane is not None else math.inf
+        return min(own, *(pool.next_deadline() for pool in self.pools))
+
+    def pool_of(self, slot: str) -> Pool | None:
+        """The pool that has a slot of that name."""
+        return next((pool for pool in self.pools if pool.owns(slot)), None)
+
+    def terms(self, slot: str) -> tuple[config.Config, config.Pool, str]:
+        """With which settings a slot of a pool is filled, and the name of the mold. Raises LookupError."""
+        pool = self.pool_of(slot)
+        if pool is None:
+            raise LookupError(f"{slot} is no slot")
+        trying = self.change is not None and self.change.outcome == "trying" and pool.is_on_trial(slot)
+        settings = self.change.settings if trying and self.change is not None else self.settings
+        return (settings, *pool.terms(slot))
 
     # --- what changes it -----------------------------------------------------------------------------------------
 
@@ -97,7 +145,10 @@ class Fleet:
         if self.control_plane is not None and event.slot == CONTROL_PLANE_SLOT:
             steps = self.control_plane.step(event, now)
         else:
-            steps = next(pool for pool in self.pools if pool.owns(event.slot)).step(event, now)
+            pool = self.pool_of(event.slot)
+            if pool is None:
+                return [_refused(event)]
+            steps = pool.step(event, now)
         if isinstance(event, Booted) and event.build != self.build and not self.build_skew:
             self.build_skew = True
             steps.append(
@@ -113,6 +164,8 @@ class Fleet:
         open_for_children = self.control_plane is None or self.control_plane.was_ever_ready
         for pool in self.pools:
             steps += pool.tick(now, children_may_start=open_for_children)
+        if self.phase is Phase.RUNNING:
+            steps += self._decide_change(now) + self._drop_retired(now)
         if self.phase is Phase.DRAINING and all(pool.is_drained for pool in self.pools):
             steps += self._close(now)
         if self.phase is Phase.CLOSING and all(slot.is_over for slot in self.slots):
@@ -136,8 +189,86 @@ class Fleet:
 
     def forgive(self, seconds: float) -> None:
         """Time in which the supervisor did not run counts against no process."""
-        for slot in self.slots:
-            slot.forgive(seconds)
+        if self.control_plane is not None:
+            self.control_plane.forgive(seconds)
+        for pool in self.pools:
+            pool.forgive(seconds)
+
+    # --- planned changes -----------------------------------------------------------------------------------------
+
+    def plan(self, wanted: config.Config) -> reload.Plan:
+        """What a reload to `wanted` would do."""
+        slots = {pool.name: [child.name for child in pool.staying] for pool in self.pools if not pool.retired}
+        return reload.plan(self.running, wanted, slots)
+
+    def busy(self) -> str:
+        """Why nothing can be changed now; empty when it can."""
+        if self.phase is not Phase.RUNNING:
+            return f"the supervisor is {self.phase.value}"
+        if self.change is not None and self.change.outcome == "trying":
+            return "a reload is under way; ask again when it is done"
+        return ""
+
+    def begin_change(self, wanted: config.Config, now: float) -> tuple[Change, list[Step]]:
+        """Try new settings out. Not while `busy`. What runs is touched only when the first new children are ready."""
+        change = self.change = Change(wanted, self.plan(wanted))
+        if change.plan.refused:
+            change.outcome, change.problem = "aborted", "\n".join(change.plan.refused)
+            return change, [ChangeRefused(problems=change.plan.refused)]
+        steps: list[Step] = [ChangeBegan(actions=reload.lines(change.plan))]
+        settings = {pool.name: pool for pool in wanted.pool}
+        for planned in change.plan.pools:
+            if planned.action == "start":
+                self.pools.append(Pool(settings[planned.name], on_trial=True))
+            if planned.needs_new_mold:
+                steps += self._pool(planned.name).try_out(settings[planned.name], self.grace, now)
+        return change, steps
+
+    def _decide_change(self, now: float) -> list[Step]:
+        change = self.change
+        if change is None or change.outcome != "trying":
+            return []
+        trials = [pool.trial for pool in self.pools if pool.trial is not None]
+        failures = [trial.failure for trial in trials if trial.failure]
+        if failures:
+            change.outcome, change.problem = "aborted", failures[0]
+            steps: list[Step] = [ChangeAborted(problem=failures[0])]
+            for pool in self.pools:
+                steps += pool.abort(self.grace, now)
+                pool.retired = pool.retired or not pool.filling
+            return steps
+        if not all(trial.is_ready for trial in trials):
+            return []
+        change.outcome = "adopted"
+        return [ChangeAdopted(), *self._commit(change, now)]
+
+    def _commit(self, change: Change, now: float) -> list[Step]:
+        """Grace and limits of what is drained are those that it was started with."""
+        grace = self.grace
+        settings = {pool.name: pool for pool in change.settings.pool}
+        self.settings = change.settings
+        steps: list[Step] = []
+        for planned in change.plan.pools:
+            pool = self._pool(planned.name)
+            if planned.needs_new_mold:
+                steps += pool.commit(grace, now)
+            elif planned.action == "drain":
+                steps += pool.retire(grace, now)
+            else:
+                steps += pool.adjust(settings[planned.name], grace, now)
+        return steps
+
+    def _drop_retired(self, now: float) -> list[Step]:
+        steps: list[Step] = []
+        for pool in [pool for pool in self.pools if pool.retired and pool.is_drained]:
+            if pool.is_over:
+                self.pools.remove(pool)
+            else:
+                steps += pool.close(now)
+        return steps
+
+    def _pool(self, name: str) -> Pool:
+        return next(pool for pool in self.pools if pool.name == name and not pool.retired)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
@@ -157,6 +288,8 @@ class Fleet:
         if self.phase not in (Phase.RUNNING, Phase.DRAINING):
             return []
         if self.phase is Phase.RUNNING:
+            if self.change is not None and self.change.outcome == "trying":
+                self.change.outcome, self.change.problem = "aborted", f"the supervisor stops ({why})"
             self.phase = Phase.DRAINING
             self._stop_began = now
             self._stopped_children = [child for child in self.children if not child.is_over]
@@ -182,11 +315,14 @@ class Fleet:
             cut_off=sum(bye.cut_off for bye in byes),
             killed=[child.name for child in self._stopped_children if child.killed_in_stop],
             stuck=[slot.name for slot in self.slots if slot.state is State.STUCK],
+            slots={child.name: _drained(child) for child in self._stopped_children},
         )
 
     def _give_up(self, event: Event, now: float) -> list[Step]:
         """A first start that cannot succeed ends the whole: nobody would look at a log that repeats itself."""
-        error = self._hopeless(event)
+        # Only what was there from the beginning: a change that goes wrong is told to who asked for it.
+        founder = next((slot for slot in self._founders if slot.name == event.slot and slot in self.slots), None)
+        error = self._hopeless(founder, event) if founder is not None else None
         if error is None:
             return []
         self.error = error
@@ -195,8 +331,7 @@ class Fleet:
     def _anything_in_hand(self) -> bool:
         return any(child.jobs_in_hand for child in self.children)
 
-    def _hopeless(self, event: Event) -> SupervisorError | None:
-        slot = next(slot for slot in self.slots if slot.name == event.slot)
+    def _hopeless(self, slot: Slot, event: Event) -> SupervisorError | None:
         if isinstance(event, SaidBye) and slot.kind == "mold" and not slot.was_ever_ready:
             return HandlerImportError([f"{self._key_of(slot)}.modules: {event.bye.reason}"])
         if not isinstance(event, Died):
@@ -216,6 +351,22 @@ class Fleet:
 
     def _key_of(self, slot: Slot) -> str:
         return next(f"pool[{index}]" for index, pool in enumerate(self.pools) if pool.owns(slot.name))
+
+
+def _drained(child: Slot) -> DrainedSlot:
+    bye = child.bye
+    return DrainedSlot(
+        finished=bye.finished if bye is not None else 0,
+        handed_back=bye.handed_back if bye is not None else 0,
+        cut_off=bye.cut_off if bye is not None else 0,
+        end=child.state.value if child.state is State.STUCK else "killed" if child.killed_in_stop else "drained",
+    )
+
+
+def _refused(event: Event) -> EventRefused:
+    return EventRefused(
+        pool="", slot=event.slot, incarnation=event.incarnation, state="gone", event=type(event).__name__
+    )
 
 
 def _said(event: Died) -> str:

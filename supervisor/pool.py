@@ -1,42 +1,101 @@
-"""All slots of one pool: its mold and its children. Decides only.
+"""All slots of one pool: its mold and its children, and how one set is exchanged for another. Decides only.
 
 Children are forked by the mold, so an empty slot is filled only while the mold is ready; a mold that dies takes no
 child with it.
+
+A planned change never takes capacity away first: a replacement under a free number above `workers` is ready before the
+child that it replaces drains, and at most the pool's `max_unavailable` are exchanged at a time. New settings are tried
+first, by a mold and a few children of their own; only when those are ready is anything that runs touched.
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import count
 
 import msgspec
 
 from supervisor import config
 from supervisor.slots import AbandonSpawn, DeadlinePassed, Drain, Event, Kill, Slot, Start, State, Step
+from wire.pipe import PreviousEnd
+
+_COMING_UP = (State.SPAWNING, State.BOOTING, State.CONNECTING, State.CONNECTING_SILENT, State.READY, State.READY_SILENT)
 
 
-def mold_slot_name(pool: str) -> str:
+def mold_slot_name(pool: str, number: int = 1) -> str:
     """A name that no child's slot has: a colon is not allowed in a pool's name."""
-    return f"mold:{pool}"
+    return f"mold:{pool}" if number == 1 else f"mold:{pool}:{number}"
+
+
+def slot_number(slot: str) -> int:
+    """The number of a child's slot in its pool."""
+    return int(slot.rpartition("-")[2])
+
+
+class Trial:
+    """New settings with a mold and the first children of their own. `failure` says why they are not taken."""
+
+    def __init__(self, settings: config.Pool, mold: Slot, now: float) -> None:
+        self.settings = settings
+        self.mold = mold
+        self.children: list[Slot] = []
+        self.failure = ""
+        self.deadline = now + settings.limits.boot
+
+    @property
+    def is_ready(self) -> bool:
+        """Everything that was started claims work."""
+        return bool(self.children) and all(child.state is State.READY for child in self.children)
+
+    def owns(self, slot: str) -> bool:
+        """Whether a slot of that name is part of the trial."""
+        return any(one.name == slot for one in (self.mold, *self.children))
+
+    def judge(self, now: float) -> None:
+        """Sets `failure` when something ended, or the time is over."""
+        for slot in (self.mold, *self.children):
+            if slot.state not in _COMING_UP:
+                self.failure = f"{slot.name}: {_why_it_ended(slot)}"
+                return
+        if now >= self.deadline and not self.is_ready:
+            late = next(slot for slot in (*self.children, self.mold) if slot.state is not State.READY)
+            self.failure = f"{late.name}: not ready within {self.settings.limits.boot:g}s"
 
 
 class Pool:
-    """Wanted against actual. `filling` is false once the pool is being stopped."""
+    """Wanted against actual. `filling` is false once the pool is being stopped, and before it was ever taken on."""
 
-    def __init__(self, settings: config.Pool) -> None:
+    def __init__(self, settings: config.Pool, *, on_trial: bool = False) -> None:
         self.settings = settings
         self.name = settings.name
-        self.filling = True
-        # A mold does not beat: it has no loop, and nobody waits for it but its own spawns, which have a deadline.
-        mold_limits = msgspec.structs.replace(settings.limits, silence=config.PositiveDuration(math.inf))
-        self.mold = Slot(mold_slot_name(self.name), self.name, "mold", mold_limits, settings.restart)
-        self.children = [
-            Slot(f"{self.name}-{number}", self.name, "child", settings.limits, settings.restart)
-            for number in range(1, settings.workers + 1)
-        ]
-        self._slots = {slot.name: slot for slot in self.slots}
+        self.filling = not on_trial
+        self.retired = False
+        self.trial: Trial | None = None
+        self.mold = _mold(mold_slot_name(self.name), settings)
+        self.children: list[Slot] = []
+        self.held: set[str] = set()
+        """Slots that were drained by hand and stay empty until they are asked for."""
+        self.leaving: set[str] = set()
+        """Slots that go when their child has ended."""
+        self._grace = 0.0
+        self._queue: list[str] = []
+        self._successors: dict[str, str] = {}
+        self._old_molds: list[Slot] = []
+        self._past: dict[str, tuple[int, PreviousEnd | None]] = {}
+        for number in range(1, 1 if on_trial else settings.workers + 1):
+            self._add(number)
+
+    # --- what others may ask -------------------------------------------------------------------------------------
+
+    @property
+    def molds(self) -> list[Slot]:
+        """The present one first."""
+        tried = [self.trial.mold] if self.trial is not None and self.trial.mold is not self.mold else []
+        return [self.mold, *tried, *self._old_molds]
 
     @property
     def slots(self) -> list[Slot]:
-        """The mold first, then the children in order."""
-        return [self.mold, *self.children]
+        """The molds first, then the children in order."""
+        return [*self.molds, *self.children]
 
     @property
     def is_drained(self) -> bool:
@@ -48,69 +107,342 @@ class Pool:
         """No process is left that could still be waited for."""
         return all(slot.is_over for slot in self.slots)
 
+    @property
+    def is_rolling(self) -> bool:
+        """Some children are still to be exchanged."""
+        return bool(self._queue or self._successors)
+
+    @property
+    def share(self) -> int:
+        """Children that may be exchanged at a time."""
+        return _share(self.settings)
+
     def next_deadline(self) -> float:
         """Monotonic seconds; infinity for none."""
-        return min(slot.deadline for slot in self.slots)
+        trial = math.inf
+        if self.trial is not None and not self.trial.failure and not self.trial.is_ready:
+            trial = self.trial.deadline
+        return min(trial, *(slot.deadline for slot in self.slots))
 
     def owns(self, slot: str) -> bool:
         """Whether a slot of that name is this pool's."""
-        return slot in self._slots
+        return any(one.name == slot for one in self.slots)
+
+    def find(self, slot: str) -> Slot:
+        """Raises StopIteration when there is none of that name."""
+        return next(one for one in self.slots if one.name == slot)
+
+    def is_on_trial(self, slot: str) -> bool:
+        """Whether the slot belongs to settings that are not adopted yet."""
+        return self.trial is not None and self.trial.owns(slot)
+
+    def terms(self, slot: str) -> tuple[config.Pool, str]:
+        """With which settings the slot's next process starts, and from which mold."""
+        if self.trial is not None and self.trial.owns(slot):
+            return self.trial.settings, self.trial.mold.name
+        return self.settings, self.mold.name
+
+    def role(self, slot: str) -> str:
+        """What is planned for a slot, in words; empty for nothing."""
+        if slot in self.leaving:
+            return "leaving"
+        if self.is_on_trial(slot):
+            return "on trial"
+        if slot in self.held:
+            return "held"
+        if slot in self._successors:
+            return f"to be replaced by {self._successors[slot]}"
+        if slot in self._queue:
+            return "to be replaced"
+        return ""
+
+    # --- what happens by itself ----------------------------------------------------------------------------------
 
     def step(self, event: Event, now: float) -> list[Step]:
         """What a process of this pool did."""
-        return self._slots[event.slot].step(event, now)
+        return self.find(event.slot).step(event, now)
 
     def tick(self, now: float, *, children_may_start: bool) -> list[Step]:
-        """Deadlines that have passed, then what is missing."""
+        """Deadlines that have passed, then what is missing, then what is to be exchanged."""
         steps: list[Step] = []
         for slot in self.slots:
             if slot.deadline <= now:
-                steps += self._order(slot, DeadlinePassed, now)
-        if any(isinstance(step, AbandonSpawn) for step in steps):
-            # Only a mold that hangs leaves a spawn unanswered; the next one takes its place.
-            steps += self._order(self.mold, Kill, now)
-        return steps + self._fill(now, children_may_start=children_may_start)
-
-    def drain(self, grace: float, now: float) -> list[Step]:
-        """Let every child finish within `grace` seconds; nothing is started any more."""
-        self.filling = False
-        steps: list[Step] = []
-        for child in self.children:
-            order = Drain(slot=child.name, incarnation=child.incarnation, grace=grace)
-            steps += child.step(order, now)
-        return steps
-
-    def kill(self, now: float) -> list[Step]:
-        """End every child at once."""
-        self.filling = False
-        return [step for child in self.children for step in self._order(child, Kill, now)]
-
-    def close(self, now: float) -> list[Step]:
-        """End the mold, which has nothing to finish. Children that are drained and gone need none."""
-        self.filling = False
-        steps = self.mold.step(Drain(slot=self.mold.name, incarnation=self.mold.incarnation, grace=0.0), now)
-        for child in self.children:
-            # A stuck child that ended after all must not come back.
-            if child.state is State.BACKOFF:
-                steps += self._order(child, Kill, now)
+                late = self._order(slot, DeadlinePassed, now)
+                if any(isinstance(step, AbandonSpawn) for step in late):
+                    # Only a mold that hangs leaves a spawn unanswered; the next one takes its place.
+                    mold = self.terms(slot.name)[1] if slot not in self.molds else slot.name
+                    late += self._order(self.find(mold), Kill, now)
+                steps += late
+        if self.filling or self.trial is not None:
+            steps += self._try_on(now, children_may_start=children_may_start)
+            self._sweep()
+        if self.filling:
+            steps += self._fill(now, children_may_start=children_may_start)
+            steps += self._exchange(now, children_may_start=children_may_start)
+            steps += self._close_old_molds(now)
         return steps
 
     def forgive(self, seconds: float) -> None:
         """Time in which the supervisor did not run counts against no process."""
         for slot in self.slots:
             slot.forgive(seconds)
+        if self.trial is not None:
+            self.trial.deadline += seconds
+
+    # --- stopping ------------------------------------------------------------------------------------------------
+
+    def drain(self, grace: float, now: float) -> list[Step]:
+        """Let every child finish within `grace` seconds; nothing is started any more."""
+        self.filling = False
+        self._end_trial()
+        return [step for child in self.children for step in self._drain(child, grace, now)]
+
+    def kill(self, now: float) -> list[Step]:
+        """End every child at once."""
+        self.filling = False
+        self._end_trial()
+        return [step for child in self.children for step in self._order(child, Kill, now)]
+
+    def close(self, now: float) -> list[Step]:
+        """End the molds, which have nothing to finish. Children that are drained and gone need none."""
+        self.filling = False
+        self._end_trial()
+        steps = [step for mold in self.molds for step in self._drain(mold, 0.0, now)]
+        for child in self.children:
+            # A stuck child that ended after all must not come back.
+            if child.state is State.BACKOFF:
+                steps += self._order(child, Kill, now)
+        return steps
+
+    # --- planned changes -----------------------------------------------------------------------------------------
+
+    def hold(self, slot: str, grace: float, now: float) -> list[Step]:
+        """Drain one child and leave its slot empty."""
+        self.held.add(slot)
+        if slot in self._queue:
+            self._queue.remove(slot)
+        return self._drain(self.find(slot), grace, now)
+
+    def replace(self, slots: Iterable[str], grace: float) -> None:
+        """Exchange children one after the other, each for a new one that is ready first. Empty slots are filled."""
+        self._grace = grace
+        for slot in slots:
+            child = self.find(slot)
+            self.held.discard(slot)
+            planned = slot in self.leaving or slot in self._queue or slot in self._successors
+            if not planned and child.state is not State.EMPTY:
+                self._queue.append(slot)
+
+    def scale(self, workers: int, grace: float, now: float) -> list[Step]:
+        """Another number of children: new ones under the lowest free numbers, or the highest ones drained."""
+        self.settings = msgspec.structs.replace(self.settings, workers=workers)
+        staying = self.staying
+        for _ in range(workers - len(staying)):
+            self._add(self._free_number(1))
+        steps: list[Step] = []
+        for child in staying[workers:]:
+            steps += self._leave(child, grace, now)
+        return steps
+
+    def adjust(self, settings: config.Pool, grace: float, now: float) -> list[Step]:
+        """Settings that need no new process: limits, restart policy and the number of children."""
+        self.settings = settings
+        for slot in self.children:
+            slot.limits, slot.restart = settings.limits, settings.restart
+        self.mold.restart = settings.restart
+        return self.scale(settings.workers, grace, now)
+
+    def try_out(self, settings: config.Pool, grace: float, now: float) -> list[Step]:
+        """Start a mold and the first children with new settings. What runs is not touched."""
+        self._grace = grace
+        steps = self._cancel_exchange(grace, now)
+        if self.mold.incarnation > 0:
+            taken = {mold.name for mold in self.molds}
+            name = next(name for name in (mold_slot_name(self.name, n) for n in count(1)) if name not in taken)
+            mold = self._remembered(_mold(name, settings))
+        else:
+            mold = self.mold
+        self.trial = Trial(settings, mold, now)
+        return steps + self._order(mold, Start, now)
+
+    def commit(self, grace: float, now: float) -> list[Step]:
+        """The trial's settings are the pool's; its children replace the first of the old ones, the others follow."""
+        trial = self.trial
+        if trial is None:
+            return []
+        self.trial = None
+        self.settings, self.filling, self._grace = trial.settings, True, grace
+        if self.mold is not trial.mold:
+            self._old_molds.append(self.mold)
+            self.mold = trial.mold
+        self.held.clear()
+        new = {child.name for child in trial.children}
+        old = [child for child in self.staying if child.name not in new]
+        steps: list[Step] = []
+        for child in old[self.settings.workers :]:
+            steps += self._leave(child, grace, now)
+        old = old[: self.settings.workers]
+        for child in old:
+            child.limits, child.restart = self.settings.limits, self.settings.restart
+        self._successors = {child.name: name for child, name in zip(old, sorted(new, key=slot_number), strict=False)}
+        self._queue = [child.name for child in old if child.name not in self._successors]
+        for _ in range(self.settings.workers - max(len(old), len(new))):
+            self._add(self._free_number(1))
+        return steps
+
+    def abort(self, grace: float, now: float) -> list[Step]:
+        """The trial ends, and everything is as it was."""
+        trial = self.trial
+        if trial is None:
+            return []
+        self._end_trial()
+        steps = [step for child in trial.children for step in self._leave(child, grace, now)]
+        return steps + self._drain(trial.mold, 0.0, now)
+
+    def retire(self, grace: float, now: float) -> list[Step]:
+        """The pool is wanted no more."""
+        self.retired = True
+        return self.drain(grace, now)
+
+    # --- parts ---------------------------------------------------------------------------------------------------
 
     def _fill(self, now: float, *, children_may_start: bool) -> list[Step]:
-        if not self.filling:
-            return []
         steps: list[Step] = []
         if self.mold.state is State.EMPTY:
             steps += self._order(self.mold, Start, now)
-        if children_may_start and self.mold.state is State.READY:
-            for child in self.children:
-                if child.state is State.EMPTY:
-                    steps += self._order(child, Start, now)
+        if not children_may_start or self.mold.state is not State.READY:
+            return steps
+        for child in self.children:
+            # A child whose successor is on its way is not wanted back.
+            unwanted = self.held | self.leaving | self._successors.keys()
+            if child.state is State.EMPTY and child.name not in unwanted and not self.is_on_trial(child.name):
+                if child.name in self._queue:
+                    # It starts from the present mold anyway.
+                    self._queue.remove(child.name)
+                steps += self._order(child, Start, now)
         return steps
+
+    def _exchange(self, now: float, *, children_may_start: bool) -> list[Step]:
+        steps: list[Step] = []
+        for old, new in list(self._successors.items()):
+            if not self.owns(old):
+                del self._successors[old]
+            elif old not in self.leaving and self.find(new).state is State.READY:
+                steps += self._leave(self.find(old), self._grace, now)
+        if not children_may_start or self.mold.state is not State.READY or self.trial is not None:
+            return steps
+        while self._queue and len(self._successors) < self.share:
+            successor = self._add(self._free_number(self.settings.workers + 1))
+            self._successors[self._queue.pop(0)] = successor.name
+            steps += self._order(successor, Start, now)
+        return steps
+
+    def _cancel_exchange(self, grace: float, now: float) -> list[Step]:
+        """Nothing further is exchanged; successors of children that still work are not needed."""
+        self._queue.clear()
+        steps: list[Step] = []
+        for old, new in self._successors.items():
+            if self.owns(old) and old not in self.leaving and self.owns(new):
+                steps += self._leave(self.find(new), grace, now)
+        self._successors.clear()
+        return steps
+
+    def _try_on(self, now: float, *, children_may_start: bool) -> list[Step]:
+        trial = self.trial
+        if trial is None or trial.failure:
+            return []
+        trial.judge(now)
+        if trial.failure or trial.children or trial.mold.state is not State.READY or not children_may_start:
+            return []
+        trial.deadline = now + trial.settings.limits.boot
+        workers = trial.settings.workers
+        above = workers + 1 if self.staying else 1
+        trial.children = [self._add(self._free_number(above), trial.settings) for _ in range(_share(trial.settings))]
+        return [step for child in trial.children for step in self._order(child, Start, now)]
+
+    def _end_trial(self) -> None:
+        """Its slots are the pool's to be rid of."""
+        if self.trial is not None:
+            if self.trial.mold is not self.mold:
+                self._old_molds.append(self.trial.mold)
+            self.leaving.update(child.name for child in self.trial.children)
+            self.trial = None
+
+    def _close_old_molds(self, now: float) -> list[Step]:
+        if any(child.state is State.SPAWNING for child in self.children):
+            # It might be an old mold that forks it.
+            return []
+        live = (State.SPAWNING, State.BOOTING, State.CONNECTING, State.READY)
+        return [s for mold in self._old_molds if mold.state in live for s in self._drain(mold, 0.0, now)]
+
+    def _sweep(self) -> None:
+        """Slots that are to go and have no process are forgotten, but for their number of incarnations."""
+        gone = (State.EMPTY, State.BACKOFF)
+        for slot in [child for child in self.children if child.name in self.leaving and child.state in gone]:
+            self.children.remove(slot)
+            self.leaving.discard(slot.name)
+            self.held.discard(slot.name)
+            self._past[slot.name] = (slot.incarnation, slot.last_end)
+        for mold in [mold for mold in self._old_molds if mold.state in gone]:
+            self._old_molds.remove(mold)
+            self._past[mold.name] = (mold.incarnation, mold.last_end)
+
+    @property
+    def staying(self) -> list[Slot]:
+        """Children that count: neither leaving, nor on trial, nor with a successor."""
+        return [
+            child
+            for child in self.children
+            if child.name not in self.leaving
+            and child.name not in self._successors
+            and not self.is_on_trial(child.name)
+        ]
+
+    def _add(self, number: int, settings: config.Pool | None = None) -> Slot:
+        settings = settings or self.settings
+        name = f"{self.name}-{number}"
+        slot = self._remembered(Slot(name, self.name, "child", settings.limits, settings.restart))
+        self.children.append(slot)
+        self.children.sort(key=lambda child: slot_number(child.name))
+        return slot
+
+    def _remembered(self, slot: Slot) -> Slot:
+        """A name that comes back goes on counting: slot and incarnation name one process, ever."""
+        slot.incarnation, slot.last_end = self._past.get(slot.name, (0, None))
+        return slot
+
+    def _free_number(self, lowest: int) -> int:
+        taken = {slot_number(child.name) for child in self.children}
+        return next(number for number in _upwards(lowest) if number not in taken)
+
+    def _leave(self, child: Slot, grace: float, now: float) -> list[Step]:
+        self.leaving.add(child.name)
+        if child.name in self._queue:
+            self._queue.remove(child.name)
+        return self._drain(child, grace, now)
+
+    def _drain(self, slot: Slot, grace: float, now: float) -> list[Step]:
+        return slot.step(Drain(slot=slot.name, incarnation=slot.incarnation, grace=grace), now)
 
     def _order(self, slot: Slot, order: type[DeadlinePassed | Kill | Start], now: float) -> list[Step]:
         return slot.step(order(slot=slot.name, incarnation=slot.incarnation), now)
+
+
+def _mold(name: str, settings: config.Pool) -> Slot:
+    # A mold does not beat: it has no loop, and nobody waits for it but its own spawns, which have a deadline.
+    limits = msgspec.structs.replace(settings.limits, silence=config.PositiveDuration(math.inf))
+    return Slot(name, settings.name, "mold", limits, settings.restart)
+
+
+def _share(settings: config.Pool) -> int:
+    return max(1, math.ceil(settings.workers * settings.restart.max_unavailable / 100))
+
+
+def _upwards(lowest: int) -> Iterator[int]:
+    return count(lowest)
+
+
+def _why_it_ended(slot: Slot) -> str:
+    if slot.bye is not None:
+        return slot.bye.reason
+    return slot.last_end.detail if slot.last_end is not None else f"it is {slot.state.value}"
