@@ -133,6 +133,20 @@ class ChildDied(SlotFact, frozen=True):
     beat: Beat | None = None
 
 
+class CrashLoop(SlotFact, frozen=True):
+    """The slot's processes ended `times` times in a row of the same fault, and this is what the last one said."""
+
+    times: int
+    how: str
+    says: str
+
+
+class CrashLoopOver(SlotFact, frozen=True):
+    """A process of the slot lives well again, or fails of something else."""
+
+    times: int
+
+
 class RestartScheduled(SlotFact, frozen=True):
     """The slot is filled again in `delay` seconds, after so many `failures` in a row."""
 

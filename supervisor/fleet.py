@@ -138,6 +138,11 @@ class Fleet:
         settings = self.change.settings if trying and self.change is not None else self.settings
         return (settings, *pool.terms(slot))
 
+    def kills(self, slot: str) -> bool:
+        """Whether the slot's process is being killed by us."""
+        killing = (State.KILLED, State.ENDING, State.STUCK)
+        return any(one.name == slot and one.state in killing for one in self.slots)
+
     # --- what changes it -----------------------------------------------------------------------------------------
 
     def step(self, event: Event, now: float) -> list[Step]:

@@ -38,6 +38,8 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.ChildHung: ("error", "killing a process that hangs"),
     facts.ChildBye: ("debug", "last words"),
     facts.ChildDied: ("warning", "process ended"),
+    facts.CrashLoop: ("error", "crash loop: the same fault again and again"),
+    facts.CrashLoopOver: ("info", "crash loop is over"),
     facts.RestartScheduled: ("info", "restart scheduled"),
     facts.ChildStuck: ("error", "process does not die of SIGKILL"),
     facts.EventRefused: ("debug", "event refused"),

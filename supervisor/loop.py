@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from supervisor.child_settings import child_settings, mold_settings
 from supervisor.children import Children, Program
 from supervisor.config import Config
@@ -19,7 +21,9 @@ from supervisor.exit_records import ExitRecords
 from supervisor.facts import ActionFailed, Fact, Listening, Noted, OutputDropped, Overslept
 from supervisor.fleet import CONTROL_PLANE_SLOT, Fleet, Phase
 from supervisor.log import LineWriter, Log
+from supervisor.memory import KillCounter
 from supervisor.metrics import Metrics
+from supervisor.oom import Blame
 from supervisor.ops import Ops
 from supervisor.slots import (
     AbandonSpawn,
@@ -86,6 +90,8 @@ class Loop:
         self._timer: asyncio.TimerHandle | None = None
         self._woken = False
         self._expected = time.monotonic()
+        self._kill_counter = KillCounter()
+        self._blame = Blame()
         self._swept_at = self._searched_at = self._fed_at = 0.0
         self._search = False
         self._dropped_told = 0
@@ -113,6 +119,7 @@ class Loop:
             ops.close()
             self._children.close()
             self._records.close()
+            self._kill_counter.close()
             if self._timer is not None:
                 self._timer.cancel()
             self._notifier.close()
@@ -142,6 +149,7 @@ class Loop:
         try:
             self._notice_own_absence(now)
             self._take_signals(now)
+            self._attribute_kills(now)
             self._take_events(now)
             self._sweep(now)
             self._tell_status(now)
@@ -168,6 +176,19 @@ class Loop:
             else:
                 self._notifier.stopping()
                 self._perform(self._fleet.stop(number.name, now))
+
+    def _attribute_kills(self, now: float) -> None:
+        """Deaths by a SIGKILL that nobody here sent: was it the kernel, for want of memory?"""
+        self._blame.observe(self._kill_counter.read(), now)
+        killed = [
+            index
+            for index, event in enumerate(self._events)
+            if isinstance(event, Died) and event.signal == signal.SIGKILL and not self._fleet.kills(event.slot)
+        ]
+        if killed:
+            verdict = self._blame.judge(len(killed), now)
+            for index in killed:
+                self._events[index] = msgspec.structs.replace(self._events[index], out_of_memory=verdict)
 
     def _take_events(self, now: float) -> None:
         """Until nothing follows from anything any more; bounded, because a bug here must not hold the loop."""

@@ -23,11 +23,14 @@ from supervisor.facts import (
     ChildSilent,
     ChildSpawned,
     ChildStuck,
+    CrashLoop,
+    CrashLoopOver,
     EndCause,
     EventRefused,
     Fact,
     RestartScheduled,
 )
+from supervisor.faults import SAME_FAULT_LIMIT, fingerprint, says
 from wire.pipe import Beat, Bye, PreviousEnd, SessionState
 
 LEAVE_PATIENCE = 10.0
@@ -45,7 +48,10 @@ STUCK_RETRY = 60.0
 DRAIN_MARGIN = 2.0
 """Seconds that a drained child has beyond its grace to write its last words, before it is killed."""
 
+_NAMED_FAULTS = ("refused", "hung", "boot_timeout", "spawn_failed")
 _SELF_MADE_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
+
+_SIGKILL = 9
 
 Kind = Literal["child", "mold", "control_plane"]
 
@@ -132,12 +138,16 @@ class EvidenceKept(Event, frozen=True):
 
 
 class Died(Event, frozen=True):
-    """The process is reaped: an exit code or a signal. `jitter` is a random number in [0, 1)."""
+    """The process is reaped: an exit code or a signal. `jitter` is a random number in [0, 1).
+
+    `out_of_memory`: the kernel killed it for want of memory; None where that cannot be told.
+    """
 
     exit_code: int | None
     signal: int | None
     jitter: float
     output: list[str]
+    out_of_memory: bool | None = False
 
 
 class Start(Event, frozen=True):
@@ -247,6 +257,7 @@ class Slot:
         self.state = State.EMPTY
         self.incarnation = 0
         self.failures = 0
+        self.crash_loop: CrashLoop | None = None
         self.last_end: PreviousEnd | None = None
         self.pid: int | None = None
         self.beat: Beat | None = None
@@ -265,6 +276,8 @@ class Slot:
         self._retry_at = 0.0
         self._kill_cause: EndCause | None = None
         self._hung: ChildHung | None = None
+        self._fault = ""
+        self._same_fault = 0
 
     # --- what others may ask -------------------------------------------------------------------------------------
 
@@ -389,7 +402,7 @@ class Slot:
         self._loop_beat_at = now
         self.beat = event.beat
         self.session = event.beat.session
-        return []
+        return self._end_crash_loop() if self._same_fault and self._is_healthy(now) else []
 
     def note_thread_beat(self, event: ThreadBeat, now: float) -> list[Step]:
         """Only the interpreter runs; its counters are as true as the loop's."""
@@ -514,15 +527,19 @@ class Slot:
             return self._kill_cause, f"killed by the supervisor ({self._kill_cause}), {how}"
         if self.bye is not None and self.bye.refused:
             return "refused", self.bye.reason
+        if event.out_of_memory:
+            return "out_of_memory", "killed by the kernel for want of memory (signal 9)"
         if self._stop_asked:
             return ("killed" if self.killed_in_stop else "drained"), how
+        if event.signal == _SIGKILL and event.out_of_memory is None:
+            how += ", by whom is unknown (the kernel's counter of out-of-memory kills cannot tell)"
         return ("exit" if event.signal is None else "signal"), how
 
     def _bury(self, cause: EndCause, detail: str, event: Died | SpawnFailed, now: float) -> list[Step]:
         exit_code, signal = (event.exit_code, event.signal) if isinstance(event, Died) else (None, None)
         # An exit with last words and code 0 was somebody's request; any other exit is the child's own doing.
         own_exit = cause == "exit" and not (exit_code == 0 and self.bye is not None)
-        self_made = own_exit or (cause == "signal" and signal in _SELF_MADE_SIGNALS)
+        self_made = own_exit or cause == "out_of_memory" or (cause == "signal" and signal in _SELF_MADE_SIGNALS)
         self.last_end = PreviousEnd(incarnation=self.incarnation, cause=cause, detail=detail, self_made=self_made)
         died = self._fact(
             ChildDied,
@@ -541,13 +558,39 @@ class Slot:
         )
         self._totals = self.totals
         self.beat = self.pid = None
-        return [died]
+        return [died, *self._compare(died)]
+
+    def _compare(self, died: ChildDied) -> list[Step]:
+        """The same fault so many times in a row is no accident: say so, with what it says."""
+        if died.asked or not (died.self_made or died.cause in _NAMED_FAULTS):
+            return []
+        sentence = says(died.output, self.bye.reason if self.bye is not None else "") or died.detail
+        how = died.cause if died.cause in _NAMED_FAULTS else died.detail
+        # What a process that hangs wrote last has nothing to do with why it hangs.
+        fault = how if died.cause in ("hung", "boot_timeout") else fingerprint(how, sentence)
+        steps: list[Step] = []
+        if fault != self._fault:
+            steps = self._end_crash_loop()
+            self._fault = fault
+        self._same_fault += 1
+        if self._same_fault >= SAME_FAULT_LIMIT:
+            self.crash_loop = self._fact(CrashLoop, times=self._same_fault, how=how, says=sentence)
+            if self._same_fault % SAME_FAULT_LIMIT == 0:
+                steps.append(self.crash_loop)
+        return steps
+
+    def _end_crash_loop(self) -> list[Step]:
+        times, self._same_fault, self._fault = self._same_fault, 0, ""
+        if self.crash_loop is None:
+            return []
+        self.crash_loop = None
+        return [self._fact(CrashLoopOver, times=times)]
 
     def _restart_delay(self, jitter: float, now: float) -> float:
         """Seconds until the next try: exponential with full jitter over the failures in a row."""
         end, policy = self.last_end, self.restart
         was_ready = self.ready_at is not None
-        healthy = self.ready_at is not None and now - self.ready_at >= policy.healthy_after
+        healthy = self._is_healthy(now)
         if healthy:
             self.failures = 0
         if end is not None and end.cause == "refused":
@@ -561,6 +604,9 @@ class Slot:
             return 0.0
         ceiling: float = policy.backoff_min * 2.0 ** min(self.failures - 1, 64)
         return jitter * min(policy.backoff_max, ceiling)
+
+    def _is_healthy(self, now: float) -> bool:
+        return self.ready_at is not None and now - self.ready_at >= self.restart.healthy_after
 
     def _fact(self, fact: Callable[..., Any], **fields: Any) -> Any:
         return fact(pool=self.pool, slot=self.name, incarnation=self.incarnation, **fields)

@@ -270,6 +270,58 @@ def test_a_refused_child_waits_the_longest_at_once() -> None:
     assert (died.cause, died.detail) == ("refused", "401: the key is not known")
 
 
+def fail(life: Life, sentence: str, **end: Any) -> list[Any]:
+    life.feed(Died, **died_of(exit_code=1, output=["Traceback:", sentence]) | end)
+    told = life.facts(facts.CrashLoop) + life.facts(facts.CrashLoopOver)
+    bring_back(life, ready=False)
+    return told
+
+
+def test_the_same_fault_again_and_again_is_named_with_what_it_says() -> None:
+    life = Life()
+    life.start(ready=False)
+    told = [fail(life, f"KeyError: no port, at {number}") for number in range(10)]
+    assert [len(one) for one in told] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+    assert (told[4][0].times, told[4][0].how, told[4][0].says) == (5, "exit code 1", "KeyError: no port, at 4")
+    assert life.slot.crash_loop is not None
+    assert life.slot.crash_loop.times == 10
+    (over,) = fail(life, "ValueError: something else")
+    assert isinstance(over, facts.CrashLoopOver)
+    assert life.slot.crash_loop is None
+
+
+def test_a_child_that_lives_well_ends_a_crash_loop() -> None:
+    life = Life()
+    life.start(ready=False)
+    for _ in range(5):
+        fail(life, "KeyError: no port")
+    life.feed(Registered, BecameReady)
+    assert life.feed(LoopBeat) == []
+    life.now += RESTART.healthy_after
+    (over,) = life.feed(LoopBeat)
+    assert over == facts.CrashLoopOver(pool="rig", slot="rig-1", incarnation=6, times=5)
+
+
+def test_what_others_do_to_a_child_makes_no_crash_loop() -> None:
+    life = Life()
+    life.start(ready=False)
+    for _ in range(12):
+        assert fail(life, "", exit_code=None, signal=9) == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "cause", "self_made"),
+    [(True, "out_of_memory", True), (False, "signal", False), (None, "signal", False)],
+)
+def test_a_kill_for_want_of_memory_is_the_childs_own_doing(verdict: bool | None, cause: str, self_made: bool) -> None:
+    life = Life()
+    life.start()
+    life.feed(Died, **died_of(signal=9, out_of_memory=verdict))
+    (died,) = life.facts(facts.ChildDied)
+    assert (died.cause, died.self_made) == (cause, self_made)
+    assert ("unknown" in died.detail) is (verdict is None)
+
+
 def test_a_requested_exit_is_no_fault_of_the_child() -> None:
     life = Life()
     life.start()
