@@ -216,14 +216,14 @@ class Children:
         if process.stacks.expect(lambda text: done(text, "" if text else silent)):
             self._signal(process, pipe.STACKS_SIGNAL)
 
-    def sweep(self, *, thorough: bool) -> None:
-        """End and reap whatever became our child without our order.
+    def sweep(self, *, thorough: bool) -> bool:
+        """End and reap whatever became our child without our order. Whether that was possible.
 
         Not while a spawn is unannounced: its process is ours before we know its number. `thorough` also looks for
         orphans that live, which costs a walk over all processes where the kernel does not list a process's children.
         """
         if any(process.pidfd < 0 for process in self._processes.values()):
-            return
+            return False
         ordered = {process.pid for process in self._processes.values()}
         if thorough:
             for pid in children_of(os.getpid()):
@@ -231,6 +231,7 @@ class Children:
                     self._end_orphan(pid)
         while (zombie := _a_zombie()) is not None and zombie not in ordered and zombie not in self._inherited:
             self._reap(zombie)
+        return True
 
     def close(self) -> None:
         """Forget every process without waiting for it (a stuck one is the kernel's)."""

@@ -205,7 +205,9 @@ class Loop:
         if not self._search and now - self._swept_at < ROUND_INTERVAL:
             return
         thorough = self._search or now - self._searched_at >= THOROUGH_SWEEP_INTERVAL
-        self._children.sweep(thorough=thorough)
+        if not self._children.sweep(thorough=thorough):
+            # A process that ended may have left orphans: they are looked for as soon as it can be told who is one.
+            return
         self._swept_at, self._search = now, False
         self._searched_at = now if thorough else self._searched_at
 

@@ -124,7 +124,18 @@ class Parent:
     def _beat_from_thread(self) -> None:
         while not self._stopped.wait(BEAT_INTERVAL):
             with contextlib.suppress(OSError):
-                self._channel.send(pipe.encode(msgspec.structs.replace(self._last, source="thread")))
+                self._channel.send(pipe.encode(self._as_the_thread_sees_it()))
+
+    def _as_the_thread_sees_it(self) -> pipe.Beat:
+        """What a blocked loop has in hand is known to nobody else; a loop that runs may change it under our eyes."""
+        now = time.monotonic()
+        beat = self._last
+        with contextlib.suppress(RuntimeError):
+            beat = self._beat(now)
+        lag = max(0.0, now - self._expected) if self._expected else 0.0
+        return msgspec.structs.replace(
+            beat, slot=self._spawn.slot, incarnation=self._spawn.incarnation, source="thread", loop_lag=lag
+        )
 
     def _readable(self, loop: asyncio.AbstractEventLoop, orders: Orders) -> None:
         try:

@@ -29,17 +29,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pool_file(directory: Path, plane: ControlPlaneProcess, **settings: Any) -> Path:
-    """Write a pool file for `plane`: keys of `[[pool]]` as they are, `supervisor` and `limits` as tables."""
-    supervisor = {"listen": "", "state_dir": "state", "instance_id": "box", "drain_timeout": "20s"}
+    """Write a pool file for `plane`: keys of `[[pool]]` as they are, `supervisor`, `limits` and `restart` as tables."""
+    supervisor = {
+        "listen": "",
+        "state_dir": "state",
+        "runtime_dir": "run",
+        "instance_id": "box",
+        "drain_timeout": "20s",
+    }
     supervisor |= {"log_format": "json", "log_level": "debug"}
     supervisor |= settings.pop("supervisor", {})
-    limits = settings.pop("limits", {})
+    limits, restart = settings.pop("limits", {}), settings.pop("restart", {})
     pool = {"name": "default", "workers": 1, "modules": ["tests.support.gate_handlers"], "module_path": [str(ROOT)]}
     pool |= settings
     lines = ["[control_plane]", f'api_url = "{plane.url}"', f'api_key_file = "{plane.key_file}"', "[supervisor]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in supervisor.items()]
     lines += ["[[pool]]", *(f"{key} = {json.dumps(value)}" for key, value in pool.items())]
     lines += ["[pool.limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
+    lines += ["[pool.restart]", *(f"{key} = {json.dumps(value)}" for key, value in restart.items())]
     path = directory / "pool.toml"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -1,0 +1,1 @@
+"""Handler modules that misbehave, one fault each. What a supervisor does: ../test_misbehaving_children.py."""

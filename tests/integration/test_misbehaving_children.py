@@ -1,0 +1,264 @@
+"""Children that misbehave, one fault each: what the supervisor did about it, and by when. Each waits for a log line."""
+
+import contextlib
+import datetime as dt
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from supervisor.faults import SAME_FAULT_LIMIT
+from supervisor.slots import DRAIN_MARGIN, EVIDENCE_PATIENCE
+from tests.support.gate import Gate
+from tests.support.supervisor_process import SupervisorProcess
+from tests.support.worker_socket_server import WorkerSocketServer
+
+PATIENCE = 30.0
+ROUND = 1.0
+"""Seconds within which a supervisor notices what only its own clock tells it."""
+
+BUSY = 1.5
+"""Seconds that a busy machine may take for what is at once."""
+
+LIMITS = {"silence": "1500ms", "kill_after": "3s"}
+SLOT = "default-1"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[WorkerSocketServer]:
+    with WorkerSocketServer(tmp_path) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def supervising(
+    tmp_path: Path, server: WorkerSocketServer, *children: str, **settings: Any
+) -> Iterator[SupervisorProcess]:
+    modules = ["tests.support.gate_handlers", *(f"tests.integration.children.{name}" for name in children)]
+    defaults: dict[str, Any] = {"modules": modules, "limits": LIMITS, "restart": {"backoff_max": "200ms"}}
+    with SupervisorProcess(tmp_path / "supervisor", server, **defaults | settings) as supervisor:  # type: ignore[arg-type]
+        yield supervisor
+
+
+def seconds_between(first: dict[str, Any], second: dict[str, Any]) -> float:
+    times = [dt.datetime.fromisoformat(entry["timestamp"]) for entry in (first, second)]
+    return (times[1] - times[0]).total_seconds()
+
+
+def record(supervisor: SupervisorProcess, slot: str = SLOT) -> dict[str, Any]:
+    """The slot's newest exit record. Written before the next process of the slot says a word, but by a thread."""
+    supervisor.wait_for("process ended", slot=slot)
+    for path in sorted((supervisor.state / "exits" / slot).glob("*.json"), reverse=True):
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    raise AssertionError("there is no exit record")
+
+
+def lives_on(supervisor: SupervisorProcess, server: WorkerSocketServer, incarnation: int = 2) -> None:
+    """The slot is filled again and does its work; the supervisor stops cleanly and leaves nothing behind."""
+    supervisor.wait_for("ready", slot=SLOT, incarnation=incarnation)
+    server.offer("print", {"message": "still here"})
+    while server.wait_for_report().get("result") != {"output": "still here"}:
+        pass
+    assert supervisor.terminate() == 0
+    assert supervisor.leftovers() == []
+
+
+# --- hangs -------------------------------------------------------------------------------------------------------
+
+
+def hangs(
+    tmp_path: Path, server: WorkerSocketServer, program: str, action: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Silence is named at `silence`, the process killed at `kill_after`, with evidence; the slot lives on."""
+    with supervising(tmp_path, server, program) as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer(action, {})
+        silent = supervisor.wait_for("event loop is silent", slot=SLOT)
+        hung = supervisor.wait_for("killing a process that hangs", slot=SLOT)
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert 1.5 <= silent["silent_for"] <= 1.5 + BUSY
+        assert 3.0 <= hung["silent_for"] <= 3.0 + BUSY
+        assert seconds_between(hung, died) <= BUSY
+        assert (died["cause"], died["signal"]) == ("hung", signal.SIGKILL)
+        # At once: it had been ready, and it is its first failure.
+        assert supervisor.wait_for("restart scheduled", slot=SLOT)["delay"] == 0
+        lives_on(supervisor, server)
+        return hung, record(supervisor)
+
+
+def test_blocks_the_loop(tmp_path: Path, server: WorkerSocketServer) -> None:
+    hung, kept = hangs(tmp_path, server, "blocks_the_loop", "test.block")
+    assert hung["hang"] == "loop_blocked"
+    assert hung["jobs_in_hand"] == 1
+    assert "blocks_the_loop.py" in hung["evidence"]["stacks"]
+    assert kept["cause"] in ("hung", "drained")
+
+
+def test_holds_the_gil(tmp_path: Path, server: WorkerSocketServer) -> None:
+    hung, _ = hangs(tmp_path, server, "holds_the_gil", "test.hold_the_gil")
+    assert hung["hang"] == "interpreter_stuck"
+    assert hung["evidence"]["state"] == "R"
+    assert "in hold_the_gil" in hung["evidence"]["stacks"]
+
+
+def test_stopped_by_sigstop(tmp_path: Path, server: WorkerSocketServer) -> None:
+    hung, _ = hangs(tmp_path, server, "stops_itself", "test.stop_myself")
+    assert hung["hang"] == "stopped"
+    assert hung["evidence"]["state"] == "T"
+    assert "stopped" in hung["evidence"]["no_stacks"]
+
+
+def test_silent(tmp_path: Path, server: WorkerSocketServer) -> None:
+    hung, _ = hangs(tmp_path, server, "silent", "test.go_silent")
+    # The thread still beats, so it is the loop that nothing is heard of.
+    assert hung["hang"] == "loop_blocked"
+    assert "in run\n" in hung["evidence"]["stacks"]
+
+
+def test_the_exit_record_has_everything(tmp_path: Path, server: WorkerSocketServer) -> None:
+    with supervising(tmp_path, server, "blocks_the_loop") as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.block", {})
+        supervisor.wait_for("ready", slot=SLOT, incarnation=2)
+        assert supervisor.terminate() == 0
+        (path, *_) = sorted((supervisor.state / "exits" / SLOT).glob("*.json"))
+        assert path.stat().st_mode & 0o777 == 0o600
+        kept = json.loads(path.read_text())
+    assert (kept["slot"], kept["incarnation"], kept["cause"], kept["signal"]) == (SLOT, 1, "hung", 9)
+    assert kept["beat"]["session"] == "registered"
+    assert kept["hang"]["jobs_in_hand"] == 1
+    assert "in block" in kept["hang"]["evidence"]["stacks"]
+    assert any(line.startswith("State:") for line in kept["hang"]["evidence"]["status"])
+    assert 0 < len(kept["output"]) <= 100
+
+
+def test_deaf(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """It has its grace, then evidence is kept and it is killed: a stop never waits for one child."""
+    with Gate() as gate, supervising(tmp_path, server, "deaf", supervisor={"drain_timeout": "1s"}) as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.go_deaf", {})
+        server.wait_for_report()
+        server.offer("test.gate", {"port": gate.port})
+        gate.knock()
+        # The exit code of a stop that cut a job off.
+        assert supervisor.terminate() == 75
+        stopping = supervisor.wait_for("stopping")
+        hung = supervisor.wait_for("killing a process that hangs", slot=SLOT)
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert seconds_between(stopping, died) <= 1.0 + DRAIN_MARGIN + EVIDENCE_PATIENCE + ROUND + BUSY
+        assert (hung["why"], hung["hang"], died["cause"]) == ("killed", "not_progressing", "killed")
+        assert "in run\n" in hung["evidence"]["stacks"]
+        assert supervisor.wait_for("stopped")["killed"] == [SLOT]
+        assert supervisor.leftovers() == []
+
+
+def test_ignores_term(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """The order over the pipe says the same, so nothing is killed."""
+    with supervising(tmp_path, server, "ignores_term") as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.ignore_term", {})
+        server.wait_for_report()
+        assert supervisor.terminate() == 0
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert (died["cause"], died["exit_code"]) == ("drained", 0)
+        assert seconds_between(supervisor.wait_for("stopping"), died) <= ROUND + BUSY
+
+
+# --- boot --------------------------------------------------------------------------------------------------------
+
+
+def test_dies_at_boot(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Back-off from the first death on, never giving up; the crash loop is named with what it says."""
+    with supervising(tmp_path, server, "dies_at_boot", preload=False) as supervisor:
+        loop = supervisor.wait_for("crash loop", slot=SLOT)
+        assert (loop["times"], loop["how"]) == (SAME_FAULT_LIMIT, "exit code 3")
+        assert loop["says"].endswith("the licence has run out")
+        delays = [entry["delay"] for entry in supervisor.matching("restart scheduled", slot=SLOT)]
+        assert len(delays) >= SAME_FAULT_LIMIT - 1
+        assert all(0 <= delay <= 0.2 for delay in delays)
+        supervisor.wait_for("process ended", slot=SLOT, count=SAME_FAULT_LIMIT + 2)
+        assert supervisor.terminate() == 0
+
+
+def test_hangs_at_import(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """The mold has its boot deadline like everybody else; no child is ever asked for meanwhile."""
+    with supervising(tmp_path, server, "hangs_at_import", limits=LIMITS | {"boot": "2s"}) as supervisor:
+        started = supervisor.wait_for("process started", slot="mold:default")
+        hung = supervisor.wait_for("killing a process that hangs", slot="mold:default")
+        assert 2.0 <= seconds_between(started, hung) <= 2.0 + EVIDENCE_PATIENCE + BUSY
+        assert (hung["why"], hung["hang"]) == ("boot_timeout", "not_progressing")
+        assert supervisor.wait_for("process ended", slot="mold:default")["cause"] == "boot_timeout"
+        supervisor.wait_for("process started", slot="mold:default", incarnation=2)
+        assert list(supervisor.matching("process started", slot=SLOT)) == []
+        assert supervisor.terminate() == 0
+
+
+# --- ends --------------------------------------------------------------------------------------------------------
+
+
+def test_exits_with_0(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Without last words even code 0 is the child's own doing."""
+    with supervising(tmp_path, server, "exits_with_0") as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.exit_0", {})
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert (died["cause"], died["exit_code"], died["self_made"]) == ("exit", 0, True)
+        ready = supervisor.wait_for("ready", slot=SLOT, incarnation=2)
+        assert seconds_between(died, ready) <= ROUND + BUSY
+        lives_on(supervisor, server)
+
+
+HARMLESS = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+SELF_MADE = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
+
+
+def test_dies_by_every_signal(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Each is seen at once and called by its name; only what a process does to itself counts against it."""
+    deadly = sorted(set(signal.Signals) - HARMLESS - STOPPING)
+    with supervising(tmp_path, server, "dies_by_signal") as supervisor:
+        for incarnation, number in enumerate(deadly, start=1):
+            supervisor.wait_for("ready", slot=SLOT, incarnation=incarnation)
+            server.offer("test.die", {"signal": number})
+            died = supervisor.wait_for("process ended", slot=SLOT, incarnation=incarnation)
+            assert (died["cause"], died["signal"]) == ("signal", number), number.name
+            assert died["self_made"] is (number in SELF_MADE), number.name
+        assert len(deadly) > 20
+        lives_on(supervisor, server, len(deadly) + 1)
+
+
+# --- what they leave, and what they take ---------------------------------------------------------------------------
+
+
+def test_forks_a_grandchild(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """What a handler leaves behind dies with its child, even from a session of its own."""
+    with supervising(tmp_path, server, "forks_a_grandchild") as supervisor:
+        child = supervisor.wait_for("process started", slot=SLOT)["pid"]
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.leave_behind", {})
+        left = psutil.Process(server.wait_for_report()["result"]["pid"])
+        assert left.is_running()
+        os.kill(child, signal.SIGKILL)
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        ended = supervisor.wait_for("ended a process that nobody ordered")
+        assert ended["pid"] == left.pid
+        assert seconds_between(died, ended) <= ROUND + BUSY
+        left.wait(PATIENCE)
+        lives_on(supervisor, server)
+
+
+def test_fills_its_output(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Output is read at once and never in the way of a beat, so the child is neither blocked nor called silent."""
+    with supervising(tmp_path, server, "fills_its_output") as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.print_a_lot", {})
+        assert server.wait_for_report()["result"] == {"written": 16 * 1024 * 1024}
+        lives_on(supervisor, server, incarnation=1)
+        assert list(supervisor.matching("event loop is silent")) == []
+        assert list(supervisor.matching("killing a process that hangs")) == []
