@@ -566,16 +566,6 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, problems: list[str]) 
             f"{path}.restart.backoff_min: expected at most backoff_max ({restart.backoff_max:g}s), "
             f"got {restart.backoff_min:g}s; lower it or raise backoff_max"
         )
-    # A limit that nothing enforces would be a promise nobody keeps.
-    problems.extend(
-        f"{path}.limits.{key}: expected {_toml(zero)}, because this version does not recycle children; remove the key"
-        for key, value, zero in (
-            ("max_jobs", limits.max_jobs, 0),
-            ("max_age", limits.max_age, "0s"),
-            ("max_memory", limits.max_memory, "0"),
-        )
-        if value
-    )
     return msgspec.structs.replace(pool, module_path=module_path)
 
 

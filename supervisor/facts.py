@@ -14,13 +14,12 @@ EndCause = Literal[
     "boot_timeout",
     "refused",
     "drained",
-    "recycled",
     "killed",
     "spawn_failed",
 ]
 """How an incarnation ended: by its own exit, by a signal of somebody else's, by the kernel for want of memory, killed
-because it was hung or did not boot in time, refused for good by the control plane, drained as asked, recycled as
-planned, killed in a stop, or never started."""
+because it was hung or did not boot in time, refused for good by the control plane, drained as asked (or as planned),
+killed in a stop, or never started."""
 
 HangClass = Literal["loop_blocked", "interpreter_stuck", "stopped", "uninterruptible", "not_progressing"]
 """Why a process does not do its work: its event loop is blocked while the interpreter runs, the interpreter itself is
@@ -152,6 +151,15 @@ class RestartScheduled(SlotFact, frozen=True):
 
     delay: float
     failures: int
+
+
+class ChildRecycled(SlotFact, frozen=True):
+    """A child that works is to be exchanged for a fresh one, because it reached a limit of its pool."""
+
+    reason: str
+    jobs_done: int
+    age: float
+    private_memory: int | None
 
 
 class ChildStuck(SlotFact, frozen=True):

@@ -171,6 +171,7 @@ class Fleet:
             steps += pool.tick(now, children_may_start=open_for_children)
         if self.phase is Phase.RUNNING:
             steps += self._decide_change(now) + self._drop_retired(now)
+            steps += [step for pool in self.pools for step in pool.recycle(self.grace, now)]
         if self.phase is Phase.DRAINING and all(pool.is_drained for pool in self.pools):
             steps += self._close(now)
         if self.phase is Phase.CLOSING and all(slot.is_over for slot in self.slots):

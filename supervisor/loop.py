@@ -8,20 +8,35 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from supervisor import journals
 from supervisor.child_settings import child_settings, mold_settings
 from supervisor.children import Children, Program
+from supervisor.commands import Commands
 from supervisor.config import Config
+from supervisor.control import Control
+from supervisor.control_messages import Reload
 from supervisor.exit_records import ExitRecords
-from supervisor.facts import ActionFailed, Fact, Listening, Noted, OutputDropped, Overslept
+from supervisor.facts import (
+    ActionFailed,
+    ChangeAdopted,
+    Commanded,
+    ControlListening,
+    Fact,
+    JournalAdopted,
+    Listening,
+    Noted,
+    OutputDropped,
+    Overslept,
+)
 from supervisor.fleet import CONTROL_PLANE_SLOT, Fleet, Phase
 from supervisor.log import LineWriter, Log
-from supervisor.memory import KillCounter
+from supervisor.memory import KillCounter, MemoryUse, Sampler
 from supervisor.metrics import Metrics
 from supervisor.oom import Blame
 from supervisor.ops import Ops
@@ -34,6 +49,7 @@ from supervisor.slots import (
     KeepEvidence,
     KillProcess,
     LoopBeat,
+    MemorySampled,
     SpawnFailed,
     SpawnProcess,
     Step,
@@ -50,6 +66,9 @@ OVERSLEPT = 2.0
 
 THOROUGH_SWEEP_INTERVAL = 10.0
 """Seconds between two searches for orphans that live, when no process ended meanwhile."""
+
+SAMPLING_ROUNDS = 15
+"""Rounds in which the memory of every process is looked at once."""
 
 _MOST_ROUNDS_AT_ONCE = 100
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -92,21 +111,31 @@ class Loop:
         self._expected = time.monotonic()
         self._kill_counter = KillCounter()
         self._blame = Blame()
+        self._sampler = Sampler(self._memory_found)
+        self._sampled: deque[str] = deque()
         self._swept_at = self._searched_at = self._fed_at = 0.0
         self._search = False
         self._dropped_told = 0
         self._status = ""
 
-    async def run(self) -> None:
-        """From the first process to the last. Raises CannotListenError."""
+    async def run(self, load: Callable[[], Config] | None = None) -> None:
+        """From the first process to the last. `load` reads the pool file anew, if there is one.
+
+        Raises CannotListenError.
+        """
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._unexpected)
         self._children = Children(self._loop, deliver=self._deliver, publish=self._publish, forward=self._log.forward)
         ops = Ops(self._fleet, self._metrics)
+        self._commands = Commands(
+            self._fleet, self._children, self._records, perform=self._ordered, publish=self._publish, load=load
+        )
+        control = Control(Path(self._settings.supervisor.runtime_dir), self._commands.handle, self._commanded)
         for note in self._settings.notes:
             self._publish(Noted(sentence=note))
         if self._settings.supervisor.listen:
             self._publish(Listening(address=await ops.start(self._settings.supervisor.listen)))
+        self._publish(ControlListening(path=await control.start()))
         for number in (*_STOP_SIGNALS, signal.SIGQUIT, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._signalled, number)
         self._notifier.ready("starting")
@@ -130,10 +159,19 @@ class Loop:
         self._signals.append(number)
         self._wake()
 
+    def _ordered(self, steps: list[Step]) -> None:
+        """What an operator's command brought about."""
+        self._perform(steps)
+        self._wake()
+
+    def _commanded(self, command: str, uid: int, exit_code: int) -> None:
+        if command not in ("status", "stacks"):
+            self._publish(Commanded(command=command, uid=uid, exit_code=exit_code))
+
     def _deliver(self, event: Event) -> None:
         self._events.append(event)
         # Beats are many and wait for the next round, which takes them before it looks at any deadline.
-        if not isinstance(event, LoopBeat | ThreadBeat):
+        if not isinstance(event, LoopBeat | ThreadBeat | MemorySampled):
             self._wake()
 
     def _wake(self) -> None:
@@ -208,15 +246,33 @@ class Loop:
         if not self._children.sweep(thorough=thorough):
             # A process that ended may have left orphans: they are looked for as soon as it can be told who is one.
             return
+        self._sample_memory()
         self._swept_at, self._search = now, False
         self._searched_at = now if thorough else self._searched_at
+
+    def _sample_memory(self) -> None:
+        """A few processes in a round, in turn: it costs the kernel a walk over all that a process has in memory."""
+        alive = {slot.name: slot for slot in self._fleet.slots if slot.beat_age(0.0) is not None}
+        if not self._sampled:
+            self._sampled.extend(alive)
+        few = [self._sampled.popleft() for _ in range(min(len(self._sampled), 1 + len(alive) // SAMPLING_ROUNDS))]
+        chosen = [alive[name] for name in few if name in alive]
+        if chosen:
+            self._sampler.ask([((slot.name, slot.incarnation), slot.pid) for slot in chosen if slot.pid is not None])
+
+    def _memory_found(self, key: tuple[str, int], use: MemoryUse) -> None:
+        """From the sampler's thread."""
+        event = MemorySampled(slot=key[0], incarnation=key[1], private=use.private, shared_fairly=use.shared_fairly)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._deliver, event)
 
     def _tell_status(self, now: float) -> None:
         if self._writer.dropped > self._dropped_told:
             self._publish(OutputDropped(lines=self._writer.dropped - self._dropped_told))
             self._dropped_told = self._writer.dropped
-        children = self._fleet.children
-        status = f"{self._fleet.phase.value}: {sum(c.is_working for c in children)} of {len(children)} workers ready"
+        working = sum(child.is_working for child in self._fleet.children)
+        wanted = sum(pool.workers for pool in self._fleet.running.pool)
+        status = f"{self._fleet.phase.value}: {min(working, wanted)} of {wanted} workers ready"
         if status != self._status:
             self._status = status
             self._notifier.status(status)

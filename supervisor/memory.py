@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import queue
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -56,6 +59,31 @@ def memory_of(pid: int) -> MemoryUse | None:
         return None
     swapped = sizes.get("SwapPss", 0)
     return MemoryUse(private=sizes["Private_Dirty"] + swapped, shared_fairly=sizes.get("Pss", 0) + swapped)
+
+
+class Sampler:
+    """Reads the memory of processes in a thread of its own: the kernel may make the reader wait for the process.
+
+    `found` is called from the thread with the given key and what was found.
+    """
+
+    def __init__(self, found: Callable[[tuple[str, int], MemoryUse], None]) -> None:
+        self._found = found
+        self._asked: queue.Queue[list[tuple[tuple[str, int], int]]] = queue.Queue(maxsize=1)
+        # Not joined at the end: it may wait in the kernel for as long as a stuck process is stuck.
+        threading.Thread(target=self._run, name="memory-sampler", daemon=True).start()
+
+    def ask(self, processes: list[tuple[tuple[str, int], int]]) -> None:
+        """Pairs of a key and a process id. Dropped while an earlier request waits: the next round asks again."""
+        with contextlib.suppress(queue.Full):
+            self._asked.put_nowait(processes)
+
+    def _run(self) -> None:
+        while True:
+            for key, pid in self._asked.get():
+                use = memory_of(pid)
+                if use is not None:
+                    self._found(key, use)
 
 
 def _counter_of(root: Path) -> Path | None:

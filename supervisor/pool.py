@@ -15,6 +15,8 @@ from itertools import count
 import msgspec
 
 from supervisor import config
+from supervisor.facts import ChildRecycled
+from supervisor.recycle import Recycler
 from supervisor.slots import AbandonSpawn, DeadlinePassed, Drain, Event, Kill, Slot, Start, State, Step
 from wire.pipe import PreviousEnd
 
@@ -80,6 +82,7 @@ class Pool:
         self._queue: list[str] = []
         self._successors: dict[str, str] = {}
         self._old_molds: list[Slot] = []
+        self._recycler = Recycler()
         self._past: dict[str, tuple[int, PreviousEnd | None]] = {}
         for number in range(1, 1 if on_trial else settings.workers + 1):
             self._add(number)
@@ -233,6 +236,27 @@ class Pool:
             if not planned and child.state is not State.EMPTY:
                 self._queue.append(slot)
 
+    def recycle(self, grace: float, now: float) -> list[Step]:
+        """Exchange children that reached a limit, never more at a time than the pool can spare."""
+        if not self.filling or self.trial is not None or self.is_rolling:
+            return []
+        missing = sum(child.state is not State.READY for child in self.staying)
+        steps: list[Step] = []
+        for child, reason in self._recycler.choose(self.staying, self.settings.limits, self.share - missing, now):
+            steps.append(
+                ChildRecycled(
+                    pool=self.name,
+                    slot=child.name,
+                    incarnation=child.incarnation,
+                    reason=reason,
+                    jobs_done=child.jobs_done,
+                    age=now - (child.ready_at or now),
+                    private_memory=child.private_memory,
+                )
+            )
+            self.replace([child.name], grace)
+        return steps
+
     def scale(self, workers: int, grace: float, now: float) -> list[Step]:
         """Another number of children: new ones under the lowest free numbers, or the highest ones drained."""
         self.settings = msgspec.structs.replace(self.settings, workers=workers)
@@ -312,6 +336,8 @@ class Pool:
             steps += self._order(self.mold, Start, now)
         if not children_may_start or self.mold.state is not State.READY:
             return steps
+        # A mass death must not become a mass start: those that had their turn before wait for some of their siblings.
+        room = max(1, self.share) - sum(child.is_starting for child in self.children if child.incarnation > 1)
         for child in self.children:
             # A child whose successor is on its way is not wanted back.
             unwanted = self.held | self.leaving | self._successors.keys()
@@ -319,6 +345,10 @@ class Pool:
                 if child.name in self._queue:
                     # It starts from the present mold anyway.
                     self._queue.remove(child.name)
+                if child.incarnation > 0:
+                    if room <= 0:
+                        continue
+                    room -= 1
                 steps += self._order(child, Start, now)
         return steps
 

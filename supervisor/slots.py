@@ -125,6 +125,13 @@ class ThreadBeat(Event, frozen=True):
     beat: Beat
 
 
+class MemorySampled(Event, frozen=True):
+    """Bytes: what its end would give back, and that with its share of what it has in common with others (PSS)."""
+
+    private: int
+    shared_fairly: int
+
+
 class SaidBye(Event, frozen=True):
     """The process's last words."""
 
@@ -176,6 +183,7 @@ EVENTS: tuple[type[Event], ...] = (
     BecameReady,
     LoopBeat,
     ThreadBeat,
+    MemorySampled,
     SaidBye,
     EvidenceKept,
     Died,
@@ -258,6 +266,8 @@ class Slot:
         self.incarnation = 0
         self.failures = 0
         self.crash_loop: CrashLoop | None = None
+        self.private_memory: int | None = None
+        self.shared_memory: int | None = None
         self.last_end: PreviousEnd | None = None
         self.pid: int | None = None
         self.beat: Beat | None = None
@@ -322,6 +332,16 @@ class Slot:
         return self.beat.jobs_in_hand if self.beat is not None else 0
 
     @property
+    def jobs_done(self) -> int:
+        """Of the present incarnation, whatever came of them."""
+        return self.beat.completed + self.beat.failed + self.beat.cancelled if self.beat is not None else 0
+
+    @property
+    def is_starting(self) -> bool:
+        """Made, and not yet at work: what a process costs its machine most for."""
+        return self.state in (State.SPAWNING, State.BOOTING)
+
+    @property
     def totals(self) -> Totals:
         """Over all incarnations, the present one included."""
         return self._totals if self.beat is None else self._totals.plus(self.beat)
@@ -366,6 +386,7 @@ class Slot:
         """A new incarnation with a clean record."""
         self.incarnation += 1
         self.pid = self.beat = self.bye = self.ready_at = self._kill_cause = self._hung = None
+        self.private_memory = self.shared_memory = None
         self.session = "starting"
         self.killed_in_stop = self._stop_asked = False
         self._asked_at = self._entered_at = self._loop_beat_at = self._thread_beat_at = now
@@ -408,6 +429,11 @@ class Slot:
         """Only the interpreter runs; its counters are as true as the loop's."""
         self._thread_beat_at = now
         self.beat = event.beat
+        return []
+
+    def note_memory(self, event: MemorySampled, _now: float) -> list[Step]:
+        """As of some seconds ago."""
+        self.private_memory, self.shared_memory = event.private, event.shared_fairly
         return []
 
     def note_heard_again(self, _event: Event, now: float) -> list[Step]:
@@ -557,7 +583,7 @@ class Slot:
             beat=self.beat,
         )
         self._totals = self.totals
-        self.beat = self.pid = None
+        self.beat = self.pid = self.private_memory = self.shared_memory = None
         return [died, *self._compare(died)]
 
     def _compare(self, died: ChildDied) -> list[Step]:
@@ -643,6 +669,7 @@ def _row_of_life(state: State, silent: State, awake: State, after_ready: State) 
         BecameReady: Cell(after_ready, (*again, Slot.note_ready)),
         LoopBeat: Cell(awake, (*again, Slot.note_beat)),
         ThreadBeat: Cell(state, (Slot.note_thread_beat,)),
+        MemorySampled: Cell(state, (Slot.note_memory,)),
         SaidBye: Cell(State.LEAVING, (Slot.note_bye,)),
         DeadlinePassed: late,
     }
@@ -656,6 +683,7 @@ def _row_of_stopping(state: State) -> dict[type[Event], Cell]:
         BecameReady: Cell(state, (Slot.note_ready,)),
         LoopBeat: Cell(state, (Slot.note_beat,)),
         ThreadBeat: Cell(state, (Slot.note_thread_beat,)),
+        MemorySampled: Cell(state, (Slot.note_memory,)),
         SaidBye: Cell(state, (Slot.note_bye,)),
     }
 
@@ -689,6 +717,7 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         **_orders(),
         LoopBeat: Cell(State.LEAVING, (Slot.note_beat,)),
         ThreadBeat: Cell(State.LEAVING, (Slot.note_thread_beat,)),
+        MemorySampled: Cell(State.LEAVING, (Slot.note_memory,)),
         DeadlinePassed: Cell(State.CONDEMNED, (Slot.condemn_as_hung,)),
     },
     State.DRAINING: {

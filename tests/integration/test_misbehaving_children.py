@@ -5,7 +5,7 @@ import datetime as dt
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +262,63 @@ def test_fills_its_output(tmp_path: Path, server: WorkerSocketServer) -> None:
         lives_on(supervisor, server, incarnation=1)
         assert list(supervisor.matching("event loop is silent")) == []
         assert list(supervisor.matching("killing a process that hangs")) == []
+
+
+def test_leaks_memory(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Exchanged for a fresh child when it holds too much, as planned: the fresh one is ready first, nothing failed."""
+    limits = LIMITS | {"max_memory": "64MiB"}
+    with supervising(tmp_path, server, "leaks_memory", limits=limits) as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.leak", {"mebibytes": 80})
+        recycling = supervisor.wait_for("recycling", slot=SLOT)
+        assert recycling["reason"] == "memory"
+        assert recycling["private_memory"] > 80 * 1024 * 1024
+        ready = supervisor.wait_for("ready", slot="default-2")
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert seconds_between(ready, died) >= 0
+        assert (died["cause"], died["self_made"]) == ("drained", False)
+        assert list(supervisor.matching("restart scheduled")) == []
+        assert supervisor.terminate() == 0
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Callable[[], None]]:
+    """This process is in a cgroup with 160 MiB, of whichever version there is, until what is yielded is called."""
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    name = f"mobius-test-{os.getpid()}"
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line.split(":", 2)[2] for line in groups if "memory" in line.split(":")[1].split(",")), None)
+    base = v1 / own.lstrip("/") if own is not None else v2 / groups[0].split(":", 2)[2].lstrip("/")
+    group = base / name
+    try:
+        group.mkdir()
+        (group / ("memory.max" if own is None else "memory.limit_in_bytes")).write_text(str(160 * 1024 * 1024))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def leave() -> None:
+        (base / "cgroup.procs").write_text(str(os.getpid()))
+
+    yield leave
+    leave()
+    group.rmdir()
+
+
+def test_out_of_memory(tmp_path: Path, server: WorkerSocketServer, little_memory: Callable[[], None]) -> None:
+    """The kernel's kill is told from a person's by the unit's counter, and counts as the child's own doing."""
+    with supervising(tmp_path, server, "leaks_memory", workers=2) as supervisor:
+        little_memory()
+        supervisor.wait_for("ready", slot=SLOT)
+        supervisor.wait_for("ready", slot="default-2")
+        os.kill(supervisor.wait_for("process started", slot="default-2")["pid"], signal.SIGKILL)
+        by_a_person = supervisor.wait_for("process ended", slot="default-2")
+        assert (by_a_person["cause"], by_a_person["self_made"]) == ("signal", False)
+        supervisor.wait_for("ready", slot="default-2", incarnation=2)
+        server.offer("test.leak", {"mebibytes": 400})
+        died = supervisor.wait_for("process ended", cause="out_of_memory")
+        assert (died["signal"], died["self_made"]) == (signal.SIGKILL, True)
+        supervisor.wait_for("ready", slot=died["slot"], incarnation=died["incarnation"] + 1)
+        assert supervisor.terminate() == 0

@@ -176,10 +176,6 @@ def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -
             "pool[0].restart.backoff_min: expected at most backoff_max (300s), got 600s; lower it or raise backoff_max",
         ),
         (
-            "[[pool]]\n[pool.limits]\nmax_jobs = 5",
-            "pool[0].limits.max_jobs: expected 0, because this version does not recycle children; remove the key",
-        ),
-        (
             "[control_plane]\nembedded = true\nlisten = '0.0.0.0:8780'\n[[pool]]",
             (
                 'control_plane.listen: expected an address of this machine alone, got "0.0.0.0:8780"; '

@@ -150,3 +150,17 @@ def test_kill_ends_everybody_at_once() -> None:
     story = Story()
     story.full()
     assert orders(story.pool.kill(story.now)) == [("KillProcess", "rig-1", 1), ("KillProcess", "rig-2", 1)]
+
+
+def test_a_mass_death_is_no_mass_start() -> None:
+    story = Story(workers=8)
+    story.full()
+    for child in story.pool.children:
+        story.dies(child.name)
+    assert story.tick() == [("SpawnProcess", "rig-1", 2), ("SpawnProcess", "rig-2", 2)]
+    assert story.tick() == []
+    story.happened(Spawned, "rig-1", pid=1)
+    assert story.tick() == []
+    story.happened(Booted, "rig-1", build="1")
+    # It need not be registered: an unreachable control plane must not keep the others from being there.
+    assert story.tick() == [("SpawnProcess", "rig-3", 2)]

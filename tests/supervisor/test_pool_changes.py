@@ -2,12 +2,24 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from supervisor import config
+from supervisor import config, facts
 from supervisor.config import Limits, Percent, PositiveDuration, Restart
 from supervisor.pool import Pool
-from supervisor.slots import AskToDrain, BecameReady, Booted, Died, Event, SaidBye, Spawned, SpawnProcess, State
+from supervisor.slots import (
+    AskToDrain,
+    BecameReady,
+    Booted,
+    Died,
+    Event,
+    LoopBeat,
+    SaidBye,
+    Spawned,
+    SpawnProcess,
+    State,
+)
 from wire import pipe
 
 GRACE = 30.0
@@ -267,3 +279,35 @@ def test_a_stop_in_the_middle_of_a_trial_reaches_everybody() -> None:
     assert story.pool.is_drained
     assert [slot for _, slot in orders(story.pool.close(story.now))] == ["mold:rig", "mold:rig:2"]
     assert story.tick() == []
+
+
+def beaten(story: Story, slot: str, *, jobs: int, in_hand: int = 0) -> None:
+    incarnation = story.pool.find(slot).incarnation
+    beat = pipe.Beat(slot=slot, incarnation=incarnation, source="loop", session="registered")
+    story.happened(LoopBeat, slot, beat=msgspec.structs.replace(beat, completed=jobs, jobs_in_hand=in_hand))
+
+
+def recycled(story: Story) -> list[str]:
+    return [step.slot for step in story.pool.recycle(GRACE, story.now) if isinstance(step, facts.ChildRecycled)]
+
+
+def test_children_that_reached_a_limit_are_exchanged_a_share_at_a_time() -> None:
+    story = Story(workers=4, unavailable=50)
+    story.pool.adjust(msgspec.structs.replace(story.settings, limits=Limits(max_jobs=10)), GRACE, story.now)
+    assert recycled(story) == []
+    for number in range(1, 5):
+        beaten(story, f"rig-{number}", jobs=10, in_hand=number % 2)
+    assert recycled(story) == ["rig-2", "rig-4"]
+    assert recycled(story) == []
+    assert sorted(story.until_rolled()) == ["rig-2", "rig-4"]
+    assert all(child.failures == 0 for child in story.pool.children)
+    story.now += 61.0
+    assert recycled(story) == ["rig-1", "rig-3"]
+
+
+def test_nothing_is_recycled_while_children_are_missing() -> None:
+    story = Story(workers=4, unavailable=25)
+    story.pool.adjust(msgspec.structs.replace(story.settings, limits=Limits(max_jobs=10)), GRACE, story.now)
+    beaten(story, "rig-1", jobs=10)
+    story.dies("rig-2", exit_code=1)
+    assert recycled(story) == []

@@ -25,6 +25,7 @@ from supervisor.slots import (
     Kill,
     KillProcess,
     LoopBeat,
+    MemorySampled,
     Registered,
     SaidBye,
     Slot,
@@ -62,7 +63,17 @@ REFUSED: dict[State, set[type[Event]]] = {
     # Not announced: it has no pidfd and no words yet; it is full, so it is not filled again.
     State.SPAWNING: set(EVENTS) - {Spawned, SpawnFailed, Drain, Kill, DeadlinePassed},
     # The first words are Hello, and beats follow them; Bye may stand in their place.
-    State.BOOTING: {Spawned, SpawnFailed, Start, Registered, BecameReady, LoopBeat, ThreadBeat, EvidenceKept},
+    State.BOOTING: {
+        Spawned,
+        SpawnFailed,
+        Start,
+        Registered,
+        BecameReady,
+        LoopBeat,
+        ThreadBeat,
+        MemorySampled,
+        EvidenceKept,
+    },
     # Announced and booted only once, and filled only when empty.
     State.CONNECTING: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
     State.CONNECTING_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
@@ -92,6 +103,7 @@ def event_of(kind: type[Event], incarnation: int = 1, **fields: Any) -> Any:
         SaidBye: {"bye": pipe.Bye(slot="rig-1", incarnation=1, reason="drained")},
         Died: {"exit_code": 0, "signal": None, "jitter": 0.5, "output": []},
         EvidenceKept: {"hung": HUNG},
+        MemorySampled: {"private": 3_000_000, "shared_fairly": 5_000_000},
         Drain: {"grace": 30.0},
     }
     return kind(slot="rig-1", incarnation=incarnation, **(defaults.get(kind, {}) | fields))
