@@ -55,6 +55,6 @@ def worker_instance_id(config: Config, slot: str, prefix: str) -> str:
     number = slot.rpartition("-")[2]
     if len(config.pool) > 1:
         return f"{prefix}-{slot}"
-    if config.plain_instance_id and config.pool[0].workers == 1:
+    if config.plain_instance_id and config.pool[0].workers == 1 and number == "1":
         return prefix
     return f"{prefix}-{number}"

@@ -204,6 +204,10 @@ class Children:
         """
         self._ask_stacks(self._live(slot), done)
 
+    def last_lines(self, slot: str) -> list[str]:
+        """The last lines that a slot's process wrote, oldest first; none without a process."""
+        return next((one.output.last_lines() for one in self._processes.values() if one.slot == slot), [])
+
     def _ask_stacks(self, process: Process, done: Callable[[str, str], None]) -> None:
         if process.stacks is None or process.pidfd < 0:
             done("", "only workers are asked")

@@ -266,15 +266,19 @@ class Config(Struct, frozen=True, kw_only=True):
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
     """Read, check and resolve a pool file. Raises ConfigurationError with every problem that was found."""
-    try:
-        document = tomli.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            [f"{path}: the pool file cannot be read ({error.strerror}); name an existing file with -c"]
-        ) from error
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError([f"{path}: expected a TOML file in UTF-8, but {_lower(error)}; correct it"]) from error
-    return build(document, path.resolve().parent, environ)
+    return build(_document(path), path.resolve().parent, environ)
+
+
+def runtime_directory(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Where the supervisor of a pool file has its control socket; without a file, where one has it by default.
+
+    Only that key is looked at: whoever gives a command need not be able to read the API key. Raises ConfigurationError.
+    """
+    if path is None:
+        return Path(_default_runtime_dir(environ))
+    section = _document(path).get("supervisor", {})
+    named = section.get("runtime_dir", "") if isinstance(section, dict) else ""
+    return path.resolve().parent / (named if isinstance(named, str) and named else _default_runtime_dir(environ))
 
 
 def build(document: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> Config:
@@ -313,6 +317,17 @@ def with_workers(config: Config, workers: int) -> Config:
             [f"--workers: expected a pool file with one pool, but it has {names}; set `workers` in each pool instead"]
         )
     return msgspec.structs.replace(config, pool=[msgspec.structs.replace(config.pool[0], workers=workers)])
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            [f"{path}: the pool file cannot be read ({error.strerror}); name an existing file with -c"]
+        ) from error
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigurationError([f"{path}: expected a TOML file in UTF-8, but {_lower(error)}; correct it"]) from error
 
 
 # --- tables and values -------------------------------------------------------------------------------------------
@@ -435,14 +450,17 @@ def _resolve_supervisor(
     state = environ.get("STATE_DIRECTORY", "").split(":")[0] or _under(
         environ.get("XDG_STATE_HOME"), home / ".local/state", "mobius-supervisor"
     )
-    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or _under(
-        environ.get("XDG_RUNTIME_DIR"), home / ".local/run", "mobius-supervisor"
-    )
     return msgspec.structs.replace(
         supervisor,
         log_level=log_level,
         state_dir=str(directory / (supervisor.state_dir or state)),
-        runtime_dir=str(directory / (supervisor.runtime_dir or runtime)),
+        runtime_dir=str(directory / (supervisor.runtime_dir or _default_runtime_dir(environ))),
+    )
+
+
+def _default_runtime_dir(environ: Mapping[str, str]) -> str:
+    return environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or _under(
+        environ.get("XDG_RUNTIME_DIR"), Path(environ.get("HOME") or "/") / ".local/run", "mobius-supervisor"
     )
 
 

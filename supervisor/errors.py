@@ -7,6 +7,8 @@ SupervisorError
  ├─ StateDirectoryError     73  the state directory cannot be made, or another supervisor holds it
  ├─ CannotListenError       73  an address is taken or not ours
  ├─ ControlPlaneStartError   *  the embedded control plane said by its exit code that it cannot start: the same code
+ ├─ NoSupervisorError       69  a command found no supervisor that takes it
+ ├─ ControlDeniedError      77  a command may not use the supervisor's socket
  └─ RefusedError            77  the control plane ended every worker for good, and nobody is there to mend it
 """
 
@@ -51,6 +53,18 @@ class CannotListenError(SupervisorError):
 
 class RefusedError(SupervisorError):
     """Every child was refused by the control plane, and the supervisor was told to end then."""
+
+    exit_code = 77
+
+
+class NoSupervisorError(SupervisorError):
+    """Nobody listens on the control socket, or whoever did ended before the answer."""
+
+    exit_code = 69
+
+
+class ControlDeniedError(SupervisorError):
+    """The control socket belongs to another user."""
 
     exit_code = 77
 

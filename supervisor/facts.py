@@ -116,7 +116,10 @@ class ChildBye(SlotFact, frozen=True):
 
 
 class ChildDied(SlotFact, frozen=True):
-    """The process is gone and reaped. `output` are its last lines, `beat` is its last beat."""
+    """The process is gone and reaped. `output` are its last lines, `beat` is its last beat.
+
+    `drained_for`: seconds since it was first asked to drain; None if it was not.
+    """
 
     cause: EndCause
     detail: str
@@ -130,6 +133,7 @@ class ChildDied(SlotFact, frozen=True):
     pid: int | None = None
     session: str = ""
     beat: Beat | None = None
+    drained_for: float | None = None
 
 
 class CrashLoop(SlotFact, frozen=True):
@@ -303,3 +307,10 @@ class Commanded(Fact, frozen=True):
     command: str
     uid: int
     exit_code: int
+
+
+class JournalAdopted(Fact, frozen=True):
+    """The next child of `slot` sends what is left in the journal of a slot that is gone."""
+
+    slot: str
+    journal: str

@@ -55,6 +55,7 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.ChangeAborted: ("error", "reload aborted: the settings and children from before stay"),
     facts.ChangeAdopted: ("info", "reload adopted"),
     facts.ControlListening: ("info", "taking commands"),
+    facts.JournalAdopted: ("info", "a journal was left: its reports are sent from here"),
     facts.Commanded: ("info", "command"),
     facts.Overslept: ("warning", "the supervisor itself was held up"),
     facts.OutputDropped: ("warning", "log lines were dropped: their reader is too slow"),
@@ -127,6 +128,10 @@ class Log:
             "journald": _journald,
         }
         self._render = renderers[log_format]
+
+    def set_level(self, level: str) -> None:
+        """Which lines are wanted from now on."""
+        self._threshold = _LEVELS[level]
 
     def publish(self, fact: Fact) -> None:
         """One line, if the fact has one and its level is wanted."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -100,8 +101,6 @@ class Loop:
         self._metrics = Metrics(
             fleet, build=fleet.build, clock=time.monotonic, dropped_lines=lambda: self._writer.dropped
         )
-        self._pools = {slot.name: pool.settings for pool in fleet.pools for slot in pool.slots}
-        self._molds = {child.name: pool.mold.name for pool in fleet.pools for child in pool.children}
         self._records = ExitRecords(Path(settings.supervisor.state_dir), self._complain)
         self._events: deque[Event] = deque()
         self._signals: deque[signal.Signals] = deque()
@@ -111,6 +110,8 @@ class Loop:
         self._expected = time.monotonic()
         self._kill_counter = KillCounter()
         self._blame = Blame()
+        # However short the service manager's patience is: two rounds fit into each interval in which it must hear of us.
+        self._round_interval = min(ROUND_INTERVAL, (notifier.watchdog_interval or math.inf) / 2)
         self._sampler = Sampler(self._memory_found)
         self._sampled: deque[str] = deque()
         self._swept_at = self._searched_at = self._fed_at = 0.0
@@ -146,6 +147,7 @@ class Loop:
         finally:
             self._notifier.stopping()
             ops.close()
+            control.close()
             self._children.close()
             self._records.close()
             self._kill_counter.close()
@@ -190,6 +192,7 @@ class Loop:
             self._attribute_kills(now)
             self._take_events(now)
             self._sweep(now)
+            self._commands.round_done()
             self._tell_status(now)
         except Exception as error:  # noqa: BLE001 - the last resort: one bad round must not end supervision
             self._unexpected(self._loop, {"message": "a round failed", "exception": error})
@@ -208,7 +211,8 @@ class Loop:
         while self._signals:
             number = self._signals.popleft()
             if number is signal.SIGHUP and not os.isatty(0):
-                self._publish(Noted(sentence="SIGHUP ignored: to apply a changed pool file, restart the supervisor"))
+                # Its outcome is told in the log, by facts.
+                self._reloading = self._loop.create_task(self._commands.handle(Reload()))
             elif number is signal.SIGQUIT:
                 self._perform(self._fleet.kill(number.name, now))
             else:
@@ -284,7 +288,7 @@ class Loop:
     def _schedule(self) -> None:
         """The next round is due at the next deadline, and within ROUND_INTERVAL anyway."""
         now = time.monotonic()
-        self._expected = max(now, min(self._fleet.next_deadline(), now + ROUND_INTERVAL))
+        self._expected = max(now, min(self._fleet.next_deadline(), now + self._round_interval))
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._expected - now, self._wake)
@@ -319,14 +323,20 @@ class Loop:
         if slot == CONTROL_PLANE_SLOT:
             self._children.start(slot, incarnation, "control_plane", self._control_plane_program())
             return
-        pool = self._pools[slot]
-        mold = self._molds.get(slot)
-        if mold is None:
+        settings, pool, mold = self._fleet.terms(slot)
+        if slot == mold:
             self._children.start(slot, incarnation, "mold", self._mold_program())
-            self._children.instruct(slot, incarnation, mold_settings(self._settings, pool))
-        else:
-            told = child_settings(self._settings, pool, slot, self._instance_prefix, action.previous_end)
-            self._children.fork(slot, incarnation, mold, told)
+            self._children.instruct(slot, incarnation, mold_settings(settings, pool))
+            return
+        told = child_settings(settings, pool, slot, self._instance_prefix, action.previous_end)
+        left = journals.adopt(Path(told.journal_path), self._slot_names()) if told.journal_path else None
+        if left is not None:
+            self._publish(JournalAdopted(slot=slot, journal=left.name))
+            told = msgspec.structs.replace(told, previous_end=None)
+        self._children.fork(slot, incarnation, mold, told)
+
+    def _slot_names(self) -> set[str]:
+        return {child.name for child in self._fleet.children}
 
     def _mold_program(self) -> Program:
         environ = {name: value for name, value in self._environ.items() if name != "MOBIUS_BOOTSTRAP_API_KEY"}
@@ -360,6 +370,8 @@ class Loop:
         self._metrics.publish(fact)
         self._records.publish(fact)
         self._log.publish(fact)
+        if isinstance(fact, ChangeAdopted):
+            self._log.set_level(self._fleet.settings.supervisor.log_level)
 
     def _complain(self, sentence: str) -> None:
         """Of the thread that writes exit records, which may not touch anything of the loop."""

@@ -1,0 +1,113 @@
+"""Status as text for people. No I/O. What a child wrote cannot steer a terminal: it is shown, not obeyed."""
+
+from typing import Any
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from supervisor.control_messages import FleetStatus, SlotDetail, SlotStatus
+
+_COLUMNS = ("SLOT", "STATE", "SESSION", "INC", "PID", "JOBS", "DONE", "FAILED", "BEAT", "LAG", "READY FOR", "PLAN")
+_COLOURS = {"ready": "green", "backoff": "red", "stuck": "red", "killed": "red", "draining": "yellow"}
+
+
+def headline(status: FleetStatus) -> str:
+    """One line about the whole."""
+    pools = ", ".join(
+        f"{pool.pool} {pool.working} of {pool.workers}{' (rolling)' if pool.rolling else ''}" for pool in status.pools
+    )
+    notes = [f"last reload {status.reload}"] if status.reload else []
+    notes += ["restart the service: its package was replaced"] if status.restart_needed else []
+    return "; ".join([f"{status.phase}, {'ready' if status.ready else 'not ready'}: {pools}", *notes])
+
+
+def rows(status: FleetStatus) -> list[tuple[str, ...]]:
+    """The titles, then a row for each slot."""
+    return [_COLUMNS, *(_row(slot) for slot in status.slots)]
+
+
+def aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """Columns of equal width, two spaces apart."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def live_table(status: FleetStatus) -> Table:
+    """For `top`."""
+    table = Table(title=plain(headline(status)), title_justify="left", box=None, pad_edge=False)
+    for title in _COLUMNS:
+        table.add_column(title)
+    for slot in status.slots:
+        cells = [Text(cell) for cell in _row(slot)]
+        cells[1].stylize(_COLOURS.get(slot.state, ""))
+        table.add_row(*cells)
+    return table
+
+
+def detail_lines(detail: SlotDetail) -> list[str]:
+    """One slot: its state, how the process before it ended, and what this one wrote last."""
+    fields = {name: value for name, value in msgspec.structs.asdict(detail.status).items() if value not in (None, "")}
+    width = max(len(name) for name in fields)
+    told = [f"{name.ljust(width)}  {_value(value)}" for name, value in fields.items()]
+    if detail.last_exit is not None:
+        told += ["", "last exit:", *_nested(detail.last_exit, "  ")]
+    if detail.output:
+        told += ["", "last output:", *(f"  {plain(line)}" for line in detail.output)]
+    return told
+
+
+def plain(text: str) -> str:
+    """One line without control characters."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def _row(slot: SlotStatus) -> tuple[str, ...]:
+    retry = f", again in {_seconds(slot.retry_in)}" if slot.retry_in else ""
+    return (
+        slot.slot,
+        slot.state + retry,
+        slot.session,
+        str(slot.incarnation),
+        _value(slot.pid),
+        str(slot.jobs_in_hand),
+        str(slot.completed),
+        str(slot.failed),
+        _seconds(slot.beat_age),
+        _seconds(slot.loop_lag),
+        _seconds(slot.ready_for),
+        slot.plan,
+    )
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    for limit, unit, size in ((1, "ms", 0.001), (120, "s", 1), (7200, "m", 60), (172800, "h", 3600)):
+        if value < limit:
+            return f"{value / size:.0f}{unit}"
+    return f"{value / 86400:.0f}d"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return plain(f"{value:.3f}" if isinstance(value, float) else str(value))
+
+
+def _nested(record: dict[str, Any], indent: str) -> list[str]:
+    """Keys and values, a list or a text of several lines one line each."""
+    told: list[str] = []
+    for key, value in record.items():
+        if value in (None, "", [], {}):
+            continue
+        if isinstance(value, dict):
+            told += [f"{indent}{plain(str(key))}:", *_nested(value, f"{indent}  ")]
+        elif isinstance(value, list) or (isinstance(value, str) and "\n" in value):
+            lines = value.splitlines() if isinstance(value, str) else [str(line) for line in value]
+            told += [f"{indent}{plain(str(key))}:", *(f"{indent}  {plain(line)}" for line in lines)]
+        else:
+            told.append(f"{indent}{plain(str(key))}: {_value(value)}")
+    return told
