@@ -110,7 +110,7 @@ class Loop:
         self._expected = time.monotonic()
         self._kill_counter = KillCounter()
         self._blame = Blame()
-        # However short the service manager's patience is: two rounds fit into each interval in which it must hear of us.
+        # However short the service manager's patience is, two rounds fit into it.
         self._round_interval = min(ROUND_INTERVAL, (notifier.watchdog_interval or math.inf) / 2)
         self._sampler = Sampler(self._memory_found)
         self._sampled: deque[str] = deque()

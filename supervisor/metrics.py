@@ -1,20 +1,30 @@
-"""Facts and the fleet's state -> Prometheus. Labels are pool and slot, never a pid."""
+"""Facts and the fleet's state -> Prometheus. Labels are pool, slot and a registered action, never a pid."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from supervisor import facts
 from supervisor.facts import Fact
 from supervisor.fleet import Fleet
+from supervisor.histograms import Histogram
 from supervisor.slots import Slot, State
+from wire.pipe import DURATION_BUCKETS, Beat
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SLOT = ("pool", "slot")
+_RESTARTS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_DETECTIONS = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0)
+_DRAINS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 class Metrics(Collector):
@@ -27,10 +37,12 @@ class Metrics(Collector):
         self._build = build
         self._clock = clock
         self._dropped_lines = dropped_lines
-        self._spawns: Counter[tuple[str, str]] = Counter()
-        self._exits: Counter[tuple[str, str, str]] = Counter()
-        self._hangs: Counter[tuple[str, str, str]] = Counter()
-        self._orphans = 0
+        self._counted: Counter[tuple[str, ...]] = Counter()
+        self._died_at: dict[str, float] = {}
+        self._restarts: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_RESTARTS))
+        self._detections: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_DETECTIONS))
+        self._drains: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_DRAINS))
+        self._jobs = _Jobs()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -40,13 +52,23 @@ class Metrics(Collector):
         """Count what is counted."""
         match fact:
             case facts.ChildSpawned():
-                self._spawns[fact.pool, fact.slot] += 1
+                self._counted["spawns", fact.pool, fact.slot] += 1
+            case facts.ChildReady():
+                died_at = self._died_at.pop(fact.slot, None)
+                if died_at is not None:
+                    self._restarts[fact.pool].observe(self._clock() - died_at)
             case facts.ChildDied():
-                self._exits[fact.pool, fact.slot, fact.cause] += 1
+                self._count_end(fact)
             case facts.ChildHung():
-                self._hangs[fact.pool, fact.slot, fact.hang or "unknown"] += 1
+                self._counted["hangs", fact.pool, fact.slot, fact.hang or "unknown"] += 1
+                if fact.why == "hung":
+                    self._detections[fact.pool].observe(fact.silent_for)
+            case facts.CrashLoop():
+                self._counted["crash_loops", fact.pool, fact.slot] += 1
+            case facts.ChildRecycled():
+                self._counted["recycles", fact.pool, fact.slot, fact.reason] += 1
             case facts.OrphanEnded():
-                self._orphans += 1
+                self._counted["orphans",] += 1
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -60,8 +82,23 @@ class Metrics(Collector):
         """Everything, as of now."""
         yield InfoMetricFamily("mobius_supervisor_build", "What runs.", value={"build": self._build})
         yield from self._by_pool()
-        yield from self._counted()
+        yield from self._counters()
+        yield from self._times()
         yield from self._by_slot()
+        yield from self._by_beat()
+        yield from self._jobs.collect(self._fleet.children)
+
+    def _count_end(self, died: facts.ChildDied) -> None:
+        self._counted["exits", died.pool, died.slot, died.cause] += 1
+        if not died.asked:
+            # A slot that fails again before it is ready is out of service since its first death.
+            self._died_at.setdefault(died.slot, self._clock())
+        else:
+            self._died_at.pop(died.slot, None)
+        if died.drained_for is not None:
+            self._drains[died.pool].observe(died.drained_for)
+        if died.beat is not None:
+            self._jobs.keep(died.pool, died.beat)
 
     def _by_pool(self) -> Iterable[Metric]:
         children = GaugeMetricFamily(
@@ -69,38 +106,58 @@ class Metrics(Collector):
         )
         slots = GaugeMetricFamily("mobius_pool_slots", "Wanted children of the pool.", labels=["pool"])
         capacity = GaugeMetricFamily("mobius_pool_job_capacity", "Jobs the pool can hold in flight.", labels=["pool"])
+        saturation = GaugeMetricFamily(
+            "mobius_pool_saturation_ratio", "Jobs in flight as a share of the pool's capacity.", labels=["pool"]
+        )
         for pool in self._fleet.pools:
             states = Counter(child.state for child in pool.children)
             for state in State:
                 children.add_metric([pool.name, state.value], states[state])
-            slots.add_metric([pool.name], len(pool.children))
-            capacity.add_metric([pool.name], len(pool.children) * pool.settings.concurrency)
-        yield from (children, slots, capacity)
+            places = pool.settings.workers * pool.settings.concurrency
+            slots.add_metric([pool.name], pool.settings.workers)
+            capacity.add_metric([pool.name], places)
+            saturation.add_metric([pool.name], sum(child.jobs_in_hand for child in pool.children) / places)
+        yield from (children, slots, capacity, saturation)
         if self._fleet.control_plane is not None:
             up = float(self._fleet.control_plane.is_working)
             yield GaugeMetricFamily("mobius_control_plane_up", "1 while the embedded control plane serves.", value=up)
 
-    def _counted(self) -> Iterable[Metric]:
-        spawns = CounterMetricFamily("mobius_slot_spawns", "Processes started for the slot.", labels=_SLOT)
-        for key, count in sorted(self._spawns.items()):
-            spawns.add_metric(key, count)
-        exits = CounterMetricFamily("mobius_slot_exits", "Processes of the slot that ended.", labels=[*_SLOT, "cause"])
-        for cause_key, count in sorted(self._exits.items()):
-            exits.add_metric(cause_key, count)
-        hangs = CounterMetricFamily("mobius_slot_hangs", "Processes killed for hanging.", labels=[*_SLOT, "class"])
-        for class_key, count in sorted(self._hangs.items()):
-            hangs.add_metric(class_key, count)
-        yield from (spawns, exits, hangs)
+    def _counters(self) -> Iterable[Metric]:
+        yield self._counter("spawns", "mobius_slot_spawns", "Processes started for the slot.")
+        yield self._counter("exits", "mobius_slot_exits", "Processes of the slot that ended.", "cause")
+        yield self._counter("hangs", "mobius_slot_hangs", "Processes killed for hanging.", "class")
+        yield self._counter("crash_loops", "mobius_slot_crash_loops", "Times that a crash loop was named.")
+        yield self._counter("recycles", "mobius_slot_recycles", "Children that reached a limit.", "reason")
         yield CounterMetricFamily(
-            "mobius_supervisor_orphans", "Processes left behind by handlers and ended.", value=self._orphans
+            "mobius_supervisor_orphans",
+            "Processes left behind by handlers and ended.",
+            value=self._counted["orphans",],
         )
         yield CounterMetricFamily(
             "mobius_supervisor_log_lines_dropped", "Log lines that nobody read in time.", value=self._dropped_lines()
         )
 
+    def _counter(self, kind: str, name: str, documentation: str, *more: str) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, documentation, labels=[*_SLOT, *more])
+        for (own, *labels), count in sorted(self._counted.items()):
+            if own == kind:
+                family.add_metric(labels, count)
+        return family
+
+    def _times(self) -> Iterable[Metric]:
+        for name, documentation, found in (
+            ("mobius_pool_restart_seconds", "From an unplanned death to the slot's next ready child.", self._restarts),
+            ("mobius_pool_hang_detection_seconds", "From the last beat to the decision to kill.", self._detections),
+            ("mobius_pool_drain_seconds", "From the request to drain to the child's end.", self._drains),
+        ):
+            family = HistogramMetricFamily(name, documentation, labels=["pool"])
+            for pool, histogram in sorted(found.items()):
+                family.add_metric([pool], histogram.buckets(), histogram.sum)
+            yield family
+
     def _by_slot(self) -> Iterable[Metric]:
         now = self._clock()
-        children = self._fleet.children
+        slots, children = self._fleet.slots, self._fleet.children
         yield _gauge("mobius_slot_jobs_in_hand", "Jobs the child holds.", children, lambda slot: slot.jobs_in_hand)
         yield _gauge(
             "mobius_slot_heartbeat_age_seconds",
@@ -109,23 +166,47 @@ class Metrics(Collector):
             lambda slot: slot.beat_age(now),
         )
         yield _gauge(
-            "mobius_slot_loop_lag_seconds",
-            "How late the child's last beat was.",
-            children,
-            lambda slot: slot.beat.loop_lag if slot.beat is not None else None,
-        )
-        yield _gauge(
-            "mobius_slot_reports_waiting",
-            "Reports in the child's journal that are not acknowledged.",
-            children,
-            lambda slot: slot.beat.reports_waiting if slot.beat is not None else None,
-        )
-        yield _gauge(
             "mobius_slot_restart_backoff_seconds",
             "Until the slot is filled again; 0 outside of a back-off.",
-            self._fleet.slots,
+            slots,
             lambda slot: slot.backoff_left(now),
         )
+        yield _gauge(
+            "mobius_slot_crash_loop",
+            "1 while the slot's processes end of the same fault again and again.",
+            slots,
+            lambda slot: float(slot.crash_loop is not None),
+        )
+        yield _gauge(
+            "mobius_slot_memory_private_bytes",
+            "What the process's end would give back.",
+            slots,
+            lambda slot: slot.private_memory,
+        )
+        yield _gauge(
+            "mobius_slot_memory_shared_bytes",
+            "Private memory and the process's share of what it has in common with others (PSS).",
+            slots,
+            lambda slot: slot.shared_memory,
+        )
+
+    def _by_beat(self) -> Iterable[Metric]:
+        children = self._fleet.children
+        for name, documentation, field in (
+            ("mobius_slot_loop_lag_seconds", "How late the child's last beat was.", "loop_lag"),
+            (
+                "mobius_slot_reports_waiting",
+                "Reports in the child's journal that are not acknowledged.",
+                "reports_waiting",
+            ),
+            ("mobius_slot_oldest_job_age_seconds", "Since the oldest job in hand was claimed.", "oldest_job_age"),
+            (
+                "mobius_slot_acknowledgement_age_seconds",
+                "Since the control plane last acknowledged anything.",
+                "last_acknowledgement_age",
+            ),
+        ):
+            yield _gauge(name, documentation, children, lambda slot, field=field: getattr(slot.beat, field, None))  # type: ignore[misc]
         finished = CounterMetricFamily(
             "mobius_slot_jobs_finished", "Jobs the slot's children finished.", labels=[*_SLOT, "outcome"]
         )
@@ -136,6 +217,47 @@ class Metrics(Collector):
                 finished.add_metric([*key, outcome], getattr(totals, outcome))
             reconnects.add_metric(key, totals.reconnects)
         yield from (finished, reconnects)
+
+
+class _Jobs:
+    """What came of jobs, by pool and action: of the processes that ended, and of those that live."""
+
+    def __init__(self) -> None:
+        self._outcomes: Counter[tuple[str, str, str]] = Counter()
+        self._durations: dict[tuple[str, str], Histogram] = {}
+
+    def keep(self, pool: str, beat: Beat) -> None:
+        """The last beat of a process counts for good."""
+        _add(self._outcomes, self._durations, pool, beat)
+
+    def collect(self, children: list[Slot]) -> Iterable[Metric]:
+        """As of now."""
+        outcomes = self._outcomes.copy()
+        durations = {key: histogram.copy() for key, histogram in self._durations.items()}
+        for child in children:
+            if child.beat is not None:
+                _add(outcomes, durations, child.pool, child.beat)
+        finished = CounterMetricFamily(
+            "mobius_pool_jobs_finished", "Jobs the pool finished.", labels=["pool", "action", "outcome"]
+        )
+        for key, count in sorted(outcomes.items()):
+            finished.add_metric(key, count)
+        duration = HistogramMetricFamily(
+            "mobius_pool_job_duration_seconds", "From a job's claim to its outcome.", labels=["pool", "action"]
+        )
+        for pool_action, histogram in sorted(durations.items()):
+            duration.add_metric(pool_action, histogram.buckets(), histogram.sum)
+        yield from (finished, duration)
+
+
+def _add(
+    outcomes: Counter[tuple[str, str, str]], durations: dict[tuple[str, str], Histogram], pool: str, beat: Beat
+) -> None:
+    for action, counts in beat.actions.items():
+        for outcome in ("completed", "failed", "cancelled"):
+            outcomes[pool, action, outcome] += getattr(counts, outcome)
+        histogram = durations.setdefault((pool, action), Histogram(DURATION_BUCKETS))
+        histogram.add(counts.durations, counts.seconds)
 
 
 def _gauge(

@@ -283,6 +283,7 @@ class Slot:
         self._loop_beat_at = 0.0
         self._thread_beat_at = 0.0
         self._drain_by = 0.0
+        self._drain_began = math.inf
         self._retry_at = 0.0
         self._kill_cause: EndCause | None = None
         self._hung: ChildHung | None = None
@@ -389,6 +390,7 @@ class Slot:
         self.private_memory = self.shared_memory = None
         self.session = "starting"
         self.killed_in_stop = self._stop_asked = False
+        self._drain_began = math.inf
         self._asked_at = self._entered_at = self._loop_beat_at = self._thread_beat_at = now
         return [SpawnProcess(slot=self.name, incarnation=self.incarnation, previous_end=self.last_end)]
 
@@ -473,6 +475,7 @@ class Slot:
     def drain(self, event: Drain, now: float) -> list[Step]:
         """Ask; a second, shorter grace wins over the first, a longer one does not."""
         drain_by = now + event.grace + DRAIN_MARGIN
+        self._drain_began = self._drain_began if self._stop_asked else now
         self._drain_by = min(self._drain_by, drain_by) if self._stop_asked else drain_by
         self._stop_asked = True
         return [AskToDrain(slot=self.name, incarnation=self.incarnation, grace=event.grace)]
@@ -581,6 +584,7 @@ class Slot:
             pid=self.pid,
             session=self.session,
             beat=self.beat,
+            drained_for=now - self._drain_began if self._drain_began < math.inf else None,
         )
         self._totals = self.totals
         self.beat = self.pid = self.private_memory = self.shared_memory = None

@@ -24,6 +24,14 @@ STACKS_SIGNAL = int(signal.SIGRTMAX) - 2
 """A process that catches this signal answers with the Python stacks of all its threads. A real-time signal, because
 handlers' libraries have uses of their own for SIGUSR1 and SIGUSR2."""
 
+DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+"""Upper bounds, in seconds, by which the durations of jobs are counted; what took longer has one place more."""
+
+MOST_ACTIONS = 64
+"""Actions that a beat tells apart; jobs of any further one are counted as OTHER_ACTIONS."""
+
+OTHER_ACTIONS = "other"
+
 SessionState = Literal["starting", "connecting", "registering", "registered", "draining", "ended"]
 
 
@@ -163,6 +171,17 @@ class Ready(Message, frozen=True, tag="child.ready"):
     incarnation: int
 
 
+class ActionCounts(Message, frozen=True):
+    """What came of one action's jobs. `durations` has one count for each of DURATION_BUCKETS and one for what is above,
+    not cumulated; `seconds` is the sum of them all, from claim to outcome."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    seconds: float = 0.0
+    durations: list[int] = msgspec.field(default_factory=list)
+
+
 class Beat(Message, frozen=True, tag="child.beat"):
     """Once a second, from both ticks. Counters are cumulative over the incarnation; ages are seconds."""
 
@@ -180,6 +199,7 @@ class Beat(Message, frozen=True, tag="child.beat"):
     failed: int = 0
     cancelled: int = 0
     handed_back: int = 0
+    actions: dict[str, ActionCounts] = msgspec.field(default_factory=dict)
 
 
 class Bye(Message, frozen=True, tag="child.bye"):

@@ -4,6 +4,7 @@ Nothing here reads a clock, draws a random number or does any I/O: `now` is mono
 in comments are those of the worker-socket contract.
 """
 
+import bisect
 import enum
 import math
 from collections import Counter
@@ -155,6 +156,31 @@ class _Job:
         self.lease_until = now + self.lease_duration
 
 
+class _Tally:
+    """What came of the jobs of one action."""
+
+    __slots__ = ("_durations", "_outcomes", "_seconds")
+
+    def __init__(self) -> None:
+        self._outcomes: Counter[str] = Counter()
+        self._durations = [0] * (len(pipe.DURATION_BUCKETS) + 1)
+        self._seconds = 0.0
+
+    def add(self, status: str, seconds: float) -> None:
+        self._outcomes[status] += 1
+        self._durations[bisect.bisect_left(pipe.DURATION_BUCKETS, seconds)] += 1
+        self._seconds += seconds
+
+    def counts(self) -> pipe.ActionCounts:
+        return pipe.ActionCounts(
+            completed=self._outcomes["completed"],
+            failed=self._outcomes["failed"],
+            cancelled=self._outcomes["cancelled"],
+            seconds=self._seconds,
+            durations=list(self._durations),
+        )
+
+
 class _Kept:
     """A report that is kept until it is settled. It holds its job's slot until `slot_until`, or (_NO_SLOT) none."""
 
@@ -179,6 +205,7 @@ class Session:
         self.settings = settings
         self.state = State.WAITING
         self.counts: Counter[str] = Counter()
+        self._tallies: dict[str, _Tally] = {}
         self.last_read = now
         """Set by the shell whenever bytes arrive; every read has a rolling deadline."""
         self._backoff = backoff
@@ -266,6 +293,7 @@ class Session:
             failed=self.counts["failed"],
             cancelled=self.counts["cancelled"],
             handed_back=self.counts["handed_back"],
+            actions={action: tally.counts() for action, tally in self._tallies.items()},
         )
 
     def next_deadline(self) -> float:
@@ -368,8 +396,20 @@ class Session:
             return []
         self._forget(job)
         self.counts[outcome.status] += 1
+        self._tally(job.action, outcome.status, now - job.claimed_at)
         frame = self._keep(job.id, job.token, outcome, now, slot_until=now + job.lease_duration)
         return [JournalReported(frame), *self._send_report(frame)]
+
+    def _tally(self, action: str, status: str, seconds: float) -> None:
+        """By names that we registered, never by what a server might call a job: they become labels of metrics."""
+        if action not in self.settings.actions or (
+            action not in self._tallies and len(self._tallies) >= pipe.MOST_ACTIONS - 1
+        ):
+            action = pipe.OTHER_ACTIONS
+        tally = self._tallies.get(action)
+        if tally is None:
+            tally = self._tallies[action] = _Tally()
+        tally.add(status, seconds)
 
     def code_returned(self, execution: int, now: float) -> list[Decision]:
         """Code that ran on past its outcome has returned at last."""

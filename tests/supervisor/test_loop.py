@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from supervisor import config, facts
 from supervisor.children import Children
 from supervisor.fleet import Fleet
 from supervisor.log import LineWriter, Log
-from supervisor.loop import OVERSLEPT, Loop
+from supervisor.loop import OVERSLEPT, ROUND_INTERVAL, Loop
 from supervisor.slots import BecameReady, Booted, Spawned, SpawnFailed, SpawnProcess, Start
 from supervisor.systemd import Notifier
 
@@ -108,3 +109,27 @@ async def test_a_round_that_fails_is_logged_and_the_next_one_is_due(
     assert told(loop).lines == [("error", "unexpected", {"what": "a round failed", "problem": "RuntimeError: a bug"})]
     assert loop._timer is not None
     loop._timer.cancel()
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(None, ROUND_INTERVAL), (30.0, ROUND_INTERVAL), (0.5, 0.25)])
+async def test_rounds_come_often_enough_for_the_watchdog(
+    tmp_path: Path, interval: float | None, expected: float
+) -> None:
+    settings = config.build({"pool": [{}], "supervisor": {"state_dir": "state"}}, tmp_path, {"MOBIUS_API_KEY": "mbx_t"})
+    writer = LineWriter(2)
+    loop = Loop(
+        settings,
+        fleet=Fleet(settings, "build"),
+        instance_prefix="box",
+        environ={},
+        log=Told(),
+        writer=writer,
+        notifier=Notifier("", interval),
+    )
+    loop._loop = asyncio.get_running_loop()
+    began = time.monotonic()
+    loop._schedule()
+    assert loop._timer is not None
+    loop._timer.cancel()
+    assert began + expected <= loop._expected <= time.monotonic() + expected
+    writer.close()

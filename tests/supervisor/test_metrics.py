@@ -1,12 +1,27 @@
 """Facts and the fleet's state as Prometheus text that its own parser accepts."""
 
+import shutil
+import subprocess
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from supervisor import config, facts
 from supervisor.fleet import Fleet
 from supervisor.metrics import Metrics
-from supervisor.slots import BecameReady, Booted, Died, Event, LoopBeat, Spawned, SpawnFailed, Start
+from supervisor.slots import (
+    BecameReady,
+    Booted,
+    DeadlinePassed,
+    Died,
+    Drain,
+    Event,
+    LoopBeat,
+    MemorySampled,
+    Spawned,
+    SpawnFailed,
+    Start,
+)
 from wire import pipe
 
 
@@ -107,6 +122,118 @@ def test_counters_survive_the_child_and_exits_have_a_cause() -> None:
     assert samples(story.metrics)["mobius_slot_exits_total", slot("rig-2", ("cause", "spawn_failed"))] == 1
 
 
+def busy_story() -> Story:
+    """Something of everything."""
+    story = Story()
+    first = {"slot": "rig-1", "incarnation": 1}
+    counts = pipe.ActionCounts(completed=2, failed=1, seconds=3.5, durations=[1, 0, 0, 0, 1, 0, 1])
+    beat = pipe.Beat(slot="rig-1", incarnation=1, source="loop", jobs_in_hand=2, actions={"mail.send": counts})
+    story.feed(
+        Start(slot="rig-1", incarnation=0),
+        Spawned(**first, pid=4711),
+        Booted(**first, build="build"),
+        BecameReady(**first),
+        LoopBeat(**first, beat=beat),
+        MemorySampled(**first, private=3_000_000, shared_fairly=5_000_000),
+    )
+    hung = {"pool": "rig", **first, "why": "hung", "silent_for": 45.0, "thread_silent_for": 0.1, "jobs_in_hand": 1}
+    for fact in (
+        facts.ChildHung(**hung, session="registered", hang="loop_blocked"),
+        facts.CrashLoop(pool="rig", **first, times=5, how="exit code 1", says="KeyError"),
+        facts.ChildRecycled(pool="rig", **first, reason="age", jobs_done=3, age=100.0, private_memory=None),
+        facts.OrphanEnded(pid=1),
+    ):
+        story.metrics.publish(fact)
+    return story
+
+
+def test_jobs_are_counted_by_action_and_outlive_the_process() -> None:
+    story = busy_story()
+    for _ in range(2):
+        found = samples(story.metrics)
+        mail = (("action", "mail.send"), ("pool", "rig"))
+        assert found["mobius_pool_jobs_finished_total", tuple(sorted([*mail, ("outcome", "failed")]))] == 1
+        assert found["mobius_pool_job_duration_seconds_count", mail] == 3
+        assert found["mobius_pool_job_duration_seconds_sum", mail] == 3.5
+        buckets = {
+            le: found["mobius_pool_job_duration_seconds_bucket", tuple(sorted([*mail, ("le", le)]))]
+            for le in ("0.005", "0.25", "0.5", "+Inf")
+        }
+        assert buckets == {"0.005": 1, "0.25": 1, "0.5": 2, "+Inf": 3}
+        story.feed(Died(slot="rig-1", incarnation=1, exit_code=None, signal=9, jitter=0.0, output=[]))
+
+
+def test_a_restart_is_timed_from_the_first_death_to_the_next_ready_child() -> None:
+    story = busy_story()
+    pool = (("pool", "rig"),)
+    story.feed(Died(slot="rig-1", incarnation=1, exit_code=None, signal=9, jitter=0.0, output=[]))
+    for incarnation, last in ((2, False), (3, True)):
+        story.now += 0.5
+        again = {"slot": "rig-1", "incarnation": incarnation}
+        story.feed(DeadlinePassed(slot="rig-1", incarnation=incarnation - 1))
+        story.feed(
+            Start(slot="rig-1", incarnation=incarnation - 1), Spawned(**again, pid=2), Booted(**again, build="b")
+        )
+        story.feed(BecameReady(**again) if last else Died(**again, exit_code=1, signal=None, jitter=0.0, output=[]))
+    found = samples(story.metrics)
+    assert found["mobius_pool_restart_seconds_count", pool] == 1
+    assert found["mobius_pool_restart_seconds_sum", pool] == 1.0
+
+
+def test_times_of_hangs_and_drains() -> None:
+    story = busy_story()
+    story.feed(Drain(slot="rig-1", incarnation=1, grace=30.0))
+    story.now += 2.0
+    story.feed(Died(slot="rig-1", incarnation=1, exit_code=0, signal=None, jitter=0.0, output=[]))
+    found = samples(story.metrics)
+    pool = (("pool", "rig"),)
+    assert found["mobius_pool_drain_seconds_sum", pool] == 2.0
+    assert found["mobius_pool_hang_detection_seconds_sum", pool] == 45.0
+    assert found["mobius_slot_hangs_total", slot("rig-1", ("class", "loop_blocked"))] == 1
+    assert found["mobius_slot_recycles_total", slot("rig-1", ("reason", "age"))] == 1
+    assert found["mobius_slot_crash_loops_total", slot("rig-1")] == 1
+
+
+def test_memory_and_saturation() -> None:
+    found = samples(busy_story().metrics)
+    assert found["mobius_slot_memory_private_bytes", slot("rig-1")] == 3_000_000
+    assert found["mobius_slot_memory_shared_bytes", slot("rig-1")] == 5_000_000
+    assert found["mobius_pool_saturation_ratio", (("pool", "rig"),)] == 2 / 8
+
+
+UNITS = ("_seconds", "_bytes", "_ratio")
+COUNTS = ("children", "slots", "capacity", "up", "in_hand", "waiting", "crash_loop")
+
+
+def test_names_say_kind_and_unit() -> None:
+    """The rules of `promtool check metrics`, and that what has no unit is a count of things."""
+    for family in text_string_to_metric_families(busy_story().metrics.render().decode()):
+        if not family.name.startswith("mobius_"):
+            continue
+        assert family.documentation.endswith("."), family.name
+        shown = {sample.name for sample in family.samples}
+        match family.type:
+            case "counter":
+                assert all(name.endswith("_total") for name in shown), family.name
+            case "histogram":
+                assert family.name.endswith("_seconds")
+            case "gauge":
+                named = family.name.endswith((*UNITS, *COUNTS)) or family.name == "mobius_supervisor_build_info"
+                assert named, family.name
+                assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
+            case other:
+                raise AssertionError(f"{family.name}: {other}")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian package prometheus) is not installed")
+def test_promtool_accepts_it() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=busy_story().metrics.render(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_no_label_names_a_process() -> None:
-    labels = {name for _, pairs in samples(Story().metrics) for name, _ in pairs}
-    assert labels <= {"build", "pool", "slot", "state", "outcome", "cause", "class", "generation"}
+    labels = {name for _, pairs in samples(busy_story().metrics) for name, _ in pairs}
+    own = {"build", "pool", "slot", "state", "outcome", "cause", "class", "reason", "action", "le"}
+    assert labels <= own | {"generation"}

@@ -2,10 +2,11 @@
 
 import math
 
+import msgspec
 import pytest
 
 from tests.support.session_driver import DONE, SessionDriver, claimed_job
-from wire import frames
+from wire import frames, pipe
 from worker_child.decisions import (
     Announce,
     CancelJob,
@@ -670,3 +671,31 @@ def test_the_beat_says_what_the_session_does() -> None:
     driver.lose().register()
     beat = driver.session.beat(driver.now)
     assert (beat.failed, beat.completed, beat.jobs_in_hand, beat.reports_waiting, beat.reconnects) == (1, 0, 0, 1, 1)
+
+
+# --- what the supervisor is told -----------------------------------------------------------------------------------
+
+
+def test_jobs_are_counted_by_action_and_duration() -> None:
+    driver = with_job()
+    driver.wait(0.3)
+    driver.finish(1)
+    counts = driver.session.beat(driver.now).actions["work"]
+    assert (counts.completed, counts.failed, counts.seconds) == (1, 0, pytest.approx(0.3))
+    assert counts.durations.index(1) == pipe.DURATION_BUCKETS.index(0.5)
+
+
+def test_a_server_cannot_make_up_names_of_actions() -> None:
+    session = with_job().session
+    session.settings = msgspec.structs.replace(
+        session.settings, actions={f"action-{number}": ActionTerms() for number in range(100)}
+    )
+    session._tally("made up", "completed", 1.0)
+    for number in range(100):
+        session._tally(f"action-{number}", "failed", 1.0)
+    told = session.beat(0.0).actions
+    assert len(told) <= pipe.MOST_ACTIONS
+    assert told[pipe.OTHER_ACTIONS].completed == 1
+    assert sum(counts.failed for counts in told.values()) == 100
+    beat = pipe.Beat(slot="x" * 80, incarnation=10**9, source="loop", actions=told)
+    assert len(pipe.encode(beat)) < pipe.MAX_MESSAGE
