@@ -64,6 +64,11 @@ def test_commands() -> None:
     assert sorted(listed) == sorted(leaf_commands(mobius, "mobius"))
 
 
+def test_commands_of_the_supervisor() -> None:
+    listed = [cell.strip("`") for cell in first_cells(section("<!-- commands of mobius-supervisor -->"))]
+    assert sorted(listed) == sorted(leaf_commands(supervisor.__main__.cli, "mobius-supervisor"))
+
+
 def options(command: click.Command) -> set[str]:
     own = {option for one in command.params for option in one.opts if option.startswith("--")}
     if isinstance(command, click.Group):
@@ -116,7 +121,8 @@ def test_signals() -> None:
     listed = set(re.findall(r"SIG[A-Z]+", "\n".join(first_cells(section("**Signals of `mobius-supervisor`")))))
     text = (ROOT / "supervisor" / "loop.py").read_text()
     handled = set(re.findall(r"signal\.(SIG[A-Z]+)\b", text))
-    assert listed == {name for name in handled if hasattr(signal, name)}
+    # Nobody can handle a kill: the name stands there for how children died.
+    assert listed == {name for name in handled if hasattr(signal, name)} - {"SIGKILL"}
 
 
 def test_make_has_the_targets_that_are_named() -> None:

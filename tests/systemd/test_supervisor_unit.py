@@ -108,6 +108,37 @@ def test_a_wrong_configuration_is_said_once_and_not_tried_again(
     assert any(sentence in message(entry) for entry in machine.journal(SUPERVISOR))
 
 
+def test_a_reload_ends_when_the_file_is_adopted_and_fails_when_it_is_refused(
+    supervisor: Machine, control_plane: ControlPlane
+) -> None:
+    run, holding = start_with_a_job_in_hand(supervisor, control_plane, "hold-a-program")
+    main = main_process(supervisor)
+    supervisor.write("/etc/mobius/pool.toml", POOL_FILE.replace("workers = 2", "workers = 2\nconcurrency = 3"))
+    supervisor.run("systemctl", "reload", SUPERVISOR, timeout=90)
+    supervisor.wait_for(SUPERVISOR, says("reload adopted "), after=holding["__CURSOR"])
+    supervisor.write("/etc/mobius/pool.toml", POOL_FILE.replace("workers", "wrokers"))
+    assert supervisor.run("systemctl", "reload", SUPERVISOR, check=False).returncode != 0
+    refused = supervisor.wait_for(SUPERVISOR, says("reload refused"))
+    assert "pool[0].wrokers" in message(refused)
+    shown = supervisor.show(SUPERVISOR, "ActiveState", "MainPID")
+    assert shown == {"ActiveState": "active", "MainPID": main}
+    release(supervisor)
+    supervisor.wait_for(SUPERVISOR, says("process ended", "slot=default-1 ", "cause=drained "))
+    supervisor.wait_for(SUPERVISOR, says("process ended", "slot=default-2 ", "cause=drained "))
+    assert control_plane.attempts(run) == [1]
+
+
+def test_root_needs_no_path_to_ask_the_service(supervisor: Machine) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-2 "))
+    asked = supervisor.run("env", "HOME=/root", "/opt/mobius/bin/mobius-supervisor", "status")
+    assert "default-2" in asked.stdout
+    other = supervisor.run(
+        "setpriv", "--reuid=nobody", "--clear-groups", "/opt/mobius/bin/mobius-supervisor", "status", check=False
+    )
+    assert other.returncode in (69, 77)
+
+
 def test_a_stop_waits_for_the_job_in_hand(supervisor: Machine, control_plane: ControlPlane) -> None:
     run, holding = start_with_a_job_in_hand(supervisor, control_plane, "hold-a-program")
     supervisor.run("systemctl", "stop", "--no-block", SUPERVISOR)
