@@ -166,6 +166,9 @@ class Mold:
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
+            if os.getppid() != spawn.supervisor_pid:
+                # Nobody is left who would end what a handler left behind.
+                _end_descendants(os.getpid())
             # Not sys.exit: the frames below belong to the mold, and a handler's stuck thread would be waited for.
             os._exit(code)
 
@@ -197,6 +200,15 @@ def _reset_signals() -> None:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _end_descendants(pid: int) -> None:
+    """Every process below this one, whatever session it is in; what has cut its ties to us cannot be known."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                _end_descendants(int(child))
+                os.kill(int(child), signal.SIGKILL)
 
 
 def _threads(at_most: int | None = None) -> int:

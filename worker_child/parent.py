@@ -2,7 +2,8 @@
 
 The loop's beat says that the event loop runs; the thread's beat says that the interpreter does. Together they tell a
 blocked loop from a stuck interpreter. Every loop beat re-arms faulthandler's timer, which ends a process whose
-interpreter is stuck, with its stacks, even when no supervisor is left to do it.
+interpreter is stuck, with its stacks, even when no supervisor is left to do it; when none is left, it is set once more
+and then bounds the rest of the child's life.
 """
 
 import asyncio
@@ -48,6 +49,7 @@ class Parent:
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 0.0
+        self._orphaned = False
         self._hang_after = spawn.settings.hang_limit + spawn.settings.drain_grace
         self._thread = threading.Thread(target=self._beat_from_thread, name="supervisor-beat", daemon=True)
 
@@ -118,7 +120,8 @@ class Parent:
             self._beat(now), slot=self._spawn.slot, incarnation=self._spawn.incarnation, source="loop", loop_lag=lag
         )
         self.say(self._last)
-        faulthandler.dump_traceback_later(self._hang_after, exit=True)
+        if not self._orphaned:
+            faulthandler.dump_traceback_later(self._hang_after, exit=True)
         self._timer = loop.call_later(BEAT_INTERVAL, self._beat_from_loop, loop)
 
     def _beat_from_thread(self) -> None:
@@ -147,6 +150,9 @@ class Parent:
         if not data:
             loop.remove_reader(self._channel.fileno())
             _silence_output()
+            # Set for the last time: nobody is left to end a child that beats on and does not get done with its drain.
+            self._orphaned = True
+            faulthandler.dump_traceback_later(self._hang_after, exit=True)
             orders.stop("the supervisor is gone")
             return
         try:
