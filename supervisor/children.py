@@ -39,7 +39,6 @@ from supervisor.stacks import StacksReader
 from wire import pipe
 
 _PR_SET_CHILD_SUBREAPER = 36
-_MESSAGES_A_ROUND = 64
 _TRACED_RETRY = 0.1
 _random = random.SystemRandom()
 
@@ -95,6 +94,8 @@ class Children:
         self._publish = publish
         self._forward = forward
         self._processes: dict[tuple[str, int], Process] = {}
+        # One for all: a new one for each message would cost more than the message.
+        self._buffer = bytearray(pipe.MAX_MESSAGE)
         # Whoever started us may have left children of its own to us (exec keeps them); they are not ours to end.
         self._inherited = frozenset(children_of(os.getpid()))
 
@@ -260,7 +261,7 @@ class Children:
         if process.pidfd < 0:
             return
         self._kill_group(process)
-        self._read_messages(process, limit=None)
+        self._read_messages(process)
         process.output.drain()
         try:
             result = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
@@ -312,28 +313,39 @@ class Children:
     # --- hearing -------------------------------------------------------------------------------------------------
 
     def _channel_readable(self, process: Process) -> None:
-        self._read_messages(process, limit=_MESSAGES_A_ROUND)
+        # One: another that waits wakes the loop again, after the other children had their turn.
+        self._read_message(process)
 
-    def _read_messages(self, process: Process, *, limit: int | None) -> None:
-        """Everything that waits in the pipe, or `limit` messages of it: one child must not hold up the others."""
-        while process.channel.fileno() >= 0 and (limit is None or limit > 0):
-            try:
-                data = process.channel.recv(pipe.MAX_MESSAGE)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._loop.remove_reader(process.channel.fileno())
-                return
-            try:
-                if process.kind == "mold":
-                    self._hear_mold(process, pipe.decode_from_mold(data))
-                else:
-                    self._hear(process, pipe.decode_from_child(data))
-            except pipe.PipeMessageError as error:
-                self._tell(MessageRefused, process, problem=str(error))
-            limit = None if limit is None else limit - 1
+    def _read_messages(self, process: Process) -> None:
+        """Everything that waits in the pipe."""
+        while self._read_message(process):
+            pass
+
+    def _read_message(self, process: Process) -> bool:
+        """One message, if one waits; whether there may be more."""
+        if process.channel.fileno() < 0:
+            return False
+        try:
+            size = process.channel.recv_into(self._buffer)
+        except BlockingIOError:
+            return False
+        except OSError:
+            size = 0
+        data = bytes(memoryview(self._buffer)[:size])
+        if not data:
+            self._loop.remove_reader(process.channel.fileno())
+            return False
+        self._read(process, data)
+        return True
+
+    def _read(self, process: Process, data: bytes) -> None:
+        try:
+            if process.kind == "mold":
+                self._hear_mold(process, pipe.decode_from_mold(data))
+            else:
+                self._hear(process, pipe.decode_from_child(data))
+        except pipe.PipeMessageError as error:
+            self._tell(MessageRefused, process, problem=str(error))
 
     def _hear(self, process: Process, message: pipe.FromChild) -> None:
         """The pipe says who speaks; what a message says of its sender is not needed."""

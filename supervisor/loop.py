@@ -68,7 +68,7 @@ OVERSLEPT = 2.0
 THOROUGH_SWEEP_INTERVAL = 10.0
 """Seconds between two searches for orphans that live, when no process ended meanwhile."""
 
-SAMPLING_ROUNDS = 15
+SAMPLING_ROUNDS = 30
 """Rounds in which the memory of every process is looked at once."""
 
 _MOST_ROUNDS_AT_ONCE = 100

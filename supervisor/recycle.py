@@ -23,6 +23,8 @@ Reason = Literal["jobs", "age", "memory"]
 
 def due(slot: Slot, limits: Limits, now: float) -> Reason | None:
     """Why the slot's child is to be exchanged; None if it is not."""
+    if not (limits.max_jobs or limits.max_age or limits.max_memory):
+        return None
     if slot.state is not State.READY or slot.ready_at is None:
         return None
     own = 1.0 - SPREAD * _spread(slot)
