@@ -109,7 +109,7 @@ class Commands:
         if dry_run:
             plan = self._fleet.plan(wanted)
             return Answer(exit_code=REFUSED if plan.refused else 0, **_told(plan))  # type: ignore[arg-type]
-        busy = self._fleet.busy()
+        busy = self._fleet.busy(wanted)
         if busy:
             return self._refuse([busy], exit_code=BUSY)
         allow_files_for(sum(pool.workers for pool in (*wanted.pool, *self._fleet.running.pool)))

@@ -26,7 +26,7 @@ from supervisor.facts import (
     DrainStarted,
     EventRefused,
 )
-from supervisor.pool import Pool
+from supervisor.pool import Past, Pool
 from supervisor.slots import Booted, DeadlinePassed, Died, Drain, Event, SaidBye, Slot, Start, State, Step
 
 CONTROL_PLANE_SLOT = "control-plane"
@@ -72,7 +72,8 @@ class Fleet:
         self.build_skew = False
         self.phase = Phase.RUNNING
         self.error: SupervisorError | None = None
-        self.pools = [Pool(pool) for pool in settings.pool]
+        self._past: Past = {}
+        self.pools = [Pool(pool, past=self._past) for pool in settings.pool]
         self.control_plane = (
             Slot(CONTROL_PLANE_SLOT, "", "control_plane", config.Limits(), config.Restart())
             if settings.control_plane.embedded
@@ -205,15 +206,18 @@ class Fleet:
     def plan(self, wanted: config.Config) -> reload.Plan:
         """What a reload to `wanted` would do."""
         slots = {pool.name: [child.name for child in pool.staying] for pool in self.pools if not pool.retired}
-        return reload.plan(self.running, wanted, slots)
+        rolling = {pool.name for pool in self.pools if pool.is_rolling}
+        return reload.plan(self.running, wanted, slots, rolling)
 
-    def busy(self) -> str:
-        """Why nothing can be changed now; empty when it can."""
+    def busy(self, wanted: config.Config | None = None) -> str:
+        """Why nothing can be changed now, or not to `wanted`; empty when it can."""
         if self.phase is not Phase.RUNNING:
             return f"the supervisor is {self.phase.value}"
         if self.change is not None and self.change.outcome == "trying":
             return "a reload is under way; ask again when it is done"
-        return ""
+        names = {pool.name for pool in wanted.pool} if wanted is not None else set()
+        ending = [pool.name for pool in self.pools if pool.retired and pool.name in names]
+        return f"pool {ending[0]} was given up and still ends; ask again when it is gone" if ending else ""
 
     def begin_change(self, wanted: config.Config, now: float) -> tuple[Change, list[Step]]:
         """Try new settings out. Not while `busy`. What runs is touched only when the first new children are ready."""
@@ -225,7 +229,7 @@ class Fleet:
         settings = {pool.name: pool for pool in wanted.pool}
         for planned in change.plan.pools:
             if planned.action == "start":
-                self.pools.append(Pool(settings[planned.name], on_trial=True))
+                self.pools.append(Pool(settings[planned.name], on_trial=True, past=self._past))
             if planned.needs_new_mold:
                 steps += self._pool(planned.name).try_out(settings[planned.name], self.grace, now)
         return change, steps
@@ -268,6 +272,8 @@ class Fleet:
         steps: list[Step] = []
         for pool in [pool for pool in self.pools if pool.retired and pool.is_drained]:
             if pool.is_over:
+                for slot in pool.slots:
+                    pool.remember(slot)
                 self.pools.remove(pool)
             else:
                 steps += pool.close(now)

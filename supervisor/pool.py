@@ -33,6 +33,10 @@ def slot_number(slot: str) -> int:
     return int(slot.rpartition("-")[2])
 
 
+Past = dict[str, tuple[int, PreviousEnd | None]]
+"""Slots that are gone: their last incarnation, and how it ended."""
+
+
 class Trial:
     """New settings with a mold and the first children of their own. `failure` says why they are not taken."""
 
@@ -66,13 +70,14 @@ class Trial:
 class Pool:
     """Wanted against actual. `filling` is false once the pool is being stopped, and before it was ever taken on."""
 
-    def __init__(self, settings: config.Pool, *, on_trial: bool = False) -> None:
+    def __init__(self, settings: config.Pool, *, on_trial: bool = False, past: Past | None = None) -> None:
         self.settings = settings
         self.name = settings.name
         self.filling = not on_trial
         self.retired = False
         self.trial: Trial | None = None
-        self.mold = _mold(mold_slot_name(self.name), settings)
+        self._past: Past = {} if past is None else past
+        self.mold = self._remembered(_mold(mold_slot_name(self.name), settings))
         self.children: list[Slot] = []
         self.held: set[str] = set()
         """Slots that were drained by hand and stay empty until they are asked for."""
@@ -80,10 +85,10 @@ class Pool:
         """Slots that go when their child has ended."""
         self._grace = 0.0
         self._queue: list[str] = []
+        self._interrupted: list[str] = []
         self._successors: dict[str, str] = {}
         self._old_molds: list[Slot] = []
         self._recycler = Recycler()
-        self._past: dict[str, tuple[int, PreviousEnd | None]] = {}
         for number in range(1, 1 if on_trial else settings.workers + 1):
             self._add(number)
 
@@ -157,7 +162,8 @@ class Pool:
             return f"to be replaced by {self._successors[slot]}"
         if slot in self._queue:
             return "to be replaced"
-        return ""
+        replaced = next((old for old, new in self._successors.items() if new == slot), "")
+        return f"replaces {replaced}" if replaced else ""
 
     # --- what happens by itself ----------------------------------------------------------------------------------
 
@@ -232,8 +238,7 @@ class Pool:
         for slot in slots:
             child = self.find(slot)
             self.held.discard(slot)
-            planned = slot in self.leaving or slot in self._queue or slot in self._successors
-            if not planned and child.state is not State.EMPTY:
+            if not self.role(slot) and child.state is not State.EMPTY:
                 self._queue.append(slot)
 
     def recycle(self, grace: float, now: float) -> list[Step]:
@@ -279,8 +284,8 @@ class Pool:
     def try_out(self, settings: config.Pool, grace: float, now: float) -> list[Step]:
         """Start a mold and the first children with new settings. What runs is not touched."""
         self._grace = grace
-        steps = self._cancel_exchange(grace, now)
-        if self.mold.incarnation > 0:
+        steps = self._interrupt_exchange(grace, now)
+        if self.filling:
             taken = {mold.name for mold in self.molds}
             name = next(name for name in (mold_slot_name(self.name, n) for n in count(1)) if name not in taken)
             mold = self._remembered(_mold(name, settings))
@@ -300,6 +305,7 @@ class Pool:
             self._old_molds.append(self.mold)
             self.mold = trial.mold
         self.held.clear()
+        self._interrupted.clear()
         new = {child.name for child in trial.children}
         old = [child for child in self.staying if child.name not in new]
         steps: list[Step] = []
@@ -321,12 +327,19 @@ class Pool:
             return []
         self._end_trial()
         steps = [step for child in trial.children for step in self._leave(child, grace, now)]
+        # What an earlier change had begun goes on.
+        self.replace([slot for slot in self._interrupted if self.owns(slot)], grace)
+        self._interrupted.clear()
         return steps + self._drain(trial.mold, 0.0, now)
 
     def retire(self, grace: float, now: float) -> list[Step]:
         """The pool is wanted no more."""
         self.retired = True
         return self.drain(grace, now)
+
+    def remember(self, slot: Slot) -> None:
+        """A slot is about to go; its name may come back."""
+        self._past[slot.name] = (slot.incarnation, slot.last_end)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
@@ -355,7 +368,7 @@ class Pool:
     def _exchange(self, now: float, *, children_may_start: bool) -> list[Step]:
         steps: list[Step] = []
         for old, new in list(self._successors.items()):
-            if not self.owns(old):
+            if not self.owns(old) or not self.owns(new):
                 del self._successors[old]
             elif old not in self.leaving and self.find(new).state is State.READY:
                 steps += self._leave(self.find(old), self._grace, now)
@@ -367,13 +380,15 @@ class Pool:
             steps += self._order(successor, Start, now)
         return steps
 
-    def _cancel_exchange(self, grace: float, now: float) -> list[Step]:
-        """Nothing further is exchanged; successors of children that still work are not needed."""
-        self._queue.clear()
+    def _interrupt_exchange(self, grace: float, now: float) -> list[Step]:
+        """Nothing further is exchanged for now; successors of children that still work are not needed."""
         steps: list[Step] = []
         for old, new in self._successors.items():
             if self.owns(old) and old not in self.leaving and self.owns(new):
+                self._interrupted.append(old)
                 steps += self._leave(self.find(new), grace, now)
+        self._interrupted += self._queue
+        self._queue.clear()
         self._successors.clear()
         return steps
 
@@ -412,10 +427,10 @@ class Pool:
             self.children.remove(slot)
             self.leaving.discard(slot.name)
             self.held.discard(slot.name)
-            self._past[slot.name] = (slot.incarnation, slot.last_end)
+            self.remember(slot)
         for mold in [mold for mold in self._old_molds if mold.state in gone]:
             self._old_molds.remove(mold)
-            self._past[mold.name] = (mold.incarnation, mold.last_end)
+            self.remember(mold)
 
     @property
     def staying(self) -> list[Slot]:

@@ -5,12 +5,13 @@
 | a key of the supervisor or an embedded control plane  | the whole file is refused: restart the service            |
 | nothing, or anything, of a pool that has modules      | a new mold, children exchanged: their code may be new     |
 | what the children of a pool are told                  | a new mold, children exchanged                            |
+| an earlier exchange is not over                       | a new mold, children exchanged                            |
 | limits, restart policy, number of workers; no modules | applied in place; what is missing started, excess drained |
 | a pool is new / is gone                               | started / drained                                         |
 | nothing, no modules                                   | kept                                                      |
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -52,12 +53,26 @@ class Plan(Struct, frozen=True, kw_only=True):
     pools: list[PoolPlan]
 
 
-def plan(running: Config, wanted: Config, slots: Mapping[str, list[str]]) -> Plan:
-    """What it takes to get from one to the other. `slots` are the names of each pool's children, in order."""
+def plan(
+    running: Config, wanted: Config, slots: Mapping[str, list[str]], rolling: Collection[str] = frozenset()
+) -> Plan:
+    """What it takes to get from one to the other.
+
+    `slots` are the names of each pool's children, in order; `rolling` are pools of which some children have older
+    settings than the pool.
+    """
     refused = _refused(running, wanted)
     shared = _shared_change(running, wanted)
     old = {pool.name: pool for pool in running.pool}
-    pools = [_pool_plan(old.get(pool.name), pool, shared, slots.get(pool.name, [])) for pool in wanted.pool]
+    pools = [
+        _pool_plan(
+            old.get(pool.name),
+            pool,
+            shared or ("an earlier exchange" if pool.name in rolling else ""),
+            slots.get(pool.name, []),
+        )
+        for pool in wanted.pool
+    ]
     names = {pool.name for pool in wanted.pool}
     pools += [
         PoolPlan(

@@ -17,7 +17,8 @@ def headline(status: FleetStatus) -> str:
     pools = ", ".join(
         f"{pool.pool} {pool.working} of {pool.workers}{' (rolling)' if pool.rolling else ''}" for pool in status.pools
     )
-    notes = [f"last reload {status.reload}"] if status.reload else []
+    why = f" ({status.reload_problem})" if status.reload_problem else ""
+    notes = [f"last reload {status.reload}{why}"] if status.reload else []
     notes += ["restart the service: its package was replaced"] if status.restart_needed else []
     return "; ".join([f"{status.phase}, {'ready' if status.ready else 'not ready'}: {pools}", *notes])
 

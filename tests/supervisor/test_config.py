@@ -353,3 +353,24 @@ def test_the_example_has_every_key_and_loads_with_the_defaults(tmp_path: Path) -
     assert same_but_for_paths == default.supervisor
     store = default.control_plane.store
     assert msgspec.structs.replace(example.control_plane, store=store) == default.control_plane
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "expected"),
+    [
+        ('[supervisor]\nruntime_dir = "run"', {"RUNTIME_DIRECTORY": "/run/unit"}, "{directory}/run"),
+        ("", {"RUNTIME_DIRECTORY": "/run/unit:/run/other"}, "/run/unit"),
+        ("", {"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/mobius-supervisor"),
+        (None, {"HOME": "/home/ada"}, "/home/ada/.local/run/mobius-supervisor"),
+        # Whatever else is wrong with the file: a command looks for one key.
+        ("[supervisor]\nruntime_dir = 7\n[[pool]]\nworkers = -1", {"HOME": "/h"}, "/h/.local/run/mobius-supervisor"),
+    ],
+)
+def test_where_commands_look_for_the_supervisor(
+    tmp_path: Path, text: str | None, environ: dict[str, str], expected: str
+) -> None:
+    path = None
+    if text is not None:
+        path = tmp_path / "pool.toml"
+        path.write_text(text)
+    assert str(config.runtime_directory(path, environ)) == expected.format(directory=tmp_path)

@@ -188,3 +188,24 @@ def test_the_deadline_of_a_trial_is_waited_for() -> None:
     story.now += 3
     story.tick()
     assert change.outcome == "aborted"
+
+
+def test_a_pool_that_still_ends_is_not_begun_again() -> None:
+    story = Story(pool("a"), pool("b"))
+    story.reload(settings(pool("a")))
+    while story.fleet.change is None or story.fleet.change.outcome == "trying":
+        for slot in story.fleet.slots:
+            if slot.state is State.SPAWNING:
+                story.happened(Spawned, slot.name, pid=1)
+                story.happened(Booted, slot.name, build="build")
+                story.happened(BecameReady, slot.name)
+        story.tick()
+    again = settings(pool("a"), pool("b"))
+    assert story.fleet.busy(again) == "pool b was given up and still ends; ask again when it is gone"
+    story.settle()
+    assert story.fleet.busy(again) == ""
+    story.reload(again)
+    story.settle()
+    assert story.names()[2:] == ["b-1", "b-2"]
+    # The name came back, the process did not.
+    assert {child.incarnation for child in story.fleet.children if child.pool == "b"} == {2}

@@ -1,7 +1,9 @@
 """Every command against a real supervisor with real children. Each wait is for a command's end or a line of the log."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import stat
 import subprocess
@@ -120,6 +122,22 @@ def test_top_looks_again_and_again(tmp_path: Path, server: WorkerSocketServer) -
         assert "default-2" in done.stdout
 
 
+def test_top_on_a_terminal(tmp_path: Path, server: WorkerSocketServer) -> None:
+    with Operated(tmp_path, server) as operated:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "supervisor", "-c", str(operated.file), "top", "--count", "1"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=theirs, env=os.environ | {"COLUMNS": "160"})
+        os.close(theirs)
+        shown = b""
+        # Linux ends the reading of a terminal that nobody writes to any more with an error.
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as terminal:
+            while piece := terminal.read(4096):
+                shown += piece
+        assert process.wait(PATIENCE) == 0
+        assert b"default-2" in shown
+        assert shown.index(b"\x1b[?1049h") < shown.index(b"\x1b[?1049l")
+
+
 def test_stacks_of_a_child_whose_event_loop_is_blocked(tmp_path: Path, server: WorkerSocketServer) -> None:
     with Operated(tmp_path, server, workers=1, limits={"silence": "1s", "kill_after": "60s"}) as operated:
         server.offer("test.block", {})
@@ -223,6 +241,22 @@ def test_a_new_child_that_is_never_ready_is_given_up_after_boot(tmp_path: Path, 
         assert "default-3: not ready within 3s" in done.stderr
         assert operated.wait_for("reload aborted")["problem"] == "default-3: not ready within 3s"
         assert operated.pids().items() >= before.items()
+
+
+def test_only_one_reload_at_a_time(tmp_path: Path, server: WorkerSocketServer) -> None:
+    with Operated(tmp_path, server) as operated:
+        server.refuse_with = 503
+        operated.process.send_signal(signal.SIGHUP)
+        operated.wait_for("reload: trying")
+        for words in (["reload"], ["scale", "default", "3"], ["restart", "default-1"], ["drain", "default-1"]):
+            done = operated.command(*words)
+            assert (done.returncode, "a reload is under way" in done.stderr) == (75, True), words
+        # Looking is always possible.
+        assert operated.children()["default-3"]["plan"] == "on trial"
+        assert operated.command("reload", "--dry-run").returncode == 0
+        # A stop goes before everything.
+        assert operated.terminate() == 0
+        assert operated.leftovers() == []
 
 
 def test_sighup_reloads_and_the_log_says_how_it_went(tmp_path: Path, server: WorkerSocketServer) -> None:

@@ -269,6 +269,24 @@ def test_a_reload_ends_an_exchange_that_does_not_get_on() -> None:
     assert not story.pool.is_rolling
 
 
+def test_an_exchange_goes_on_when_the_reload_that_interrupted_it_is_aborted() -> None:
+    story = Story(workers=2)
+    story.pool.replace(["rig-1", "rig-2"], GRACE)
+    story.tick()
+    story.pool.try_out(config.Pool(name="rig", workers=2), GRACE, story.now)
+    story.pool.abort(GRACE, story.now)
+    assert [story.pool.role(name) for name in ("rig-1", "rig-2")] == ["to be replaced", "to be replaced"]
+
+
+def test_a_replacement_is_neither_drained_nor_replaced_before_it_has_replaced() -> None:
+    story = Story(workers=2)
+    story.pool.replace(["rig-1"], GRACE)
+    story.tick()
+    assert story.pool.role("rig-3") == "replaces rig-1"
+    story.pool.replace(["rig-3"], GRACE)
+    assert story.pool.role("rig-3") == "replaces rig-1"
+
+
 def test_a_stop_in_the_middle_of_a_trial_reaches_everybody() -> None:
     story = Story(workers=2)
     story.pool.try_out(config.Pool(name="rig", workers=2), GRACE, story.now)

@@ -92,6 +92,11 @@ def test_a_pool_that_comes_and_one_that_goes() -> None:
     assert [pool.needs_new_mold for pool in plan.pools] == [True, False]
 
 
+def test_an_exchange_that_is_not_over_begins_anew() -> None:
+    plan = reload.plan(settings(rig()), settings(rig()), {"rig": ["rig-1", "rig-2"]}, {"rig"})
+    assert (plan.pools[0].action, plan.pools[0].why) == ("roll", "changed: an earlier exchange")
+
+
 def test_a_scaled_pool_goes_back_to_the_number_in_the_file() -> None:
     plan = reload.plan(settings(rig(workers=2)), settings(rig(workers=2)), {"rig": ["rig-1"]})
     assert (plan.pools[0].action, plan.pools[0].starts) == ("adjust", 1)

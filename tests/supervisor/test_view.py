@@ -1,0 +1,89 @@
+"""What people see of a status; a child's text cannot steer their terminal."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from supervisor import view
+from supervisor.control_messages import FleetStatus, PoolStatus, SlotDetail, SlotStatus
+
+
+def slot(**changes: Any) -> SlotStatus:
+    fields: dict[str, Any] = {
+        "slot": "rig-1",
+        "pool": "rig",
+        "kind": "child",
+        "state": "ready",
+        "plan": "",
+        "session": "registered",
+        "incarnation": 3,
+        "pid": 4711,
+        "ready_for": 7300.0,
+        "beat_age": 0.25,
+        "loop_lag": None,
+        "jobs_in_hand": 2,
+        "oldest_job_age": 1.5,
+        "reports_waiting": 0,
+        "completed": 10,
+        "failed": 1,
+        "cancelled": 0,
+        "handed_back": 0,
+        "failures": 0,
+        "retry_in": 0.0,
+    }
+    return SlotStatus(**(fields | changes))
+
+
+def fleet(*slots: SlotStatus, **changes: Any) -> FleetStatus:
+    fields: dict[str, Any] = {
+        "phase": "running",
+        "ready": True,
+        "build": "1",
+        "restart_needed": False,
+        "reload": "",
+        "reload_problem": "",
+        "pools": [PoolStatus(pool="rig", workers=2, working=1, rolling=True)],
+        "slots": list(slots),
+    }
+    return FleetStatus(**(fields | changes))
+
+
+def test_the_headline() -> None:
+    assert view.headline(fleet()) == "running, ready: rig 1 of 2 (rolling)"
+    told = view.headline(fleet(ready=False, reload="aborted", reload_problem="rig-3: no", restart_needed=True))
+    assert told == (
+        "running, not ready: rig 1 of 2 (rolling); last reload aborted (rig-3: no); "
+        "restart the service: its package was replaced"
+    )
+
+
+def test_rows_are_aligned_and_say_when_a_slot_is_tried_again() -> None:
+    failing = slot(slot="rig-12", state="backoff", session="", pid=None, beat_age=None, ready_for=None, retry_in=90.0)
+    titles, first, second = view.aligned(view.rows(fleet(slot(), failing)))
+    assert titles.index("STATE") == first.index("ready") == second.index("backoff, again in 90s")
+    assert first.split()[-5:] == ["10", "1", "250ms", "-", "2h"]
+
+
+def test_the_live_table_has_every_slot() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(view.live_table(fleet(slot(), slot(slot="rig-2", state="backoff"))))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "rig-1" in shown
+    assert "rig-2" in shown
+
+
+def test_a_slot_in_detail() -> None:
+    last_exit = {"cause": "hung", "evidence": {"stacks": "Thread 1\n  in block", "status": ["State: S"]}, "none": None}
+    lines = view.detail_lines(SlotDetail(status=slot(), output=["at work", "\x1b[2Jgone"], last_exit=last_exit))
+    assert "pid              4711" in lines
+    start = lines.index("last exit:")
+    assert lines[start + 1 : start + 7] == [
+        "  cause: hung",
+        "  evidence:",
+        "    stacks:",
+        "      Thread 1",
+        "        in block",
+        "    status:",
+    ]
+    assert lines[-2:] == ["  at work", "  \\x1b[2Jgone"]
