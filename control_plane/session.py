@@ -410,10 +410,9 @@ class Connection:
             del now
             if alive:
                 return self._refuse_identity("another live worker is connected under this worker_instance_id")
-            if self._registry.owner(self.peer.project_id, frame.worker_instance_id) is not owner:
-                return self._contest(frame)
             self._registry.release(owner)
             closing = ClosePeer(connection=owner, code=REPLACED, reason="another process took over the identity")
+            # Another rival may own it by now: then that one is asked.
             return [closing, *self._contest(frame)]
 
         return [PingPeer(question=self._question(ponged, self._not_now), connection=owner)]
