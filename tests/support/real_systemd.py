@@ -44,6 +44,8 @@ _COMMANDS = {
     "systemd-analyze": "systemd",
 }
 _CLONE_NEWNET = 0x40000000
+END_TIMEOUT = 30.0
+"""Seconds for the kernel to end everything inside."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
 
@@ -117,6 +119,8 @@ class Machine:
                 # nsenter forks into the process namespace, and only the group has both.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                _reap_group(process.pid)
 
     def connect(self, port: int, *, seconds: float = 30) -> socket.socket:
         """A connection to a port of the machine's loopback, with `seconds` as its timeout. Raises OSError."""
@@ -251,7 +255,15 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         os.kill(_only_child(process.pid), signal.SIGKILL)
     except (IndexError, ProcessLookupError, FileNotFoundError):
         process.kill()
-    process.wait()
+    process.wait(END_TIMEOUT)
+
+
+def _reap_group(group: int) -> None:
+    """Reap what nsenter left to us: a test process may be a child subreaper, and a namespace whose processes are not
+    all reaped never ends."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
 
 
 def _make_groups() -> tuple[list[dict[str, str]], bool]:

@@ -50,6 +50,8 @@ FROM_SERVER = [
     frames.Error(error=frames.ProtocolError(code="invalid_frame", message="no")),
 ]
 
+DEEP = b'{"a":' * (codec.MAX_DEPTH_TO_SERVER) + b"1" + b"}" * codec.MAX_DEPTH_TO_SERVER
+
 CONTRACT_TYPES = {
     "to server": {
         "worker.register",
@@ -145,6 +147,7 @@ def test_unknown_fields_and_origins_are_accepted() -> None:
         (b'{"type":"job.heartbeat","job_id":"j"}', "lease_token"),
         (b'{"type":"job.heartbeat","job_id":7,"lease_token":"t"}', "job_id"),
         (b'{"type":"job.report","result":{"x":' + b"[" * 100_000, "nested"),
+        (b'{"type":"job.report","job_id":"j","lease_token":"t","status":"completed","result":' + DEEP + b"}", "nested"),
         (b'{"type":"worker.drain"}', "worker.drain"),
         (b'{"type":"keepalive","message_id":"\xff"}', "utf-8"),
     ],

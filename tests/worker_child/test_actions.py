@@ -2,7 +2,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import threading
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import pytest
@@ -102,6 +102,18 @@ def test_parameters_that_do_not_fit_name_the_field(given: Any, sentence: str) ->
 
     with pytest.raises(ValidationError, match=f"^{sentence}$".replace("`", "`")):
         registry.get("work").convert(given)
+
+
+def test_bounds_of_the_declared_type_itself_are_checked() -> None:
+    registry = Registry()
+
+    @registry.action("work")
+    def handler(params: dict[str, Annotated[int, msgspec.Meta(ge=3)]], where: Annotated[Context, "noted"]) -> None: ...
+
+    assert registry.get("work").arguments == ("parameters", "context")
+    assert registry.get("work").convert({"a": 3}) == {"a": 3}
+    with pytest.raises(ValidationError, match="^parameters.*: Expected `int` >= 3"):
+        registry.get("work").convert({"a": 1})
 
 
 def test_one_name_for_two_handlers_is_refused_with_both_places() -> None:

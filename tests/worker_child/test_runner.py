@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.support.session_driver import claimed_job
+from wire.depth import MAX_DEPTH
 from worker_child import runner as runner_module
 from worker_child.actions import Context, Registry
 from worker_child.decisions import Outcome
@@ -339,3 +340,13 @@ def test_the_verdicts_of_a_stack_deep_result_do_not_end_the_process() -> None:
         deep = [deep]
     with pytest.raises(NonRetryableError, match="cannot be sent as JSON"):
         runner_module._completed(deep)
+
+
+def test_a_result_that_nobody_could_wrap_and_write_again_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH - 1):
+        deep = {"a": deep}
+    assert runner_module._completed(deep).status == "completed"
+    assert runner_module._completed([1]).status == "completed"
+    with pytest.raises(NonRetryableError, match="nested more deeply than the limit of 200 levels"):
+        runner_module._completed([{"a": deep}])
