@@ -119,8 +119,6 @@ class Machine:
                 # nsenter forks into the process namespace, and only the group has both.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                _reap_group(process.pid)
 
     def connect(self, port: int, *, seconds: float = 30) -> socket.socket:
         """A connection to a port of the machine's loopback, with `seconds` as its timeout. Raises OSError."""
@@ -255,15 +253,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         os.kill(_only_child(process.pid), signal.SIGKILL)
     except (IndexError, ProcessLookupError, FileNotFoundError):
         process.kill()
+    _reap_adopted()
     process.wait(END_TIMEOUT)
 
 
-def _reap_group(group: int) -> None:
-    """Reap what nsenter left to us: a test process may be a child subreaper, and a namespace whose processes are not
-    all reaped never ends."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-group, 0)
+def _reap_adopted() -> None:
+    """Reap what nsenter left behind: the test process may be a child subreaper, and a process namespace ends only when
+    everything that ever entered it is reaped."""
+    ours = f"PPid:\t{os.getpid()}\n"
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            spaces = re.search(r"^NSpid:(.*)$", text, re.MULTILINE)
+            if ours in text and spaces is not None and len(spaces[1].split()) > 1:
+                os.waitpid(int(status.parent.name), 0)
 
 
 def _make_groups() -> tuple[list[dict[str, str]], bool]:

@@ -112,7 +112,7 @@ def test_bounds_of_the_declared_type_itself_are_checked() -> None:
 
     assert registry.get("work").arguments == ("parameters", "context")
     assert registry.get("work").convert({"a": 3}) == {"a": 3}
-    with pytest.raises(ValidationError, match="^parameters.*: Expected `int` >= 3"):
+    with pytest.raises(ValidationError, match=r"^parameters.*: Expected `int` >= 3"):
         registry.get("work").convert({"a": 1})
 
 
