@@ -671,9 +671,13 @@ class Connection:
         self.session = replace(session, draining=True)
         self._registry.release(self)
         actions = self._end_claim(now)
-        question = self._question(_no_actions)
-        actions.append(StoreUpdateSession(question=question, session_id=session.id, draining=True))
-        return [*actions, *self._answer(frame.message_id, [frames.DrainingAck(message_id=frame.message_id)])]
+        self._await_answer(frame.message_id)
+
+        def recorded(_result: Any, _now: float) -> list[Action]:
+            return self._answer(frame.message_id, [frames.DrainingAck(message_id=frame.message_id)])
+
+        question = self._question(recorded)
+        return [*actions, StoreUpdateSession(question=question, session_id=session.id, draining=True)]
 
     # --- small things
 

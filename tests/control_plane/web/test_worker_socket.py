@@ -245,7 +245,6 @@ async def test_presence_rows(plane: Serving) -> None:
             "claimed",
         ]
         await ask(worker, {"type": "worker.draining", "message_id": "d-1"})
-        await plane.store.ping()  # written after what the socket asked for before
         [row] = (await http.get("/v1/projects/default/worker-sessions")).json()["items"]
         assert row["instance_status"] == "draining"
 
