@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -27,8 +28,8 @@ _config_option = click.option(
 )
 
 
-def run(config: Config) -> int:
-    """Supervise until told to stop. Returns the exit code; what went wrong is on standard error.
+def run(config: Config, complain: Callable[[SupervisorError], None] | None = None) -> int:
+    """Supervise until told to stop. Returns the exit code; `complain` says what went wrong, on standard error.
 
     To be called from the main thread, once in a process: it owns the signals, and every child of the process.
     """
@@ -37,7 +38,7 @@ def run(config: Config) -> int:
     try:
         return _run(config)
     except SupervisorError as error:
-        _complain(error)
+        (complain or _complain)(error)
         return error.exit_code
 
 

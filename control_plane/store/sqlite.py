@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+import structlog
+from msgspec.structs import replace
 
 from control_plane.domain import jobs
 from control_plane.domain.model import (
@@ -42,7 +44,7 @@ from control_plane.domain.store import (
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
-from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
+from control_plane.errors import ControlPlaneError, StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store import sqlite_jobs, sqlite_registry
 from control_plane.store.clock import Clock
@@ -62,6 +64,8 @@ _CHECKPOINT_PAGES = 4000
 _CACHED_STATEMENTS = 200
 
 ResultT = TypeVar("ResultT")
+
+_log = structlog.get_logger("control_plane.store")
 
 
 class SqliteStore:
@@ -389,7 +393,17 @@ class SqliteStore:
             error_type=error_type,
             error_message=error_message,
         )
-        return await self._write(sqlite_jobs.report(self._known, project_id, job_id, reported), now)
+        try:
+            return await self._write(sqlite_jobs.report(self._known, project_id, job_id, reported), now)
+        except ControlPlaneError:
+            raise
+        except Exception:  # noqa: BLE001 - the last resort of one report
+            # Every report is acknowledged (contract): one that our own code cannot take ends its job, or its worker
+            # would send it for ever.
+            _log.exception("a report could not be taken", job_id=job_id)
+            failed = replace(reported, status="failed", result=None, error_type="NonRetryableError")
+            failed = replace(failed, error_message="the control plane could not take the report: see its log")
+            return await self._write(sqlite_jobs.report(self._known, project_id, job_id, failed), now)
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """See Store."""

@@ -33,12 +33,12 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         size = 0
         for seq in _candidates(known, writing, order):
             text = unit.spec_text(seq)
-            size += len(text.encode()) + JOB_OVERHEAD
-            if leases and size > order.byte_limit:
-                break
             before = unit.job_at("pending_job", seq, rows.from_json(text))
             if before is None or before.id in order.excluded:
                 continue
+            size += len(text.encode()) + JOB_OVERHEAD + _names_size(before)
+            if leases and size > order.byte_limit:
+                break
             token = order.lease_tokens[len(leases)]
             claimant = jobs.Claimant(
                 session_id=order.session_id,
@@ -56,6 +56,11 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         return leases
 
     return command
+
+
+def _names_size(job: Job) -> int:
+    """Bytes that the job's names take in its frame at the most: JSON may write a character as six bytes."""
+    return 6 * sum(len(name or "") for name in (job.queue, job.action_name, job.environment_id))
 
 
 def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:

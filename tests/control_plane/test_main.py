@@ -191,6 +191,21 @@ def test_it_stops_with_its_supervisor(plane: ControlPlaneProcess) -> None:
     assert "the supervisor is gone" in plane.log()
 
 
+def test_it_stops_although_nobody_is_left_to_read_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "control_plane", "serve", "--listen", "127.0.0.1:0"]
+    command += ["--store", f"sqlite://{tmp_path}/control-plane.db", "--bootstrap-key-file", str(tmp_path / "api-key")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "listening" not in process.stderr.readline():
+            assert process.poll() is None
+        process.stderr.close()
+        process.terminate()
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
 def test_killed_and_started_again_on_the_same_port(plane: ControlPlaneProcess) -> None:
     with plane.http() as http:
         http.post("/v1/projects/default/automations", json={"handle": "a", "name": "A"}).raise_for_status()

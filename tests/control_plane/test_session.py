@@ -302,6 +302,27 @@ def test_a_new_job_wakes_an_open_claim(room):
     assert worker.take()[0].message_id == "c1"
 
 
+def test_a_job_that_comes_while_an_ending_claim_is_asked_for_is_hinted(room):
+    worker = room.worker()
+    worker.claim("c1")
+    worker.wait(CADENCE)
+    room.committed(claimable(1))
+    worker.answer(StoreClaim, [])
+    assert worker.take() == [frames.Claimed(message_id="c1", jobs=[]), frames.WorkAvailable()]
+
+
+def test_a_message_id_is_repeated_only_by_a_frame_of_its_kind(room):
+    worker = room.worker()
+    worker.claim("m")
+    worker.answer(StoreClaim, [lease(1)])
+    claimed = worker.take()
+    worker.send(frames.Report(job_id="job_1", lease_token="secret 1", message_id="m"))
+    worker.answer(StoreReport, ReportOutcome(verdict="accepted"))
+    assert worker.take()[0] == frames.ReportAck(message_id="m", job_id="job_1")
+    worker.claim("m")
+    assert worker.take() == claimed
+
+
 def test_a_job_that_comes_while_the_store_is_asked_is_asked_for_again(room):
     worker = room.worker()
     worker.claim("c1")
@@ -389,12 +410,13 @@ def test_a_frame_of_claimed_jobs_stays_below_a_megabyte(room):
 # --- hints
 
 
-def test_idle_workers_that_could_run_a_job_are_hinted_once(room):
+def test_idle_workers_are_hinted_at_every_job_that_they_could_run_and_once_a_commit(room):
     worker = room.worker()
     deaf = room.worker("w-2", queues=["other"])
-    room.committed(claimable(1))
-    room.committed(claimable(2))
+    room.committed(claimable(1), claimable(2))
     assert (hints(worker), hints(deaf)) == (1, 0)
+    room.committed(claimable(3))
+    assert (hints(worker), hints(deaf)) == (1, 0), "it may not have understood the first one"
     worker.claim()
     worker.answer(StoreClaim, [lease(1)])
     worker.take()
@@ -430,7 +452,7 @@ def test_a_worker_that_says_that_it_is_ready_is_hinted(room):
     assert worker.asked(StoreUpdateSession).selector == Selector(queues=("gpu",))
     room.committed(claimable(1))
     room.committed(claimable(2, queue="gpu"))
-    assert hints(worker) == 1
+    assert hints(worker) == 2
 
 
 # --- reports and heartbeats

@@ -338,6 +338,14 @@ async def test_a_new_process_supersedes_the_old_ones_rows_but_not_a_draining_one
     assert caught.value.code == "session_superseded"
 
 
+async def test_a_draining_session_that_comes_back_takes_nothing_from_its_successor(s):
+    old = await s.register("w", draining=True)
+    new = await s.register("w")
+    await s.store.register_session(old, now=at(1))
+    assert not (await s.store.session_by_token(s.project.id, new.token_hash)).superseded
+    assert new.id in [view.session.id for view in await s.store.sessions(s.project.id, now=at(2))]
+
+
 async def test_a_session_is_renewed_and_keeps_its_jobs(s):
     await s.publish("a", [action("named", name="The step")])
     await s.start("a")

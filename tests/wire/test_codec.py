@@ -163,6 +163,23 @@ def test_a_remote_fault_names_the_message_it_answers() -> None:
     assert caught.value.message_id == "m7"
 
 
+def test_a_message_id_that_no_answer_can_carry_is_not_echoed() -> None:
+    with pytest.raises(RemoteFrameError, match="message_id") as caught:
+        codec.decode_from_worker(b'{"type":"jobs.claim","message_id":"%s"}' % (b"x" * 257))
+    assert caught.value.message_id is None
+
+
+@pytest.mark.parametrize("seconds", [2**63, 10**400])
+def test_a_number_that_is_no_time_is_refused(seconds: int) -> None:
+    lease = b'{"lease_duration_seconds":60,"heartbeat_cadence_seconds":%d}' % seconds
+    with pytest.raises(RemoteFrameError, match="heartbeat_cadence_seconds"):
+        codec.decode_from_server(b'{"type":"worker.registered","worker_session_token":"t","lease":%s}' % lease)
+    with pytest.raises(RemoteFrameError, match="concurrency_limit"):
+        codec.decode_from_worker(
+            b'{"type":"worker.register","worker_instance_id":"w","concurrency_limit":%d}' % seconds
+        )
+
+
 def test_a_frame_above_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(RemoteFrameError, match="limit"):
         codec.decode_from_worker(b" " * (codec.MAX_FRAME_TO_SERVER + 1))

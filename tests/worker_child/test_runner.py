@@ -108,8 +108,21 @@ async def test_an_object_is_the_result_and_anything_else_is_its_output(bench: Be
     assert (outcome.status, decoded(outcome)) == ("completed", result)
 
 
-async def test_a_result_that_cannot_be_json_is_final(bench: Bench) -> None:
-    outcome = await bench.run(object)
+@pytest.mark.parametrize(
+    "result",
+    [
+        object(),
+        {"a": 10**5000},
+        10**5000,
+        {"a": "\ud800"},
+        msgspec.Raw(b"{garbage"),
+        msgspec.Raw(b'{}, "status":"failed"'),
+        [msgspec.Raw(b'"\xff"')],
+    ],
+    ids=type,
+)
+async def test_a_result_that_cannot_be_json_is_final(bench: Bench, result: Any) -> None:
+    outcome = await bench.run(lambda: result)
     assert (outcome.status, outcome.error_type) == ("failed", "NonRetryableError")
     assert "cannot be sent as JSON" in str(outcome.error_message)
 
