@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Tests wait for processes more than they compute: a few at a time fit on two cores.
+PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
 .PHONY: help run test check format bench lock clean
 

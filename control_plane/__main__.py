@@ -31,7 +31,7 @@ from control_plane.config import (
     parse_project_dialects,
 )
 from control_plane.domain.store import LeaseTerms, Store
-from control_plane.errors import Conflict, ControlPlaneError, NotFound, StoreRefused, StoreUnavailable
+from control_plane.errors import Conflict, ControlPlaneError, NotFound, StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.keys import hash_secret, new_api_key
 from control_plane.parent import Parent, inherited_pipe
 from control_plane.server import ControlPlane
@@ -43,6 +43,7 @@ EX_OK, EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_CONFI
 EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
     (PortInUse, EX_CANTCREAT),
     (ConfigurationError, EX_CONFIG),
+    (StoreInUse, EX_CANTCREAT),
     (StoreRefused, EX_CONFIG),
     (StoreUnavailable, EX_UNAVAILABLE),
     (NotFound, EX_NOINPUT),
@@ -136,7 +137,7 @@ def projects_create(store: str, handle: str, name: str | None) -> None:
 
 
 async def _with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
-    store = store_at(url, LeaseTerms())
+    store = store_at(url, LeaseTerms(), shared=True)
     await store.open(lambda _: None)
     try:
         return await work(store)

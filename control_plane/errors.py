@@ -7,6 +7,7 @@ ControlPlaneError
  |   +- Invalid             the request itself is wrong
  +- StoreUnavailable        the store cannot write or read now; nothing was acknowledged
  +- StoreRefused            the store will never open like this (wrong SQLite, newer schema, no such directory)
+     +- StoreInUse          another control plane owns it
 """
 
 from typing import Any
@@ -48,3 +49,7 @@ class StoreUnavailable(ControlPlaneError):  # noqa: N818 - named as callers say 
 
 class StoreRefused(StoreUnavailable):
     """Asking again changes nothing until somebody repairs what the sentence names."""
+
+
+class StoreInUse(StoreRefused):
+    """Another control plane serves this store."""

@@ -82,8 +82,8 @@ class Server(uvicorn.Server):
     def stop(self, reason: str) -> None:
         """Ask for a graceful end. A second call changes nothing: the end has a deadline of its own."""
         if not self.should_exit:
-            _log.info("stopping", reason=reason)
             self.should_exit = True
+            _log.info("stopping", reason=reason)
 
 
 class ControlPlane:

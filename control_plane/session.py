@@ -159,23 +159,35 @@ class Peer(Struct, frozen=True, kw_only=True):
     api_key_id: str | None = None
 
 
+Key = tuple[type[Struct], str | None]
+"""What a repeated frame is known by: the kind of its answer and its message id. Ids of another kind are other ids."""
+
+_ANSWERS: dict[type[Struct], type[Struct]] = {
+    frames.Claim: frames.Claimed,
+    frames.Heartbeat: frames.HeartbeatAck,
+    frames.Report: frames.ReportAck,
+    frames.GenerationDelta: frames.GenerationDeltaAck,
+    frames.Draining: frames.DrainingAck,
+}
+
+
 class Memory:
     """What outlives a socket of a session: answers already given, and jobs handed back a moment ago (the times until
     which they are not offered, by job id)."""
 
     def __init__(self) -> None:
-        self.answers: OrderedDict[str, list[frames.FromServer]] = OrderedDict()
+        self.answers: OrderedDict[Key, list[frames.FromServer]] = OrderedDict()
         self.excluded: dict[str, float] = {}
-        self._claims: deque[str] = deque()
+        self._claims: deque[Key] = deque()
 
-    def remember(self, message_id: str, answer: list[frames.FromServer]) -> None:
+    def remember(self, key: Key, answer: list[frames.FromServer]) -> None:
         """Keep an answer; the oldest beyond REMEMBERED_ANSWERS is forgotten, and of those with jobs, which may be
         large, the oldest beyond REMEMBERED_CLAIMS."""
-        self.answers[message_id] = answer
+        self.answers[key] = answer
         while len(self.answers) > REMEMBERED_ANSWERS:
             self.answers.popitem(last=False)
         if any(isinstance(frame, frames.Claimed) and frame.jobs for frame in answer):
-            self._claims.append(message_id)
+            self._claims.append(key)
             if len(self._claims) > REMEMBERED_CLAIMS:
                 self.answers.pop(self._claims.popleft(), None)
 
@@ -238,10 +250,9 @@ class Connection:
         self._known: Session | None = None
         self._token = ""
         self._memory = Memory()
-        self._unanswered: set[str] = set()
+        self._unanswered: set[Key] = set()
         self._claim: _Claim | None = None
         self._free_slots = 0
-        self._hinted = False
         self._hint_at = 0.0
 
     # --- what a transport calls
@@ -255,12 +266,11 @@ class Connection:
             if isinstance(frame, frames.Register) and self._phase == "new":
                 return self._register(frame)
             return [_error("not_registered", "the first frame of a connection is worker.register", frame.message_id)]
-        message_id = frame.message_id
-        if message_id is not None:
-            if message_id in self._memory.answers:
-                return [Send(frame=answer) for answer in self._memory.answers[message_id]]
-            if message_id in self._unanswered:
-                return []
+        key = _key(frame)
+        if key in self._memory.answers:
+            return [Send(frame=answer) for answer in self._memory.answers[key]]
+        if key in self._unanswered:
+            return []
         return self._take(frame, now)
 
     def receive_error(self, error: RemoteFrameError, now: float) -> list[Action]:
@@ -363,8 +373,8 @@ class Connection:
         return self._ask(claim, now)
 
     def hint(self, job: JobClaimable, now: float) -> list[Action]:
-        """Tell a worker with free slots and no open claim, unless it has been told and has not reacted yet."""
-        if self._hinted or self.session is None or not self._may_be_hinted():
+        """Tell a worker with free slots and no open claim."""
+        if self.session is None or not self._may_be_hinted():
             return []
         if job.job_id in self._memory.excluded or not admits(self.session.selector, job):
             return []
@@ -410,10 +420,9 @@ class Connection:
             del now
             if alive:
                 return self._refuse_identity("another live worker is connected under this worker_instance_id")
-            if self._registry.owner(self.peer.project_id, frame.worker_instance_id) is not owner:
-                return self._contest(frame)
             self._registry.release(owner)
             closing = ClosePeer(connection=owner, code=REPLACED, reason="another process took over the identity")
+            # Another rival may own it by now: then that one is asked.
             return [closing, *self._contest(frame)]
 
         return [PingPeer(question=self._question(ponged, self._not_now), connection=owner)]
@@ -513,12 +522,11 @@ class Connection:
         actions = self._end_claim(now)
         slots = frame.available_slots if frame.available_slots is not None else max(1, self._free_slots)
         self._free_slots = slots
-        self._hinted = False
         claim = _Claim(frame.message_id, _selector(session.selector, frame), slots, now + self._cadence)
         if slots == 0 or self.draining or session.drain_requested:
             return [*actions, *self._answer_claim(claim, [], now)]
         self._claim = claim
-        self._await_answer(frame.message_id)
+        self._await_answer(frame)
         return [*actions, *self._ask(claim, now)]
 
     def _ask(self, claim: _Claim, now: float) -> list[Action]:
@@ -534,7 +542,9 @@ class Connection:
                 return self._hand_back(leases)
             current = claim is self._claim
             if leases or not current or now >= claim.until:
-                return self._answer_claim(claim, leases, now)
+                came_meanwhile = claim.ask_again and not leases
+                actions = self._answer_claim(claim, leases, now)
+                return [*actions, *self._hint(now)] if came_meanwhile and self._may_be_hinted() else actions
             return self._ask(claim, now) if claim.ask_again else []
 
         def failed(error: Exception, now: float) -> list[Action]:
@@ -564,7 +574,6 @@ class Connection:
         if claim is self._claim:
             self._claim = None
         self._free_slots = max(0, self._free_slots - len(leases))
-        self._hinted = False
         self._hint_at = now + self._cadence
         jobs = [self._job_frame(lease) for lease in leases]
         return self._answer(claim.message_id, [frames.Claimed(message_id=claim.message_id, jobs=jobs)])
@@ -596,7 +605,7 @@ class Connection:
             answer = frames.HeartbeatAck(message_id=frame.message_id, job_id=frame.job_id, cancel=cancel)
             return self._answer(frame.message_id, [answer])
 
-        question = self._question(beaten, self._unanswerable(frame.message_id))
+        question = self._question(beaten, self._unanswerable(frame))
         return [
             StoreHeartbeat(
                 question=question,
@@ -622,13 +631,12 @@ class Connection:
             actions = self._answer(frame.message_id, [ack])
             if duplicate is None and self.session is not None:
                 self._free_slots = min(self.session.concurrency_limit, self._free_slots + 1)
-            self._hinted = False
-            # The public Python workers claim again only when they are hinted, also for the slot that frees now.
+                # The public Python workers claim again only when they are hinted, also for the slot that frees now.
             if self._may_be_hinted() and frame.job_id not in self._memory.excluded:
                 actions += self._hint(now)
             return actions
 
-        question = self._question(taken, self._unanswerable(frame.message_id))
+        question = self._question(taken, self._unanswerable(frame))
         return [
             StoreReport(
                 question=question,
@@ -642,13 +650,13 @@ class Connection:
             )
         ]
 
-    def _unanswerable(self, message_id: str | None) -> Callable[[Exception, float], list[Action]]:
+    def _unanswerable(self, frame: frames.Frame) -> Callable[[Exception, float], list[Action]]:
         """The store is away: no answer, since an error would settle the report; the worker asks again."""
-        self._await_answer(message_id)
+        self._await_answer(frame)
 
         def forget(error: Exception, now: float) -> list[Action]:
             del error, now
-            self._unanswered.discard(message_id or "")
+            self._unanswered.discard(_key(frame))
             return []
 
         return forget
@@ -663,7 +671,6 @@ class Connection:
             actions.append(StoreUpdateSession(question=question, session_id=session.id, selector=selector))
         if frame.available_slots is not None:
             self._free_slots = frame.available_slots
-        self._hinted = False
         return actions + self._hint(now) if self._may_be_hinted() else actions
 
     def _drain_begun(self, frame: frames.Draining, now: float) -> list[Action]:
@@ -672,9 +679,12 @@ class Connection:
         self.session = replace(session, draining=True)
         self._registry.release(self)
         actions = self._end_claim(now)
-        question = self._question(_no_actions)
-        actions.append(StoreUpdateSession(question=question, session_id=session.id, draining=True))
-        return [*actions, *self._answer(frame.message_id, [frames.DrainingAck(message_id=frame.message_id)])]
+
+        def recorded(_result: Any, _now: float) -> list[Action]:
+            return self._answer(frame.message_id, [frames.DrainingAck(message_id=frame.message_id)])
+
+        question = self._question(recorded, self._unanswerable(frame))
+        return [*actions, StoreUpdateSession(question=question, session_id=session.id, draining=True)]
 
     # --- small things
 
@@ -694,14 +704,15 @@ class Connection:
             self._failures[self._questions] = refused
         return self._questions
 
-    def _await_answer(self, message_id: str | None) -> None:
-        if message_id is not None:
-            self._unanswered.add(message_id)
+    def _await_answer(self, frame: frames.Frame) -> None:
+        if frame.message_id is not None:
+            self._unanswered.add(_key(frame))
 
     def _answer(self, message_id: str | None, answer: list[frames.FromServer]) -> list[Action]:
         if message_id is not None:
-            self._unanswered.discard(message_id)
-            self._memory.remember(message_id, answer)
+            key = (type(answer[-1]), message_id)
+            self._unanswered.discard(key)
+            self._memory.remember(key, answer)
         return [Send(frame=frame) for frame in answer]
 
     def _may_be_hinted(self) -> bool:
@@ -715,7 +726,6 @@ class Connection:
         )
 
     def _hint(self, now: float) -> list[Action]:
-        self._hinted = True
         self._hint_at = now + self._cadence
         return [Send(frame=frames.WorkAvailable())]
 
@@ -740,6 +750,10 @@ class Connection:
             run_id=None if org else job.run_id,
             step_id=None if org else job.step_id,
         )
+
+
+def _key(frame: frames.Frame) -> Key:
+    return (_ANSWERS.get(type(frame), frames.Error), frame.message_id)
 
 
 def _our_own(job: Job) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """The `mobius` command."""
 
+import contextlib
+import os
 import sys
+from pathlib import Path
 
 import click
 
 from mobius_cli.automations import automations
-from mobius_cli.errors import INTERNAL, INTERRUPTED, CommandError, UsageError
+from mobius_cli.errors import INTERNAL, INTERRUPTED, OUTPUT_CLOSED, CommandError, UsageError
 from mobius_cli.quickstart import quickstart
 from mobius_cli.runs import runs
 from mobius_cli.worker import worker
@@ -57,8 +60,14 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
+    except SystemExit:
+        # How click ends a command whose output nobody reads any more; its code 1 would mean that a run failed.
+        return OUTPUT_CLOSED
     except OSError as error:
         click.echo(f"mobius: {error}", err=True)
+        # What could not be written would be tried again at the interpreter's end, and spoil the exit code.
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return INTERNAL
 
 

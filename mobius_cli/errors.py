@@ -18,6 +18,9 @@ from typing import ClassVar
 INTERRUPTED = 130
 """128 + SIGINT: what a shell expects of a command that Ctrl-C ended."""
 
+OUTPUT_CLOSED = 141
+"""128 + SIGPIPE: what a shell says of a command whose reader went away, such as `mobius runs list | head -1`."""
+
 INTERNAL = 70
 
 

@@ -252,7 +252,7 @@ class Mobius:
         headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        content = None if body is None else msgspec.json.encode(body)
+        content = None if body is None else _encoded(body)
         try:
             async with self._client.stream(
                 method, path, params=params, content=content, headers=headers, timeout=limits
@@ -312,6 +312,13 @@ def _items(answer: Record) -> list[Record]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise UnavailableError("the answer has no list of items; is the address of the API right?")
     return items
+
+
+def _encoded(body: Record) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except RecursionError as error:
+        raise InputError("the input is nested too deeply to be sent as JSON") from error
 
 
 def _decoded(content: bytes) -> Any:

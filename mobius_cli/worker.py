@@ -10,13 +10,22 @@ import msgspec
 from mobius_cli.errors import CommandError, SettingError, UsageError
 from mobius_cli.options import api_key_file_option, api_url_option, connect, project_option
 from supervisor import config as pool_file
-from supervisor.errors import ConfigurationError
+from supervisor.errors import ConfigurationError, SupervisorError
 
 _BOTH_KNOBS = (
     "--concurrency and --workers exclude each other: --concurrency N is one process with N jobs in flight (one "
     "presence row, the best throughput; take it if in doubt), --workers N is N processes with one job each (N presence "
     "rows that drain and are observed independently)"
 )
+
+
+_FLAGS = {
+    "supervisor.listen": "--listen",
+    "control_plane.api_key_file": "--api-key-file",
+    "pool[0].modules": "--modules",
+    "pool[0].actions": "--actions",
+    "pool[0].models": "--models",
+}
 
 
 @click.command()
@@ -86,7 +95,7 @@ def worker(
     # The rest of the supervisor loads an event loop, metrics and an HTTP server, which no other command needs.
     from supervisor.__main__ import run  # noqa: PLC0415
 
-    return run(_config(document, environ, name=flags["name"], alone=workers is None))
+    return run(_config(document, environ, name=flags["name"], alone=workers is None), complain=_complain)
 
 
 def _config(document: dict[str, Any], environ: dict[str, str], *, name: str | None, alone: bool) -> pool_file.Config:
@@ -101,14 +110,20 @@ def _config(document: dict[str, Any], environ: dict[str, str], *, name: str | No
 
 
 def _as_flags(error: ConfigurationError) -> CommandError:
-    """The same sentences about flags and variables instead of keys of a file."""
-    names = {"supervisor.listen": "--listen", "control_plane.api_key_file": "--api-key-file"}
-    problems = []
-    for problem in error.problems:
-        key, colon, rest = problem.partition(":")
-        problems.append(f"{names.get(key, key)}{colon}{rest}")
     fault: type[CommandError] = UsageError if error.problems[0].startswith("supervisor.listen:") else SettingError
-    return fault("\n".join(problems))
+    return fault("\n".join(_with_flags(problem) for problem in error.problems))
+
+
+def _complain(error: SupervisorError) -> None:
+    for line in str(error).splitlines():
+        click.echo(f"mobius: {_with_flags(line)}", err=True)
+
+
+def _with_flags(sentence: str) -> str:
+    """The same sentence about flags and variables instead of keys of a file."""
+    key, colon, rest = sentence.partition(":")
+    rest = rest.replace("`module_path`", "--module-path").replace('write listen = ""', "leave --listen out")
+    return f"{_FLAGS.get(key, key)}{colon}{rest}"
 
 
 def _queues(option: str | None) -> list[str]:

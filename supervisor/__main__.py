@@ -25,8 +25,12 @@ from wire.build import build_id, package_version
 USAGE = 64
 
 
-def run(config: Config, load: Callable[[], Config] | None = None) -> int:
-    """Supervise until told to stop. Returns the exit code; what went wrong is on standard error.
+def run(
+    config: Config,
+    load: Callable[[], Config] | None = None,
+    complain: Callable[[SupervisorError], None] | None = None,
+) -> int:
+    """Supervise until told to stop. Returns the exit code; `complain` says what went wrong, on standard error.
 
     `load` reads the configuration anew, for a reload; without it there is none.
 
@@ -37,7 +41,7 @@ def run(config: Config, load: Callable[[], Config] | None = None) -> int:
     try:
         return _run(config, load)
     except SupervisorError as error:
-        _complain(error)
+        (complain or _complain)(error)
         return error.exit_code
 
 

@@ -299,6 +299,11 @@ def build(document: dict[str, Any], directory: Path, environ: Mapping[str, str])
     named = frozenset(sections["control_plane"])
     control_plane = _overridden(control_plane, named, environ, notes)
     control_plane = _resolve_control_plane(control_plane, named, directory, Path(supervisor.state_dir), problems)
+    if control_plane.embedded and control_plane.listen == supervisor.listen:
+        problems.append(
+            f"supervisor.listen: expected an address of its own, got {_shown(supervisor.listen)}, which "
+            "control_plane.listen has already; change one of the two ports"
+        )
     found = [_resolve_pool(pool, index, directory, problems) for index, pool in enumerate(found)]
     _check_pool_names(found, problems)
     credential = _credential(control_plane, environ, problems)
@@ -583,6 +588,11 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, problems: list[str]) 
         problems.append(
             f"{path}.restart.backoff_min: expected at most backoff_max ({restart.backoff_max:g}s), "
             f"got {restart.backoff_min:g}s; lower it or raise backoff_max"
+        )
+    if pool.environment_actions:
+        problems.append(
+            f"{path}.environment_actions: expected false, because this version has no environment actions; "
+            "remove the key"
         )
     return msgspec.structs.replace(pool, module_path=module_path)
 

@@ -40,6 +40,9 @@ CLOSE_GRACE = 10.0
 _HOPELESS_EXITS = frozenset({64, 65, 73, 77, 78})
 """Exit codes by which a process says that its settings are at fault: a second try would end alike."""
 
+_KEYS_OF_A_POOL = ("modules: ", "actions: ", "models: ", "queues: ")
+"""How the sentence of a process begins that names a key of its pool."""
+
 CUT_OFF_EXIT = 75
 """Exit code of a stop that ended jobs before they were done: they will be done again."""
 
@@ -345,7 +348,7 @@ class Fleet:
 
     def _hopeless(self, slot: Slot, event: Event) -> SupervisorError | None:
         if isinstance(event, SaidBye) and slot.kind == "mold" and not slot.was_ever_ready:
-            return HandlerImportError([f"{self._key_of(slot)}.modules: {event.bye.reason}"])
+            return HandlerImportError([self._sentence(slot, event.bye.reason)])
         if not isinstance(event, Died):
             return None
         if event.exit_code in _HOPELESS_EXITS and not slot.was_ever_ready and event.incarnation == 1:
@@ -354,15 +357,17 @@ class Fleet:
                 sentence = f"control_plane.embedded: the control plane cannot start: {reason}"
                 return ControlPlaneStartError(sentence, event.exit_code)
             if event.exit_code == ConfigurationError.exit_code:
-                return ConfigurationError([f"{self._key_of(slot)}: {reason}"])
+                return ConfigurationError([self._sentence(slot, reason)])
         ends = [child.last_end for child in self.children if child.state is State.BACKOFF]
         refused = [end.detail for end in ends if end is not None and end.cause == "refused"]
         if self.settings.exit_when_refused and len(refused) == len(self.children):
             return RefusedError(refused[0])
         return None
 
-    def _key_of(self, slot: Slot) -> str:
-        return next(f"pool[{index}]" for index, pool in enumerate(self.pools) if pool.owns(slot.name))
+    def _sentence(self, slot: Slot, reason: str) -> str:
+        """What a process of a pool said of its settings, with the place of the key that it names."""
+        pool = next(f"pool[{index}]" for index, pool in enumerate(self.pools) if pool.owns(slot.name))
+        return f"{pool}.{reason}" if reason.startswith(_KEYS_OF_A_POOL) else f"{pool}: {reason}"
 
 
 def _drained(child: Slot) -> DrainedSlot:

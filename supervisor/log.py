@@ -202,7 +202,18 @@ def _as_entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _console(entry: dict[str, Any], renderer: structlog.dev.ConsoleRenderer) -> bytes:
-    return str(renderer(None, entry["level"], dict(entry))).encode("utf-8", "replace")
+    shown = {key: _harmless(value) if isinstance(value, str) else value for key, value in entry.items()}
+    return str(renderer(None, entry["level"], shown)).encode("utf-8", "replace")
+
+
+def _harmless(text: str) -> str:
+    """What could steer a terminal is shown, not obeyed: a job's parameters and a server's words come from anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def _journald(entry: dict[str, Any]) -> bytes:

@@ -4,13 +4,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker
+from wire.depth import MAX_DEPTH, is_deeper
+from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker, MessageId
 
 MAX_FRAME_TO_WORKER = 1024 * 1024
 """Bytes. The public clients close the connection above it (contract, "Frames")."""
 
 MAX_FRAME_TO_SERVER = 16 * 1024 * 1024
 """Bytes. A larger result is reported failed as ResultTooLarge."""
+
+
+MAX_DEPTH_TO_SERVER = MAX_DEPTH + 1
+"""Levels of JSON: those of a value, inside the frame's own. A deeper result is reported failed."""
 
 
 class LocalFrameError(ValueError):
@@ -26,7 +31,8 @@ class RemoteFrameError(ValueError):
 
 
 class _Correlation(msgspec.Struct):
-    message_id: str | None = None
+    # One that is too long for a frame cannot be echoed in one either.
+    message_id: MessageId | None = None
 
 
 FrameT = TypeVar("FrameT")
@@ -39,7 +45,10 @@ _correlation = msgspec.json.Decoder(_Correlation)
 
 def decode_from_worker(data: bytes | str) -> FromWorker:
     """One frame that a worker sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
-    return _decode(_from_worker, data, MAX_FRAME_TO_SERVER)
+    frame = _decode(_from_worker, data, MAX_FRAME_TO_SERVER)
+    if is_deeper(data, MAX_DEPTH_TO_SERVER):
+        raise RemoteFrameError(f"frame is nested too deeply, more than {MAX_DEPTH_TO_SERVER} levels", _message_id(data))
+    return frame
 
 
 def decode_from_server(data: bytes | str) -> FromServer:

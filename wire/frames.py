@@ -9,10 +9,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Positive = Annotated[int, Meta(ge=1)]
-NonNegative = Annotated[int, Meta(ge=0)]
+LARGEST = 2**63 - 1
+"""JSON knows no largest integer, but clocks and databases do."""
+
+Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
+NonNegative = Annotated[int, Meta(ge=0, le=LARGEST)]
 MessageId = Annotated[str, Meta(max_length=256)]
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
+Label = Annotated[str, Meta(max_length=256)]
+Labels = Annotated[list[Label], Meta(max_length=1000)]
 
 JobKind = Literal["action_execution", "llm_generation"]
 ReportStatus = Literal["completed", "failed", "cancelled"]
@@ -38,6 +43,9 @@ class ModelCapability(Struct, frozen=True, kw_only=True):
 
     provider: Identifier
     model: Identifier
+
+
+Models = Annotated[list[ModelCapability], Meta(max_length=1000)]
 
 
 class Lease(Struct, frozen=True, kw_only=True):
@@ -97,31 +105,31 @@ class Register(Frame, frozen=True, tag="worker.register"):
     worker_session_token: str | None = None
     concurrency_limit: Positive | None = None
     available_slots: NonNegative | None = None
-    name: str | None = None
-    version: str | None = None
-    environment_id: str | None = None
-    capabilities: list[str] | None = None
-    queues: list[str] | None = None
-    action_names: list[str] | None = None
-    models: list[ModelCapability] | None = None
+    name: Label | None = None
+    version: Label | None = None
+    environment_id: Label | None = None
+    capabilities: Labels | None = None
+    queues: Labels | None = None
+    action_names: Labels | None = None
+    models: Models | None = None
 
 
 class Ready(Frame, frozen=True, tag="worker.ready"):
     """Capacity and selectivity of a worker, without a claim."""
 
     available_slots: NonNegative | None = None
-    queues: list[str] | None = None
-    action_names: list[str] | None = None
-    models: list[ModelCapability] | None = None
+    queues: Labels | None = None
+    action_names: Labels | None = None
+    models: Models | None = None
 
 
 class Claim(Frame, frozen=True, tag="jobs.claim"):
     """Asks for up to `available_slots` jobs; the server may hold it open for one heartbeat cadence."""
 
     available_slots: NonNegative | None = None
-    queues: list[str] | None = None
-    action_names: list[str] | None = None
-    models: list[ModelCapability] | None = None
+    queues: Labels | None = None
+    action_names: Labels | None = None
+    models: Models | None = None
 
 
 class Heartbeat(Frame, frozen=True, tag="job.heartbeat"):

@@ -19,6 +19,7 @@ from worker_child.errors import ActionDefinitionError, UnknownAction, Validation
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_LONGEST_SECONDS = 366 * 86400.0
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -177,10 +178,14 @@ class Registry:
         lost.
         Raises ActionDefinitionError.
         """
+        # At once: `@action` without a name is given the handler here, and would never come to register it.
+        if not isinstance(name, str) or not 1 <= len(name) <= 256:
+            given = getattr(name, "__qualname__", None) or repr(name)
+            raise ActionDefinitionError(
+                f'@action: expected a name of 1 to 256 characters, got {given}; write for example @action("my.action")'
+            )
 
         def register(handler: Handler) -> Handler:
-            if not isinstance(name, str) or not 1 <= len(name) <= 256:
-                raise ActionDefinitionError(f"@action({name!r}): a name is a string of 1 to 256 characters")
             if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
                 raise ActionDefinitionError(f"@action({name!r}): concurrency is a number from 1, got {concurrency!r}")
             arguments, parameters_type = _signature(name, handler)
@@ -236,7 +241,7 @@ def _signature(name: str, handler: Callable[..., Any]) -> tuple[tuple[str, ...],
     """How to call `handler`, and the type of its parameters object (None: as it comes)."""
     try:
         parameters = inspect.signature(handler).parameters.values()
-        hints = typing.get_type_hints(handler)
+        hints = typing.get_type_hints(handler, include_extras=True)
     except (TypeError, ValueError, NameError) as error:
         raise ActionDefinitionError(f"@action({name!r}): the signature cannot be read: {error}") from error
     arguments: list[str] = []
@@ -247,7 +252,7 @@ def _signature(name: str, handler: Callable[..., Any]) -> tuple[tuple[str, ...],
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             if required and parameter.kind is parameter.KEYWORD_ONLY:
                 raise ActionDefinitionError(f"@action({name!r}): {parameter.name} is keyword-only and has no default")
-        elif hint is Context or (hint is None and parameter.name in ("ctx", "context")):
+        elif _bare(hint) is Context or (hint is None and parameter.name in ("ctx", "context")):
             arguments.append("context")
         else:
             arguments.append("parameters")
@@ -256,20 +261,33 @@ def _signature(name: str, handler: Callable[..., Any]) -> tuple[tuple[str, ...],
         raise ActionDefinitionError(
             f"@action({name!r}): a handler takes at most one parameters object and at most one Context"
         )
+    try:
+        # What cannot be converted to at all is the handler's fault and not its jobs': say it before there are any.
+        msgspec.json.Decoder(Any if parameters_type is None else parameters_type)
+    except (TypeError, NameError) as error:
+        raise ActionDefinitionError(f"@action({name!r}): parameters cannot be read as their type: {error}") from error
     return tuple(arguments), parameters_type
+
+
+def _bare(hint: Any) -> Any:
+    """The type itself of `Annotated[type, ...]`, whose bounds are for parameters."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 def _seconds(name: str, timeout: float | str | None) -> float | None:
     if isinstance(timeout, str):
         match = _DURATION.fullmatch(timeout)
         seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    elif timeout is None:
+        return None
     else:
-        seconds = 1.0 if timeout is None else float(timeout)
-    if seconds <= 0:
+        seconds = float(timeout) if isinstance(timeout, int | float) else 0.0
+    # Written so that not-a-number is refused too.
+    if not 0 < seconds <= _LONGEST_SECONDS:
         raise ActionDefinitionError(
-            f'@action({name!r}): timeout is seconds or a duration such as "2m", got {timeout!r}'
+            f'@action({name!r}): timeout is seconds or a duration such as "2m", of at most a year, got {timeout!r}'
         )
-    return None if timeout is None else seconds
+    return seconds
 
 
 def _origin(handler: Callable[..., Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from wire.codec import MAX_FRAME_TO_SERVER
+from wire.depth import MAX_DEPTH, is_deeper
 from wire.frames import ClaimedJob
 from worker_child.actions import Action, Context, Registry
 from worker_child.decisions import Outcome
@@ -35,6 +36,7 @@ _RESERVED = frozenset(
     ]
 )
 _json = msgspec.json.Encoder()
+_json_object = msgspec.json.Decoder(dict[str, Any])
 
 
 class _Execution:
@@ -196,6 +198,13 @@ def _completed(value: Any) -> Outcome:
         encoded = b'{"output":%b}' % encoded
     if len(encoded) > MAX_RESULT:
         raise ResultTooLarge(f"the result has {len(encoded)} bytes as JSON, more than the limit of {MAX_RESULT}")
+    if is_deeper(encoded, MAX_DEPTH):
+        raise NonRetryableError(f"the result is nested more deeply than the limit of {MAX_DEPTH} levels")
+    try:
+        # Not all that can be written can be read: a number of 5000 digits, a msgspec.Raw that holds something else.
+        _json_object.decode(encoded)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise NonRetryableError(f"the result cannot be sent as JSON: {error}") from error
     return Outcome(status="completed", result=msgspec.Raw(encoded))
 
 

@@ -7,7 +7,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from wire.depth import MAX_DEPTH, is_deeper
+
 ROOTS = ("inputs", "context")
+
+MAX_INSERTED_BYTES = 1024 * 1024
+"""More than a job's spec may have (768 KiB), so that a spec that is too large is named as such."""
 
 _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _PATH = re.compile(r"\s*((?:\.[A-Za-z0-9_-]+)+)\s*")
@@ -52,17 +57,49 @@ def paths_in(value: Any, where: str) -> Iterator[tuple[str, Path | TemplateError
 
 def render(value: Any, lookup: Lookup) -> Any:
     """The value with every template replaced. A string that is one template alone keeps the type of what it names;
-    inside longer text strings are inserted as they are and everything else as JSON. Raises TemplateError."""
-    if isinstance(value, dict):
-        return {key: render(inner, lookup) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [render(inner, lookup) for inner in value]
-    if not isinstance(value, str) or "{{" not in value:
+    inside longer text strings are inserted as they are and everything else as JSON.
+
+    Raises TemplateError, also when more than MAX_INSERTED_BYTES would be inserted or the outcome is nested too deeply:
+    a few templates can name one large value many times.
+    """
+    if not any(True for _ in paths_in(value, "")):
         return value
-    whole = _TEMPLATE.fullmatch(value)
-    if whole is not None and "{{" not in whole.group(1):
-        return lookup(_parse(whole.group(1)))
-    return _TEMPLATE.sub(lambda match: _text(lookup(_parse(match.group(1)))), value)
+    rendered = _Rendering(lookup).render(value)
+    if is_deeper(msgspec.json.encode(rendered), MAX_DEPTH):
+        raise TemplateError(f"with what the templates name it would be nested more than {MAX_DEPTH} levels deep")
+    return rendered
+
+
+class _Rendering:
+    """One value's templates, and how many bytes they may still insert."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._found: dict[str, tuple[Any, str]] = {}
+        self._left = MAX_INSERTED_BYTES
+
+    def render(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self.render(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.render(inner) for inner in value]
+        if not isinstance(value, str) or "{{" not in value:
+            return value
+        whole = _TEMPLATE.fullmatch(value)
+        if whole is not None and "{{" not in whole.group(1):
+            return self._insert(whole.group(1))[0]
+        return _TEMPLATE.sub(lambda match: self._insert(match.group(1))[1], value)
+
+    def _insert(self, inside: str) -> tuple[Any, str]:
+        """The value that the path names, and its text."""
+        if inside not in self._found:
+            value = self._lookup(_parse(inside))
+            self._found[inside] = (value, _text(value))
+        found = self._found[inside]
+        self._left -= len(found[1])
+        if self._left < 0:
+            raise TemplateError(f"the templates would insert more than {MAX_INSERTED_BYTES} bytes")
+        return found
 
 
 def descend(value: Any, path: Path) -> Any:

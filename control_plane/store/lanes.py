@@ -14,6 +14,7 @@ from control_plane.domain.selection import Routed, admits
 
 NEVER = 1 << 62
 _MOST_SELECTIONS = 10_000
+_MOST_REMEMBERED_NAMES = 100
 
 Execute = Callable[..., Iterable[Any]]
 
@@ -58,14 +59,16 @@ class Lanes:
 
     def admitted(self, execute: Execute, project_id: str, selector: Selector) -> list[int]:
         """The lanes of the project whose jobs the selector admits."""
-        key = (project_id, selector)
-        found = self._selections.get(key)
+        names = len(selector.queues) + len(selector.action_names) + len(selector.models)
+        key = (project_id, selector) if names <= _MOST_REMEMBERED_NAMES else None
+        found = self._selections.get(key) if key is not None else None
         if found is None:
-            if len(self._selections) >= _MOST_SELECTIONS:
-                self._selections.clear()
             self._ids_of(execute, project_id)
             found = [lane.id for lane in self._lanes[project_id] if admits(selector, lane)]
-            self._selections[key] = found
+            if key is not None:
+                if len(self._selections) >= _MOST_SELECTIONS:
+                    self._selections.clear()
+                self._selections[key] = found
         return found
 
     def quiet(self, lane_id: int, now: int) -> bool:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+import structlog
+from msgspec.structs import replace
 
 from control_plane.domain import jobs
 from control_plane.domain.model import (
@@ -42,7 +44,7 @@ from control_plane.domain.store import (
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
-from control_plane.errors import StoreRefused, StoreUnavailable
+from control_plane.errors import ControlPlaneError, StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store import sqlite_jobs, sqlite_registry
 from control_plane.store.clock import Clock
@@ -63,12 +65,17 @@ _CACHED_STATEMENTS = 200
 
 ResultT = TypeVar("ResultT")
 
+_log = structlog.get_logger("control_plane.store")
+
 
 class SqliteStore:
     """control_plane.domain.store.Store on the file at `path`, made with mode 0600 when it does not exist."""
 
-    def __init__(self, path: str | Path, terms: LeaseTerms, clock: Clock | None = None) -> None:
+    def __init__(
+        self, path: str | Path, terms: LeaseTerms, clock: Clock | None = None, *, shared: bool = False
+    ) -> None:
         self.path = Path(path)
+        self._shared = shared
         self.terms = terms
         self._clock = clock if clock is not None else Clock()
         statements = load_statements("sqlite")
@@ -125,14 +132,14 @@ class SqliteStore:
                 "install the apsw package from PyPI, which brings its own"
             )
         try:
-            self._lock = _lock(self.path)
+            self._lock = _lock(self.path, shared=self._shared)
             # Made here and not by SQLite, so that the file and what SQLite puts beside it are for the owner alone.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise StoreRefused(f"store {self.path}: {error.strerror}") from error
         try:
             connection = self._connect_writer()
-            _migrate(connection, self.path)
+            _migrate(connection, self.path, alone=self._lock is not None)
             ((latest,),) = connection.execute("SELECT latest FROM store_clock")
         except apsw.NotADBError as error:
             raise StoreRefused(f"store {self.path} is no SQLite database") from error
@@ -141,11 +148,17 @@ class SqliteStore:
         self._clock.keep_above(latest)
         return connection
 
-    def _connect_writer(self) -> apsw.Connection:
+    def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(
             str(self.path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=_CACHED_STATEMENTS
         )
         connection.set_busy_timeout(BUSY_TIMEOUT)
+        # Plans must not depend on bound values: else SQLite compiles a join anew at every execution (57 against 3 µs).
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+        return connection
+
+    def _connect_writer(self) -> apsw.Connection:
+        connection = self._connect()
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "temp_store = MEMORY"):
             connection.execute(f"PRAGMA {pragma}")
         connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
@@ -178,10 +191,7 @@ class SqliteStore:
             raise StoreUnavailable(f"the store cannot read now: {error}") from error
 
     def _connect_reader(self) -> apsw.Connection:
-        connection = apsw.Connection(
-            str(self.path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=_CACHED_STATEMENTS
-        )
-        connection.set_busy_timeout(BUSY_TIMEOUT)
+        connection = self._connect()
         connection.execute("PRAGMA query_only = ON")
         # Checkpoints are the writer's: they hold a lock and take time.
         connection.wal_autocheckpoint(0)
@@ -383,7 +393,17 @@ class SqliteStore:
             error_type=error_type,
             error_message=error_message,
         )
-        return await self._write(sqlite_jobs.report(self._known, project_id, job_id, reported), now)
+        try:
+            return await self._write(sqlite_jobs.report(self._known, project_id, job_id, reported), now)
+        except ControlPlaneError:
+            raise
+        except Exception:  # noqa: BLE001 - the last resort of one report
+            # Every report is acknowledged (contract): one that our own code cannot take ends its job, or its worker
+            # would send it for ever.
+            _log.exception("a report could not be taken", job_id=job_id)
+            failed = replace(reported, status="failed", result=None, error_type="NonRetryableError")
+            failed = replace(failed, error_message="the control plane could not take the report: see its log")
+            return await self._write(sqlite_jobs.report(self._known, project_id, job_id, failed), now)
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """See Store."""
@@ -408,19 +428,24 @@ def _nothing(writing: Writing) -> None:
     writing.execute("UPDATE store_clock SET latest = latest")
 
 
-def _lock(path: Path) -> int:
-    """A lock that dies with the process. SQLite's own locks would be lost with any other descriptor of the file."""
+def _lock(path: Path, *, shared: bool) -> int | None:
+    """A lock that dies with the process; None when `shared` and a control plane has it. SQLite's own locks would be
+    lost with any other descriptor of the file."""
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise StoreRefused(f"store {path} is in use by another control plane") from error
+        if shared:
+            return None
+        raise StoreInUse(
+            f"store {path} is in use by another control plane; stop that one, or name another file"
+        ) from error
     return descriptor
 
 
-def _migrate(connection: apsw.Connection, path: Path) -> None:
-    """Forward only; each migration and its number are one transaction."""
+def _migrate(connection: apsw.Connection, path: Path, *, alone: bool) -> None:
+    """Forward only; each migration and its number are one transaction. Not under a control plane that runs."""
     migrations = load_migrations("sqlite")
     newest = migrations[-1][0]
     version = int(connection.pragma("user_version"))
@@ -428,6 +453,8 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         raise StoreRefused(
             f"store {path} has schema {version}, newer than this version knows ({newest}): install the newer one again"
         )
+    if version < newest and not alone:
+        raise StoreInUse(f"store {path} has schema {version}, and the control plane that uses it is older: restart it")
     for number, text in migrations:
         if number > version:
             with contextlib.ExitStack() as undo:

@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
 from control_plane.domain import jobs
-from control_plane.domain.model import TERMINAL_RUN, Run
+from control_plane.domain.model import TERMINAL_RUN, Job, Run
+from control_plane.domain.runs import Engine
 from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reaped, ReportOutcome
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, same_hash
 from control_plane.store import sqlite_rows as rows
 from control_plane.store.sqlite_unit import Known, Unit
-from control_plane.store.sqlite_writer import Writing
+from control_plane.store.sqlite_writer import FAULTS, Writing
+
+_log = structlog.get_logger("control_plane.store")
 
 JOB_OVERHEAD = 1024
 """Bytes that a claimed job takes in its frame beside its spec."""
@@ -28,12 +33,12 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         size = 0
         for seq in _candidates(known, writing, order):
             text = unit.spec_text(seq)
-            size += len(text.encode()) + JOB_OVERHEAD
-            if leases and size > order.byte_limit:
-                break
             before = unit.job_at("pending_job", seq, rows.from_json(text))
             if before is None or before.id in order.excluded:
                 continue
+            size += len(text.encode()) + JOB_OVERHEAD + _names_size(before)
+            if leases and size > order.byte_limit:
+                break
             token = order.lease_tokens[len(leases)]
             claimant = jobs.Claimant(
                 session_id=order.session_id,
@@ -51,6 +56,11 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         return leases
 
     return command
+
+
+def _names_size(job: Job) -> int:
+    """Bytes that the job's names take in its frame at the most: JSON may write a character as six bytes."""
+    return 6 * sum(len(name or "") for name in (job.queue, job.action_name, job.environment_id))
 
 
 def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
@@ -115,15 +125,15 @@ def reap(known: Known, limit: int, *, leases_lapse_from: int) -> Callable[[Writi
         now = writing.now
         timed_out = lapsed = renewed = 0
         for seq in _seqs(writing, known.sql["overrun_claims"], now, limit):
-            timed_out += _time_out(known, writing, "claimed_job", seq)
+            timed_out += _isolated(known, writing, _time_out, "claimed_job", seq)
         if now >= leases_lapse_from:
-            for seq in _seqs(writing, known.sql["lapsed_leases"], now, now, limit):
-                lapsed += _lapse(known, writing, seq)
+            for seq in _seqs(writing, known.sql["lapsed_leases"], now, limit):
+                lapsed += _isolated(known, writing, _lapse, "claimed_job", seq)
         for seq, execution_deadline_at in list(writing.execute(known.sql["lapsed_pending"], (now, limit))):
             if execution_deadline_at is not None and execution_deadline_at <= now:
-                timed_out += _time_out(known, writing, "pending_job", seq)
+                timed_out += _isolated(known, writing, _time_out, "pending_job", seq)
             else:
-                renewed += _renew(known, writing, seq)
+                renewed += _isolated(known, writing, _renew, "pending_job", seq)
         return Reaped(leases_lapsed=lapsed, executions_timed_out=timed_out, pending_renewed=renewed)
 
     return command
@@ -133,37 +143,49 @@ def _seqs(writing: Writing, statement: str, *bindings: Any) -> list[int]:
     return [row[0] for row in writing.execute(statement, bindings)]
 
 
-def _time_out(known: Known, writing: Writing, statement: str, seq: int) -> int:
+def _isolated(
+    known: Known, writing: Writing, decide: Callable[[Known, Unit, Job], Engine], statement: str, seq: int
+) -> int:
+    """Decide about one job in a savepoint of its own: one that cannot be decided must not hold up all the others."""
     unit = Unit(known, writing)
     job = unit.job_at(statement, seq)
     if job is None:
         return 0
+    facts = len(writing.facts)
+    writing.execute("SAVEPOINT job")
+    try:
+        unit.apply(decide(known, unit, job).changes)
+    except FAULTS:
+        raise
+    except Exception:  # noqa: BLE001 - the last resort of one job
+        _log.exception("a job could not be swept", job_id=job.id)
+        writing.execute("ROLLBACK TO job")
+        writing.execute("RELEASE job")
+        del writing.facts[facts:]
+        known.lanes.forget()
+        return 0
+    writing.execute("RELEASE job")
+    return 1
+
+
+def _time_out(known: Known, unit: Unit, job: Job) -> Engine:
+    del known
     engine = unit.engine(job.project_id)
     engine.timed_out(job, unit.running(job))
-    unit.apply(engine.changes)
-    return 1
+    return engine
 
 
-def _lapse(known: Known, writing: Writing, seq: int) -> int:
-    unit = Unit(known, writing)
-    job = unit.job_at("claimed_job", seq)
-    if job is None:
-        return 0
+def _lapse(known: Known, unit: Unit, job: Job) -> Engine:
     engine = unit.engine(job.project_id)
-    engine.job_moved(job, jobs.lapsed(job, known.terms.pending_deadline, writing.now), unit.running(job))
-    unit.apply(engine.changes)
-    return 1
+    engine.job_moved(job, jobs.lapsed(job, known.terms.pending_deadline, unit.now), unit.running(job))
+    return engine
 
 
-def _renew(known: Known, writing: Writing, seq: int) -> int:
-    unit = Unit(known, writing)
-    job = unit.job_at("pending_job", seq)
-    if job is None:
-        return 0
+def _renew(known: Known, unit: Unit, job: Job) -> Engine:
+    del known
     engine = unit.engine(job.project_id)
     engine.renewed(job)
-    unit.apply(engine.changes)
-    return 1
+    return engine
 
 
 def start_run(

@@ -192,11 +192,11 @@ class Queries:
             found = self._one(connection, "find_job", job_id, project_id)
             if found is None:
                 raise NotFound(f"no job {job_id} in this project")
-            seq, spec = found
+            (seq,) = found
             for statement in ("claimed_job", "pending_job", "finished_job"):
                 row = self._one(connection, statement, seq)
                 if row is not None:
-                    return rows.job(row, rows.from_json(spec))
+                    return rows.job(row, rows.from_json(self._one(connection, "spec_of_job", seq)[0]))
         raise NotFound(f"job {job_id} has no state")
 
     def next_available_at(self, connection: apsw.Connection, now: int) -> int | None:

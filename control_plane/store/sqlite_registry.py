@@ -186,8 +186,9 @@ def register_session(known: Known, session: Session) -> Callable[[Writing], Sess
             writing.execute(known.sql["insert_session"], rows.session_row(record))
         else:
             _renew(known, writing, record)
-        bindings = (writing.now, record.project_id, record.worker_instance_id, record.id)
-        writing.execute(known.sql["supersede_sessions"], bindings)
+        if not record.draining:  # one that drains owns its identity no more: its successor may be at work already
+            bindings = (writing.now, record.project_id, record.worker_instance_id, record.id)
+            writing.execute(known.sql["supersede_sessions"], bindings)
         return record
 
     return command

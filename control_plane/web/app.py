@@ -18,6 +18,7 @@ from control_plane.web.api import ROUTES, Call, Route, Services
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError, as_http_error, of_status
 from control_plane.web.shapes import Request as RequestShape
+from wire.depth import MAX_DEPTH, is_deeper
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request body."""
@@ -28,6 +29,7 @@ BODY_TIMEOUT = 30.0
 HANDLER_TIMEOUT = 30.0
 """Seconds that a request may take once it is decoded; a stream may live longer, its start may not."""
 
+_TOO_DEEP = f"the request body is nested too deeply, more than {MAX_DEPTH} levels"
 _DISCARD_LIMIT = 64 * 1024 * 1024
 _REPEATABLE = frozenset({"tag"})
 _encoder = msgspec.json.Encoder()
@@ -121,13 +123,16 @@ class Endpoint:
                 raise HttpError(400, "invalid_request", "this request takes no body")
             return None
         try:
-            return self._decoders[shape].decode(body or b"{}")
+            decoded = self._decoders[shape].decode(body or b"{}")
         except msgspec.ValidationError as error:
             raise HttpError(400, "invalid_request", f"request body: {error}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HttpError(400, "invalid_json", f"the request body is not JSON: {error}") from error
         except RecursionError as error:
-            raise HttpError(400, "invalid_json", "the request body is nested too deeply") from error
+            raise HttpError(400, "invalid_json", _TOO_DEEP) from error
+        if is_deeper(body, MAX_DEPTH):
+            raise HttpError(400, "invalid_json", _TOO_DEEP)
+        return decoded
 
 
 def _decode_query(request: Request, shape: type[RequestShape]) -> Any:

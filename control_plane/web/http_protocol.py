@@ -99,7 +99,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._head_complete()
-        self.transport.write(error_response(status, code, message))
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(error_response(status, code, message))
+        # Else it would stand in the middle of the answer to the request before: a stream that is cut off says enough.
         self.transport.close()
 
 

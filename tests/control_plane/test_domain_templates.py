@@ -59,6 +59,27 @@ def test_what_cannot_be_rendered(template, sentence):
         render(template, look_up)
 
 
+def test_templates_that_name_much_many_times_insert_a_bounded_amount():
+    large = {"x": "y" * 300_000}
+    assert render("{{ .inputs.x }}", lambda _: large) is large
+    with pytest.raises(TemplateError, match="more than 1048576 bytes"):
+        render(["{{ .inputs.x }}"] * 4, lambda _: large)
+    with pytest.raises(TemplateError, match="more than 1048576 bytes"):
+        render("{{ .inputs.x }}" * 1000, lambda _: large)
+
+
+def test_what_is_inserted_does_not_nest_without_end():
+    deep = [[]]
+    for _ in range(150):
+        deep = [deep]
+    assert render(["{{ .inputs.x }}"], lambda _: deep) == [deep]
+    value = "{{ .inputs.x }}"
+    for _ in range(60):
+        value = [value]
+    with pytest.raises(TemplateError, match="200 levels"):
+        render(value, lambda _: deep)
+
+
 PIECES = st.sampled_from(["{{", "}}", " ", ".inputs", ".context", ".a", ".b", ".", "x", "|", "{", "}"])
 TEXTS = st.lists(PIECES, max_size=8).map("".join)
 

@@ -144,18 +144,28 @@ def test_a_malformed_key_from_the_environment(tmp_path: Path) -> None:
     assert "secret-and-short" not in result.stderr
 
 
-def test_further_projects_and_keys(plane: ControlPlaneProcess) -> None:
-    refused(run("projects", "create", "team-2", "--store", plane.store_url), 78, "in use")
+def test_a_second_control_plane_keeps_out_of_the_store(plane: ControlPlaneProcess) -> None:
+    refused(run("serve", "--listen", "127.0.0.1:0", "--store", plane.store_url), 73, "in use by another control plane")
+
+
+def test_projects_and_keys_without_a_control_plane(plane: ControlPlaneProcess) -> None:
     plane.terminate()
+    key = plane.command("keys", "create", "--project", "default")
+    plane.start()
+    with plane.http(key) as http:
+        assert http.get("/v1/projects/default").status_code == 200
+
+
+def test_further_projects_and_keys(plane: ControlPlaneProcess) -> None:
     assert plane.command("projects", "create", "team-2").startswith("proj_")
     key = plane.command("keys", "create", "--project", "team-2", "--name", "ci")
     second = plane.command("keys", "create", "--project", "default")
     refused(run("projects", "create", "team-2", "--store", plane.store_url), 73, "team-2")
     refused(run("keys", "create", "--project", "team-3", "--store", plane.store_url), 66, "team-3")
-    plane.start()
     assert key.endswith(".team-2")
     with plane.http(key) as http:
         assert http.get("/v1/projects/team-2").status_code == 200
+        assert http.post("/v1/projects/team-2/automations", json={"handle": "a", "name": "A"}).status_code == 201
         assert http.get("/v1/projects/default").status_code == 403
     with plane.http(second) as http:
         assert http.get("/v1/projects/default").status_code == 200
@@ -179,6 +189,21 @@ def test_it_stops_with_its_supervisor(plane: ControlPlaneProcess) -> None:
     plane.pipe = None
     assert plane.process.wait(10) == 0
     assert "the supervisor is gone" in plane.log()
+
+
+def test_it_stops_although_nobody_is_left_to_read_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "control_plane", "serve", "--listen", "127.0.0.1:0"]
+    command += ["--store", f"sqlite://{tmp_path}/control-plane.db", "--bootstrap-key-file", str(tmp_path / "api-key")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "listening" not in process.stderr.readline():
+            assert process.poll() is None
+        process.stderr.close()
+        process.terminate()
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 def test_killed_and_started_again_on_the_same_port(plane: ControlPlaneProcess) -> None:

@@ -1,22 +1,15 @@
 """The server's end of a worker socket under a virtual clock: no socket, no store, every answer given by hand."""
 
-from itertools import count
-
 import pytest
 from msgspec.structs import replace
 
-from control_plane.domain.model import Job, Selector
+from control_plane.domain.model import Selector
 from control_plane.domain.store import (
-    CancelRequested,
     HeartbeatOutcome,
-    JobClaimable,
-    Lease,
-    LeaseTerms,
     ReportOutcome,
     SessionDrainRequested,
 )
 from control_plane.errors import Conflict, StoreUnavailable
-from control_plane.hub import Hub
 from control_plane.keys import hash_secret
 from control_plane.session import (
     POLICY_VIOLATION,
@@ -26,180 +19,21 @@ from control_plane.session import (
     TRY_AGAIN_LATER,
     Close,
     ClosePeer,
-    Peer,
     PingPeer,
-    Question,
-    Send,
     StoreClaim,
-    StoreFindSession,
     StoreHeartbeat,
     StoreRegister,
     StoreReport,
     StoreUpdateSession,
 )
+from tests.support.session_room import CADENCE, PROJECT, Room, Worker, claimable, hints, lease
 from wire import frames
 from wire.codec import MAX_FRAME_TO_WORKER, RemoteFrameError, encode_to_worker
-
-CADENCE = 20.0
-PROJECT = "proj_1"
-
-
-class Room:
-    """A hub, a clock, and the questions that nobody has answered yet."""
-
-    def __init__(self):
-        numbers = count(1)
-        self.now = 1000.0
-        self.hub = Hub(
-            LeaseTerms(lease_duration=60.0, heartbeat_cadence=CADENCE),
-            lambda: f"session token {next(numbers)}",
-            lambda: f"lease token {next(numbers)}",
-        )
-        self.sessions = count(1)
-        self.rows = {}
-
-    def worker(self, instance="w-1", **fields):
-        """A registered worker."""
-        worker = Worker(self)
-        worker.register(instance, **fields)
-        assert worker.connection.session is not None
-        worker.take()
-        return worker
-
-    def committed(self, *facts):
-        """Announce facts; what the workers get goes to their lists."""
-        for connection, actions in self.hub.committed(facts, self.now, 10_000_000):
-            connection.worker.perform(actions)
-
-    def connect(self, dialect="automations", project=PROJECT):
-        return self.hub.connect(Peer(project_id=project, dialect=dialect, api_key_id="key_1"), self.now)
-
-
-class Worker:
-    """One connection, and what has come out of it since it was last looked at."""
-
-    def __init__(self, room, dialect="automations", project=PROJECT):
-        self.room = room
-        self.connection = room.connect(dialect, project)
-        self.connection.worker = self
-        self.sent = []
-        self.questions = []
-        self.closed = []
-        self.token = None
-
-    def perform(self, actions):
-        for action in actions:
-            if isinstance(action, Send):
-                encode_to_worker(action.frame)
-                self.sent.append(action.frame)
-            elif isinstance(action, Question):
-                self.questions.append(action)
-            else:
-                self.closed.append(action)
-
-    def send(self, frame):
-        self.perform(self.connection.receive(frame, self.room.now))
-
-    def take(self):
-        sent, self.sent = self.sent, []
-        return sent
-
-    def asked(self, kind):
-        """The one open question of this kind."""
-        (question,) = [each for each in self.questions if isinstance(each, kind)]
-        return question
-
-    def answer(self, kind, result):
-        question = self.asked(kind)
-        self.questions.remove(question)
-        if isinstance(result, Exception):
-            self.perform(self.connection.refused(question.question, result, self.room.now))
-        else:
-            self.perform(self.connection.answered(question.question, result, self.room.now))
-        return question
-
-    def register(self, instance="w-1", **fields):
-        """Send worker.register and let the store agree, as the store would."""
-        self.send(frames.Register(worker_instance_id=instance, message_id="r", **fields))
-        if any(isinstance(each, StoreFindSession) for each in self.questions):
-            found = self.room.rows.get(self.asked(StoreFindSession).token_hash)
-            self.answer(StoreFindSession, found)
-        if any(isinstance(each, StoreRegister) for each in self.questions):
-            self.store_agrees()
-
-    def store_agrees(self):
-        asked = self.asked(StoreRegister).session
-        known = self.room.rows.get(asked.token_hash)
-        row = replace(
-            asked,
-            id=asked.id or f"wsess_{next(self.room.sessions)}",
-            drain_requested=known.drain_requested if known is not None else False,
-        )
-        self.room.rows[row.token_hash] = row
-        self.answer(StoreRegister, row)
-        self.token = self.sent[0].worker_session_token
-
-    def claim(self, message_id="c", **fields):
-        self.send(frames.Claim(message_id=message_id, **fields))
-
-    def wait(self, seconds):
-        """Let time pass, ticking whenever the connection asks for it."""
-        until = self.room.now + seconds
-        while (deadline := self.connection.next_deadline()) is not None and deadline <= until:
-            self.room.now = max(self.room.now, deadline)
-            self.perform(self.connection.tick(self.room.now))
-            if any(isinstance(each, StoreClaim) for each in self.questions):
-                self.answer(StoreClaim, [])
-        self.room.now = until
-
-    def close(self):
-        self.perform(self.connection.closed(self.room.now))
 
 
 @pytest.fixture
 def room():
     return Room()
-
-
-def job(number=1, **fields):
-    return Job(
-        **{
-            "id": f"job_{number}",
-            "project_id": PROJECT,
-            "kind": "action_execution",
-            "origin": "automation_action_step",
-            "queue": "default",
-            "status": "claimed",
-            "spec": {"parameters": {"message": "hi"}},
-            "created_at": 0,
-            "updated_at": 0,
-            "available_at": 0,
-            "action_name": "print",
-            "run_id": "run_1",
-            "step_id": "step_1",
-            "claim_attempt": 1,
-            "max_attempts": 3,
-            "execution_deadline_at": 1_763_771_234_000_000,
-            **fields,
-        }
-    )
-
-
-def lease(number=1, **fields):
-    return Lease(job=job(number, **fields), lease_token=f"secret {number}")
-
-
-def claimable(number=1, **fields):
-    return JobClaimable(
-        **{
-            "project_id": PROJECT,
-            "job_id": f"job_{number}",
-            "queue": "default",
-            "available_at": 0,
-            "action_name": "print",
-            **fields,
-        }
-    )
 
 
 # --- registration
@@ -468,6 +302,27 @@ def test_a_new_job_wakes_an_open_claim(room):
     assert worker.take()[0].message_id == "c1"
 
 
+def test_a_job_that_comes_while_an_ending_claim_is_asked_for_is_hinted(room):
+    worker = room.worker()
+    worker.claim("c1")
+    worker.wait(CADENCE)
+    room.committed(claimable(1))
+    worker.answer(StoreClaim, [])
+    assert worker.take() == [frames.Claimed(message_id="c1", jobs=[]), frames.WorkAvailable()]
+
+
+def test_a_message_id_is_repeated_only_by_a_frame_of_its_kind(room):
+    worker = room.worker()
+    worker.claim("m")
+    worker.answer(StoreClaim, [lease(1)])
+    claimed = worker.take()
+    worker.send(frames.Report(job_id="job_1", lease_token="secret 1", message_id="m"))
+    worker.answer(StoreReport, ReportOutcome(verdict="accepted"))
+    assert worker.take()[0] == frames.ReportAck(message_id="m", job_id="job_1")
+    worker.claim("m")
+    assert worker.take() == claimed
+
+
 def test_a_job_that_comes_while_the_store_is_asked_is_asked_for_again(room):
     worker = room.worker()
     worker.claim("c1")
@@ -475,29 +330,6 @@ def test_a_job_that_comes_while_the_store_is_asked_is_asked_for_again(room):
     worker.answer(StoreClaim, [])
     worker.answer(StoreClaim, [lease(1)])
     assert len(worker.take()[0].jobs) == 1
-
-
-def test_one_job_wakes_one_of_many_claims_and_the_next_another(room):
-    workers = [room.worker(f"w-{index}") for index in range(3)]
-    for worker in workers:
-        worker.claim()
-        worker.answer(StoreClaim, [])
-    woken = []
-    for number in range(3):
-        room.committed(claimable(number))
-        (worker,) = [each for each in workers if each.questions]
-        worker.answer(StoreClaim, [])
-        woken.append(worker)
-    assert len(set(woken)) == 3
-
-
-def test_as_many_claims_wake_as_the_jobs_need(room):
-    workers = [room.worker(f"w-{index}", concurrency_limit=2) for index in range(4)]
-    for worker in workers:
-        worker.claim(available_slots=2)
-        worker.answer(StoreClaim, [])
-    room.committed(*(claimable(number) for number in range(3)))
-    assert sum(bool(worker.questions) for worker in workers) == 2
 
 
 def test_claims_without_slots_and_of_draining_workers_are_answered_empty_at_once(room):
@@ -578,27 +410,18 @@ def test_a_frame_of_claimed_jobs_stays_below_a_megabyte(room):
 # --- hints
 
 
-def hints(worker):
-    return sum(isinstance(frame, frames.WorkAvailable) for frame in worker.take())
-
-
-def test_idle_workers_that_could_run_a_job_are_hinted_once(room):
+def test_idle_workers_are_hinted_at_every_job_that_they_could_run_and_once_a_commit(room):
     worker = room.worker()
     deaf = room.worker("w-2", queues=["other"])
-    room.committed(claimable(1))
-    room.committed(claimable(2))
+    room.committed(claimable(1), claimable(2))
     assert (hints(worker), hints(deaf)) == (1, 0)
+    room.committed(claimable(3))
+    assert (hints(worker), hints(deaf)) == (1, 0), "it may not have understood the first one"
     worker.claim()
     worker.answer(StoreClaim, [lease(1)])
     worker.take()
     room.committed(claimable(3))
     assert hints(worker) == 0, "its only slot is taken"
-
-
-def test_a_delayed_job_hints_nobody_before_its_time(room):
-    worker = room.worker()
-    room.committed(claimable(1, available_at=10_000_001))
-    assert hints(worker) == 0
 
 
 def test_a_slot_that_frees_is_hinted(room):
@@ -629,7 +452,7 @@ def test_a_worker_that_says_that_it_is_ready_is_hinted(room):
     assert worker.asked(StoreUpdateSession).selector == Selector(queues=("gpu",))
     room.committed(claimable(1))
     room.committed(claimable(2, queue="gpu"))
-    assert hints(worker) == 1
+    assert hints(worker) == 2
 
 
 # --- reports and heartbeats
@@ -777,17 +600,6 @@ def test_the_memory_is_bounded(room):
 # --- cancel, drain, the end
 
 
-def test_a_cancel_reaches_the_holder_and_nobody_else(room):
-    holder, other = room.worker("w-1"), room.worker("w-2")
-    session_id = holder.connection.session.id
-    room.committed(
-        CancelRequested(project_id=PROJECT, job_id="job_1", session_id=session_id, reason="stop", requested_at=0),
-        CancelRequested(project_id=PROJECT, job_id="job_2", session_id="wsess_gone", reason=None, requested_at=0),
-    )
-    assert holder.take() == [frames.JobCancel(job_id="job_1", reason="stop", requested_at="1970-01-01T00:00:00Z")]
-    assert other.take() == []
-
-
 def test_a_drain_is_sticky_and_ends_the_open_claim(room):
     worker = room.worker()
     worker.claim("c")
@@ -809,8 +621,9 @@ def test_a_draining_worker_is_acknowledged_recorded_and_left_alone(room):
     worker.claim("c")
     worker.answer(StoreClaim, [])
     worker.send(frames.Draining(message_id="d"))
-    assert worker.take() == [frames.Claimed(message_id="c", jobs=[]), frames.DrainingAck(message_id="d")]
+    assert worker.take() == [frames.Claimed(message_id="c", jobs=[])]
     assert worker.answer(StoreUpdateSession, None).draining is True
+    assert worker.take() == [frames.DrainingAck(message_id="d")]
     room.committed(claimable(1))
     worker.wait(2 * CADENCE)
     assert worker.take() == []
@@ -823,30 +636,3 @@ def test_a_worker_that_is_only_cut_off_keeps_its_row(room):
     worker.close()
     assert worker.questions == []
     assert worker.connection.next_deadline() is None
-
-
-# --- the hub
-
-
-def test_the_sweeper_hears_who_was_seen(room):
-    one, two = room.worker("w-1"), room.worker("w-2")
-    ids = [each.connection.session.id for each in (one, two)]
-    assert room.hub.take_seen() == ids
-    assert room.hub.take_seen() == []
-    room.now += 5
-    two.connection.seen(room.now)
-    assert room.hub.take_seen() == [ids[1]]
-    room.now += 5
-    one.send(frames.Keepalive())
-    one.close()
-    assert room.hub.take_seen() == [ids[0]]
-    assert room.hub.live_sessions() == [ids[1]]
-
-
-def test_the_hub_forgets_connections(room):
-    worker = room.worker()
-    assert room.hub.connections() == [worker.connection]
-    worker.close()
-    assert room.hub.connections() == []
-    room.committed(claimable(1))
-    assert worker.take() == []

@@ -7,6 +7,7 @@ import apsw
 import pytest
 
 from control_plane.domain.model import Selector
+from control_plane.domain.runs import Engine
 from control_plane.domain.store import CancelRequested, JobClaimable
 from control_plane.errors import StoreUnavailable
 from tests.support.sqlite_store import LEASE, PENDING_DEADLINE, action, at, scenario
@@ -467,3 +468,37 @@ async def test_a_cancelled_job_whose_lease_lapses_is_cancelled(s):
     await s.store.cancel_run(s.project.id, run.id, None, now=at(1))
     await s.reap(LEASE + 1)
     assert (await s.job(lease)).status == "cancelled"
+
+
+async def test_names_count_in_the_size_of_a_claim(s):
+    name = "\x01" * 256
+    await s.publish("a", [action()], settings={"queue": name})
+    for _ in range(4):
+        await s.start("a")
+    leases = await s.claim(byte_limit=6000)
+    assert [lease.job.queue for lease in leases] == [name, name]
+
+
+async def test_a_report_that_our_own_code_cannot_take_ends_its_job_and_is_acknowledged(s, monkeypatch):
+    await one_job(s)
+    lease = await s.claim_one()
+    job_moved = Engine.job_moved
+
+    def broken(self, job, outcome, running):
+        if outcome.after.status == "completed":
+            raise RecursionError
+        job_moved(self, job, outcome, running)
+
+    monkeypatch.setattr(Engine, "job_moved", broken)
+    assert await s.report(lease) == "accepted"
+    run = await s.store.run(s.project.id, lease.job.run_id)
+    assert (run.status, run.error_type) == ("failed", "NonRetryableError")
+
+
+async def test_endless_names_are_not_remembered(s):
+    await one_job(s)
+    for number in range(3):
+        names = tuple(f"{number}-{index}" for index in range(5000))
+        assert await s.claim(selector=Selector(queues=names)) == []
+    assert s.store._known.lanes._selections == {}
+    assert len(await s.claim()) == 1

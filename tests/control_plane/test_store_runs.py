@@ -6,6 +6,7 @@ from control_plane.domain.model import Selector
 from control_plane.domain.runs import MAX_DEPTH, MAX_RUNS_AT_ONCE
 from control_plane.domain.store import RunChanged, SessionDrainRequested
 from control_plane.errors import Conflict, Invalid, NotFound
+from control_plane.store import sqlite_queries
 from tests.support.sqlite_store import action, at, scenario
 
 
@@ -71,6 +72,17 @@ async def test_events_are_gapless_and_tell_the_story(s):
     }
     assert all("status" not in event.payload for event in events if not event.event_type.startswith("run."))
     assert [event.sequence for event in await s.store.events(s.project.id, run.id, since=3, limit=2)] == [4, 5]
+
+
+async def test_a_page_of_events_is_bounded_in_bytes_but_never_empty(s, monkeypatch):
+    await s.publish("a", [action()])
+    run = await s.start("a")
+    monkeypatch.setattr(sqlite_queries, "MOST_EVENT_BYTES", 10)
+    seen = []
+    while page := await s.store.events(s.project.id, run.id, since=len(seen), limit=100):
+        seen += page
+        assert len(page) == 1
+    assert [event.sequence for event in seen] == [1, 2, 3]
 
 
 async def test_a_commit_says_up_to_which_event_a_run_has_come(s):
@@ -324,6 +336,14 @@ async def test_a_new_process_supersedes_the_old_ones_rows_but_not_a_draining_one
     with pytest.raises(Conflict) as caught:
         await s.store.register_session(second)
     assert caught.value.code == "session_superseded"
+
+
+async def test_a_draining_session_that_comes_back_takes_nothing_from_its_successor(s):
+    old = await s.register("w", draining=True)
+    new = await s.register("w")
+    await s.store.register_session(old, now=at(1))
+    assert not (await s.store.session_by_token(s.project.id, new.token_hash)).superseded
+    assert new.id in [view.session.id for view in await s.store.sessions(s.project.id, now=at(2))]
 
 
 async def test_a_session_is_renewed_and_keeps_its_jobs(s):

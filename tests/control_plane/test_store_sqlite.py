@@ -65,6 +65,31 @@ async def test_what_is_asked_together_is_committed_together(path):
         assert len(commits) == 2
 
 
+async def test_what_is_queued_when_the_store_closes_is_committed(path):
+    async with scenario(path) as s:
+        await s.publish("a", [action()])
+        held, gate = threading.Event(), threading.Event()
+
+        def hold(writing):
+            held.set()
+            gate.wait(10)
+
+        holding = asyncio.ensure_future(s.store._writer.submit(hold))
+        await asyncio.to_thread(held.wait)
+        runs = [asyncio.ensure_future(s.start("a")) for _ in range(3)]
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(s.store.close())
+        await asyncio.sleep(0)
+        gate.set()
+        await holding
+        acknowledged = {run.id for run in await asyncio.gather(*runs)}
+        await closing
+        project = s.project
+    async with scenario(path, prepared=False) as s:
+        page = await s.store.runs(project.id, status=None, automation_id=None, cursor=None, limit=9)
+        assert {run.id for run in page.items} == acknowledged
+
+
 async def test_a_refused_command_harms_no_neighbour(path):
     async with scenario(path) as s:
         await s.publish("a", [action()])

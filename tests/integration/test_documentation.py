@@ -16,7 +16,7 @@ import tomli
 import control_plane.__main__
 import supervisor.__main__
 from mobius_cli.__main__ import mobius
-from mobius_cli.errors import INTERRUPTED, CommandError
+from mobius_cli.errors import INTERRUPTED, OUTPUT_CLOSED, CommandError
 from supervisor import config as pool_file
 from supervisor.errors import SupervisorError
 from supervisor.fleet import CUT_OFF_EXIT, Fleet
@@ -88,7 +88,11 @@ def test_exit_codes() -> None:
         own = {base.exit_code} if hasattr(base, "exit_code") else set()
         return own.union(*(codes(one) for one in base.__subclasses__()))
 
-    known = {0, INTERRUPTED, CUT_OFF_EXIT, supervisor.__main__.USAGE} | codes(CommandError) | codes(SupervisorError)
+    known = (
+        {0, INTERRUPTED, OUTPUT_CLOSED, CUT_OFF_EXIT, supervisor.__main__.USAGE}
+        | codes(CommandError)
+        | codes(SupervisorError)
+    )
     known |= {value for name, value in vars(control_plane.__main__).items() if name.startswith("EX_")}
     assert [int(cell) for cell in first_cells(section("**Exit codes**"))] == sorted(known)
 

@@ -142,6 +142,13 @@ async def test_a_stream_that_never_comes_back_is_given_up(
     assert received
 
 
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("work", "kind", "says"),
     [
@@ -152,6 +159,16 @@ async def test_a_stream_that_never_comes_back_is_given_up(
         (lambda mobius: mobius.create_automation({"handle": "UPPER", "name": "a"}), InputError, "handle"),
         (lambda mobius: mobius.create_automation({"handle": "a", "name": "a", "colour": 1}), InputError, "colour"),
         (lambda mobius: mobius.runs(status="odd"), InputError, "status"),
+        (
+            lambda mobius: mobius.start_run("a", inputs={"v": nested(300)}, external_id=None),
+            InputError,
+            "nested too deeply",
+        ),
+        (
+            lambda mobius: mobius.start_run("a", inputs={"v": nested(100_000)}, external_id=None),
+            InputError,
+            "nested too deeply",
+        ),
     ],
 )
 async def test_refusals_are_the_servers_sentences(

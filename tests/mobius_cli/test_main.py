@@ -106,4 +106,12 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(nowhere: MobiusCommand)
         [MOBIUS, "--help"], stdout=writer, stderr=subprocess.PIPE, env=nowhere.environment, check=False, timeout=30
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_disk_is_said_once(nowhere: MobiusCommand) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [MOBIUS, "--version"], stdout=full, stderr=subprocess.PIPE, env=nowhere.environment, check=False, timeout=30
+        )
+    assert (done.returncode, done.stderr.splitlines()) == (70, [b"mobius: [Errno 28] No space left on device"])

@@ -80,7 +80,16 @@ def test_a_key_that_is_refused_ends_the_worker(command: MobiusCommand) -> None:
 def test_a_module_that_is_missing(command: MobiusCommand) -> None:
     done = command.run("worker", "--modules", "no_such_module_anywhere")
     assert done.returncode == 78
-    assert "no_such_module_anywhere" in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "mobius: --modules: there is no module 'no_such_module_anywhere': put its directory into --module-path, "
+        "or install it"
+    )
+
+
+def test_an_action_that_nobody_registers(command: MobiusCommand) -> None:
+    done = command.run("worker", "--actions", "paint")
+    assert done.returncode == 78
+    assert done.stderr.splitlines()[-1].startswith("mobius: --actions: no handler is registered for 'paint'")
 
 
 def test_one_process_has_exactly_its_identity_and_our_handlers(command: MobiusCommand, tmp_path: Path) -> None:

@@ -98,6 +98,20 @@ def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -
             'pool[1].name: expected a name of its own, got "a", which pool[0] has already; rename one of the two',
         ),
         (
+            "[control_plane]\nembedded = true\nlisten = '127.0.0.1:9464'\n[[pool]]",
+            (
+                'supervisor.listen: expected an address of its own, got "127.0.0.1:9464", which control_plane.listen '
+                "has already; change one of the two ports"
+            ),
+        ),
+        (
+            "[[pool]]\nenvironment_actions = true",
+            (
+                "pool[0].environment_actions: expected false, because this version has no environment actions; "
+                "remove the key"
+            ),
+        ),
+        (
             "[[pool]]\nname = 'a b'",
             (
                 "pool[0].name: expected at most 64 letters, digits, `-`, `_` or `.`, the first a letter or digit, "

@@ -181,10 +181,10 @@ def test_modules_that_cannot_be_imported_end_the_first_start() -> None:
     story = Story(settings(embedded=False, pools=2))
     story.tick()
     story.happened(Spawned, "mold:p2", pid=1)
-    story.bye("mold:p2", reason="cannot import 'nope': No module named 'nope'", refused=True)
+    story.bye("mold:p2", reason="modules: there is no module 'nope'", refused=True)
     assert isinstance(story.fleet.error, HandlerImportError)
     assert isinstance(story.fleet.error, ConfigurationError)
-    assert str(story.fleet.error) == "pool[1].modules: cannot import 'nope': No module named 'nope'"
+    assert str(story.fleet.error) == "pool[1].modules: there is no module 'nope'"
     assert story.fleet.exit_code == 78
     story.dies("mold:p2", exit_code=78)
     story.tick()
@@ -235,7 +235,7 @@ def test_a_child_that_cannot_work_with_its_settings_ends_the_first_start_only() 
     story.bye("p1-2", reason="models: no generator is registered for 'ollama/llama3'")
     story.dies("p1-2", exit_code=78)
     assert isinstance(story.fleet.error, ConfigurationError)
-    assert str(story.fleet.error) == "pool[0]: models: no generator is registered for 'ollama/llama3'"
+    assert str(story.fleet.error) == "pool[0].models: no generator is registered for 'ollama/llama3'"
     later = Story(settings(embedded=False))
     later.full()
     later.dies("p1-2", exit_code=78)

@@ -67,6 +67,14 @@ def test_console_and_journald() -> None:
     assert lines[0].startswith(b"<4>event loop is silent pool=rig slot=rig-1")
 
 
+def test_nothing_that_is_logged_steers_a_terminal() -> None:
+    out, lines = written("console")
+    steering = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r"
+    out.forward("rig-1", [steering.encode(), json.dumps({"event": "print", "level": "info", "m": steering}).encode()])
+    assert [line.count(b"\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\u202e") for line in lines] == [1, 1]
+    assert all(line.decode().isprintable() for line in lines)
+
+
 def test_a_line_in_the_journal_stays_one_line() -> None:
     out, lines = written("journald")
     out.forward("rig-1", [b'{"event":"two\\nlines","level":"error","detail":"a b"}'])

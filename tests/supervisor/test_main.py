@@ -243,6 +243,12 @@ def test_a_killed_control_plane_is_replaced_and_the_children_come_back_to_it(emb
     assert embedded.leftovers() == []
 
 
+def test_the_control_plane_does_not_outlive_a_killed_supervisor(embedded: SupervisorProcess) -> None:
+    wait_until_ready(embedded)
+    embedded.kill()
+    wait_until_gone(embedded.leftovers())
+
+
 def test_a_control_plane_that_cannot_listen_ends_the_start(tmp_path: Path, embedded: SupervisorProcess) -> None:
     wait_until_ready(embedded)
     second = tmp_path / "second.toml"
@@ -331,7 +337,7 @@ def test_the_key_is_nowhere_to_be_seen(tmp_path: Path, server: WorkerSocketServe
 def test_a_missing_module_ends_the_start_with_a_sentence(tmp_path: Path, server: WorkerSocketServer) -> None:
     with supervising(tmp_path, server, modules=["no_such_module"]) as supervisor:
         assert supervisor.process.wait(PATIENCE) == 78
-        error = supervisor.wait_for("error: pool[0].modules: ")["event"]
+        error = supervisor.wait_for("error: pool[0].modules: there is no module ")["event"]
         assert "no_such_module" in error
         assert server.registered == []
 

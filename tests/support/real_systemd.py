@@ -44,6 +44,8 @@ _COMMANDS = {
     "systemd-analyze": "systemd",
 }
 _CLONE_NEWNET = 0x40000000
+END_TIMEOUT = 30.0
+"""Seconds for the kernel to end everything inside."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
 
@@ -251,7 +253,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         os.kill(_only_child(process.pid), signal.SIGKILL)
     except (IndexError, ProcessLookupError, FileNotFoundError):
         process.kill()
-    process.wait()
+    _reap_adopted()
+    process.wait(END_TIMEOUT)
+
+
+def _reap_adopted() -> None:
+    """Reap what nsenter left behind: the test process may be a child subreaper, and a process namespace ends only when
+    everything that ever entered it is reaped."""
+    ours = f"PPid:\t{os.getpid()}\n"
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            spaces = re.search(r"^NSpid:(.*)$", text, re.MULTILINE)
+            if ours in text and spaces is not None and len(spaces[1].split()) > 1:
+                os.waitpid(int(status.parent.name), 0)
 
 
 def _make_groups() -> tuple[list[dict[str, str]], bool]:

@@ -90,7 +90,8 @@ class SupervisorProcess:
                 self.lines.append(entry)
                 self._changed.notify_all()
         with self._changed:
-            self._ended = True
+            # A predecessor's log may end after its successor has begun.
+            self._ended = self._ended or process is self.process
             self._changed.notify_all()
 
     def matching(self, event: str, **fields: Any) -> Iterator[dict[str, Any]]:

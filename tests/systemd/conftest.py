@@ -25,6 +25,7 @@ API_KEY = "/etc/credstore/mobius-api-key"
 BOOTSTRAP_KEY = "/var/lib/mobius-control-plane/bootstrap-key"
 CHECKOUT = "/opt/checkout"
 DEPENDENCIES = "/opt/dependencies"
+INTERPRETER = "/opt/python"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,15 +54,25 @@ def booted(wheel: Path) -> Iterator[Machine]:
     if reason is not None:
         pytest.skip(reason)
     libraries = Path(sysconfig.get_path("purelib"))
-    with boot([(wheel, f"/opt/{wheel.name}"), (libraries, DEPENDENCIES), (UNITS, f"{CHECKOUT}/systemd")]) as machine:
-        _install(machine, wheel.name)
+    binds = [(wheel, f"/opt/{wheel.name}"), (libraries, DEPENDENCIES), (UNITS, f"{CHECKOUT}/systemd")]
+    base = Path(sys.executable).resolve()
+    prefix = Path(sys.base_prefix).resolve()
+    if not base.is_relative_to("/usr"):
+        # An interpreter in somebody's home cannot be executed by the units' users, and the units hide homes.
+        binds.append((prefix, INTERPRETER))
+        base = Path(INTERPRETER) / base.relative_to(prefix)
+    with boot(binds) as machine:
+        _install(machine, wheel.name, base)
         yield machine
 
 
-def _install(machine: Machine, wheel: str) -> None:
+def _install(machine: Machine, wheel: str, base: Path) -> None:
     """The package from its wheel, into a virtual environment in /opt/mobius; what it needs is there already."""
-    base = os.path.realpath(sys.executable)
-    machine.run(base, "-m", "venv", "--without-pip", "/opt/mobius")
+    if base.is_relative_to(INTERPRETER):
+        # Its own library, not one of the distribution that has the same name.
+        machine.write("/etc/ld.so.conf.d/00-interpreter.conf", f"{INTERPRETER}/lib\n")
+        machine.run("/sbin/ldconfig")
+    machine.run(str(base), "-m", "venv", "--without-pip", "/opt/mobius")
     python = "/opt/mobius/bin/python"
     environment = {**os.environ, "PYTHONPATH": DEPENDENCIES}
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]

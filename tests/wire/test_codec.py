@@ -50,6 +50,8 @@ FROM_SERVER = [
     frames.Error(error=frames.ProtocolError(code="invalid_frame", message="no")),
 ]
 
+DEEP = b'{"a":' * (codec.MAX_DEPTH_TO_SERVER) + b"1" + b"}" * codec.MAX_DEPTH_TO_SERVER
+
 CONTRACT_TYPES = {
     "to server": {
         "worker.register",
@@ -145,6 +147,7 @@ def test_unknown_fields_and_origins_are_accepted() -> None:
         (b'{"type":"job.heartbeat","job_id":"j"}', "lease_token"),
         (b'{"type":"job.heartbeat","job_id":7,"lease_token":"t"}', "job_id"),
         (b'{"type":"job.report","result":{"x":' + b"[" * 100_000, "nested"),
+        (b'{"type":"job.report","job_id":"j","lease_token":"t","status":"completed","result":' + DEEP + b"}", "nested"),
         (b'{"type":"worker.drain"}', "worker.drain"),
         (b'{"type":"keepalive","message_id":"\xff"}', "utf-8"),
     ],
@@ -158,6 +161,23 @@ def test_a_remote_fault_names_the_message_it_answers() -> None:
     with pytest.raises(RemoteFrameError) as caught:
         codec.decode_from_worker(b'{"type":"job.report","message_id":"m7"}')
     assert caught.value.message_id == "m7"
+
+
+def test_a_message_id_that_no_answer_can_carry_is_not_echoed() -> None:
+    with pytest.raises(RemoteFrameError, match="message_id") as caught:
+        codec.decode_from_worker(b'{"type":"jobs.claim","message_id":"%s"}' % (b"x" * 257))
+    assert caught.value.message_id is None
+
+
+@pytest.mark.parametrize("seconds", [2**63, 10**400])
+def test_a_number_that_is_no_time_is_refused(seconds: int) -> None:
+    lease = b'{"lease_duration_seconds":60,"heartbeat_cadence_seconds":%d}' % seconds
+    with pytest.raises(RemoteFrameError, match="heartbeat_cadence_seconds"):
+        codec.decode_from_server(b'{"type":"worker.registered","worker_session_token":"t","lease":%s}' % lease)
+    with pytest.raises(RemoteFrameError, match="concurrency_limit"):
+        codec.decode_from_worker(
+            b'{"type":"worker.register","worker_instance_id":"w","concurrency_limit":%d}' % seconds
+        )
 
 
 def test_a_frame_above_the_limit_is_refused_before_it_is_read() -> None:

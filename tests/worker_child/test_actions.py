@@ -2,7 +2,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import threading
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import pytest
@@ -15,6 +15,10 @@ from worker_child.errors import ActionDefinitionError, UnknownAction, Validation
 class Resize(msgspec.Struct):
     url: str
     width: int = 640
+
+
+class Other(msgspec.Struct):
+    path: str
 
 
 @dataclasses.dataclass
@@ -104,6 +108,18 @@ def test_parameters_that_do_not_fit_name_the_field(given: Any, sentence: str) ->
         registry.get("work").convert(given)
 
 
+def test_bounds_of_the_declared_type_itself_are_checked() -> None:
+    registry = Registry()
+
+    @registry.action("work")
+    def handler(params: dict[str, Annotated[int, msgspec.Meta(ge=3)]], where: Annotated[Context, "noted"]) -> None: ...
+
+    assert registry.get("work").arguments == ("parameters", "context")
+    assert registry.get("work").convert({"a": 3}) == {"a": 3}
+    with pytest.raises(ValidationError, match=r"^parameters.*: Expected `int` >= 3"):
+        registry.get("work").convert({"a": 1})
+
+
 def test_one_name_for_two_handlers_is_refused_with_both_places() -> None:
     registry = Registry()
 
@@ -138,6 +154,10 @@ def test_a_clash_with_a_stock_action_names_the_way_out() -> None:
         ({"name": "a", "concurrency": 0}, "concurrency is a number from 1, got 0"),
         ({"name": "a", "timeout": "soon"}, "timeout is seconds or a duration"),
         ({"name": "a", "timeout": -1}, "timeout is seconds or a duration"),
+        ({"name": "a", "timeout": float("nan")}, "timeout is seconds or a duration"),
+        ({"name": "a", "timeout": float("inf")}, "of at most a year"),
+        ({"name": "a", "timeout": "9999999999h"}, "of at most a year"),
+        ({"name": "a", "timeout": []}, "timeout is seconds or a duration"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], sentence: str) -> None:
@@ -152,9 +172,25 @@ def test_handlers_that_cannot_be_called_are_refused() -> None:
 
     def unknown(params: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
-    for handler, sentence in ((two, "at most one"), (keyword, "keyword-only"), (unknown, "Nowhere")):
+    def untagged(params: Resize | Other) -> None: ...
+
+    for handler, sentence in (
+        (two, "at most one"),
+        (keyword, "keyword-only"),
+        (unknown, "Nowhere"),
+        (untagged, "must be tagged"),
+    ):
         with pytest.raises(ActionDefinitionError, match=sentence):
             Registry().action("work")(handler)
+
+
+def test_a_decorator_without_a_name_is_refused_at_once() -> None:
+    registry = Registry()
+
+    def resize() -> None: ...
+
+    with pytest.raises(ActionDefinitionError, match=r'expected a name .*got .*resize; write for example @action\("'):
+        registry.action(resize)  # type: ignore[arg-type]
 
 
 def test_a_restriction_keeps_what_it_names_and_refuses_what_is_not_there() -> None:

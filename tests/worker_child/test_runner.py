@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.support.session_driver import claimed_job
+from wire.depth import MAX_DEPTH
 from worker_child import runner as runner_module
 from worker_child.actions import Context, Registry
 from worker_child.decisions import Outcome
@@ -107,8 +108,21 @@ async def test_an_object_is_the_result_and_anything_else_is_its_output(bench: Be
     assert (outcome.status, decoded(outcome)) == ("completed", result)
 
 
-async def test_a_result_that_cannot_be_json_is_final(bench: Bench) -> None:
-    outcome = await bench.run(object)
+@pytest.mark.parametrize(
+    "result",
+    [
+        object(),
+        {"a": 10**5000},
+        10**5000,
+        {"a": "\ud800"},
+        msgspec.Raw(b"{garbage"),
+        msgspec.Raw(b'{}, "status":"failed"'),
+        [msgspec.Raw(b'"\xff"')],
+    ],
+    ids=type,
+)
+async def test_a_result_that_cannot_be_json_is_final(bench: Bench, result: Any) -> None:
+    outcome = await bench.run(lambda: result)
     assert (outcome.status, outcome.error_type) == ("failed", "NonRetryableError")
     assert "cannot be sent as JSON" in str(outcome.error_message)
 
@@ -339,3 +353,13 @@ def test_the_verdicts_of_a_stack_deep_result_do_not_end_the_process() -> None:
         deep = [deep]
     with pytest.raises(NonRetryableError, match="cannot be sent as JSON"):
         runner_module._completed(deep)
+
+
+def test_a_result_that_nobody_could_wrap_and_write_again_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH - 1):
+        deep = {"a": deep}
+    assert runner_module._completed(deep).status == "completed"
+    assert runner_module._completed([1]).status == "completed"
+    with pytest.raises(NonRetryableError, match="nested more deeply than the limit of 200 levels"):
+        runner_module._completed([{"a": deep}])

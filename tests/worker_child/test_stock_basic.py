@@ -117,6 +117,7 @@ def test_random_values_are_of_their_kind() -> None:
         ({"count": basic.MAX_VALUES + 1}, "parameters.count"),
         ({"length": basic.MAX_LENGTH + 1}, "parameters.length"),
         ({"type": "string", "count": 1000, "length": 60000}, "parameters.count"),
+        ({"type": "choice", "count": 10_000, "choices": ["a", "x" * 100_000]}, "parameters.count"),
         ({"type": "nope"}, "parameters.type"),
     ],
 )

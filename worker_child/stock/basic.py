@@ -16,6 +16,7 @@ from worker_child.errors import NonRetryableError, RetryableError
 
 MAX_VALUES = 10_000
 MAX_LENGTH = 65_536
+MAX_CHOSEN = 16 * 1024 * 1024
 
 
 class Print(Struct, frozen=True):
@@ -103,11 +104,18 @@ async def random_value(parameters: Random) -> Any:
         return make(source, parameters)
     if parameters.count * parameters.length > MAX_VALUES * 100:
         raise NonRetryableError("parameters.count: count times length is larger than 1000000 characters")
+    # A list may name one large choice many times: it costs nothing until it is written out.
+    if parameters.type == "choice" and parameters.count * _longest(parameters.choices) > MAX_CHOSEN:
+        raise NonRetryableError(f"parameters.count: count times the longest choice is larger than {MAX_CHOSEN} bytes")
     return [make(source, parameters) for _ in range(parameters.count)]
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _longest(choices: list[Any]) -> int:
+    return max(len(msgspec.json.encode(choice)) for choice in choices)
 
 
 def _parse(parameters: Json) -> Any:

@@ -181,7 +181,8 @@ async def test_runs(http: httpx.AsyncClient) -> None:
         (b'{"handle":"a","name":7}', "invalid_request", "$.name"),
         (b'{"handle":"Not A Handle","name":"A"}', "invalid_request", "$.handle"),
         (b'{"handle":"a","name":"A","description":null}', "invalid_request", "$.description"),
-        (b'{"handle":"a","name":"A","settings":' + b'{"a":' * 100_000, "invalid_json", ""),
+        (b'{"handle":"a","name":"A","settings":' + b'{"a":' * 100_000, "invalid_json", "too deeply"),
+        (b'{"handle":"a","name":"A","settings":' + b'{"a":' * 250 + b"1" + b"}" * 251, "invalid_json", "too deeply"),
         (b"", "invalid_request", "`handle`"),
     ],
 )

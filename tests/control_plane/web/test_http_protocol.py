@@ -22,6 +22,12 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         if not message.get("more_body"):
             break
     answer = scope["path"].encode() + b" " + body
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"the first part", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
     if scope["path"] == "/endless":
         answer = b"x" * 50_000_000
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
@@ -83,6 +89,22 @@ async def test_a_head_that_never_ends(address: tuple[str, int], monkeypatch: pyt
     answer = await exchange(address, b"GET /a HTTP/1.1\r\nhost: x\r\n\r\nGET /b HTTP/1.1\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"HTTP/1.1 408 " in answer
+
+
+@pytest.mark.parametrize("next_request", [b"GET /b HTTP/1.1\r\n", b"\x16\x03\x01\r\n\r\n"])
+async def test_a_refusal_never_stands_inside_another_answer(
+    address: tuple[str, int], next_request: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "REQUEST_HEAD_TIMEOUT", 0.2)
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(DEADLINE):
+        begun = await reader.readuntil(b"the first part\r\n")
+        writer.write(next_request)
+        rest = await reader.read()
+    writer.close()
+    assert begun.startswith(b"HTTP/1.1 200 ")
+    assert rest == b""
 
 
 async def test_an_answer_that_nobody_reads(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:

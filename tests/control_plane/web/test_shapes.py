@@ -87,7 +87,7 @@ def test_handles(handle: str) -> None:
     assert msgspec.convert(msgspec.to_builtins(request), shapes.CreateAutomationRequest) == request
 
 
-@pytest.mark.parametrize("handle", ["", "-a", "a-", "A", "a b", "a/b", "..", "é", "a" * 129])
+@pytest.mark.parametrize("handle", ["", "-a", "a-", "A", "a b", "a/b", "..", "é", "a" * 129, "a\n"])
 def test_what_is_no_handle(handle: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=r"\$\.handle"):
         msgspec.convert({"handle": handle, "name": "n"}, shapes.CreateAutomationRequest)

@@ -4,7 +4,7 @@ j.id, j.project_id, j.kind, j.origin, j.queue, j.action_name, j.provider, j.mode
 j.run_id, j.step_id, j.step_key, j.max_attempts, j.retry_delay, j.non_retryable, j.execution_timeout, j.created_at
 
 -- name: find_job
-SELECT seq, spec FROM jobs WHERE id = ? AND project_id = ?
+SELECT seq FROM jobs WHERE id = ? AND project_id = ?
 
 -- name: pending_job
 SELECT {job_body}, 'pending', p.available_at, p.pending_deadline_at, p.execution_deadline_at, p.claim_attempt,
@@ -94,7 +94,7 @@ SELECT min(available_at) FROM jobs_pending WHERE lane_id = ?
 SELECT spec FROM jobs WHERE seq = ?
 
 -- name: lapsed_leases
-SELECT seq FROM jobs_claimed WHERE lease_expires_at <= ? AND execution_deadline_at > ? ORDER BY seq LIMIT ?
+SELECT seq FROM jobs_claimed WHERE lease_expires_at <= ? ORDER BY seq LIMIT ?
 
 -- name: overrun_claims
 SELECT seq FROM jobs_claimed WHERE execution_deadline_at <= ? ORDER BY seq LIMIT ?
@@ -117,4 +117,4 @@ ORDER BY p.available_at, p.seq LIMIT ?
 SELECT id, project_id, queue, action_name, provider, model, environment_id FROM jobs WHERE seq = ?
 
 -- name: jobs_of_sessions
-SELECT c.session_id, c.seq FROM jobs_claimed c JOIN jobs j USING (seq) WHERE j.project_id = ? ORDER BY c.claimed_at, c.seq
+SELECT c.session_id, c.seq FROM jobs_claimed c CROSS JOIN jobs j USING (seq) WHERE j.project_id = ? ORDER BY c.claimed_at, c.seq

@@ -16,7 +16,7 @@ WHERE project_id = ? AND worker_instance_id = ? AND ended_at IS NULL ORDER BY id
 SELECT {session_columns}, last_job_seq FROM sessions
 WHERE project_id = ?1 AND (
     ended_at IS NULL
-    OR id IN (SELECT c.session_id FROM jobs_claimed c JOIN jobs j USING (seq) WHERE j.project_id = ?1)
+    OR id IN (SELECT c.session_id FROM jobs_claimed c CROSS JOIN jobs j USING (seq) WHERE j.project_id = ?1)
 )
 ORDER BY id DESC
 
