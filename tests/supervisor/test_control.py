@@ -117,13 +117,13 @@ async def test_another_user_is_refused_even_where_the_modes_would_let_him() -> N
         path = await served.control.start()
         os.chmod(path, 0o666)  # noqa: PTH101
         code = (
-            "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            "import os, socket, sys; os.setuid(int(sys.argv[3]));"
+            "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
             "s.sendall(sys.argv[2].encode()); print(s.recv(4096).decode())"
         )
-        arguments = ["-I", "-S", "-c", code, path, encode(Status()).decode()]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdout=subprocess.PIPE, user=NOBODY, cwd="/"
-        )
+        # The interpreter may be in a home that nobody else may enter: it becomes another user once it runs.
+        arguments = ["-I", "-S", "-c", code, path, encode(Status()).decode(), str(NOBODY)]
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=subprocess.PIPE, cwd="/")
         async with asyncio.timeout(10):
             output, _ = await process.communicate()
         served.control.close()
