@@ -52,6 +52,7 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 bench: $(VENV)/dev ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
+	$(BIN)/python -m bench.supervisor
 
 format: $(VENV)/dev ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
