@@ -67,7 +67,6 @@ class SupervisorProcess:
 
     def start(self) -> None:
         """Start it. Waits for nothing."""
-        self._ended = False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "supervisor", "-c", str(self.file)],
             cwd=ROOT,
@@ -77,6 +76,9 @@ class SupervisorProcess:
             start_new_session=True,
             env={name: value for name, value in os.environ.items() if not name.startswith("MOBIUS_")},
         )
+        # Only now: until here the end of a predecessor's log was the end.
+        with self._changed:
+            self._ended = False
         threading.Thread(target=self._follow, args=(self.process,), daemon=True).start()
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
