@@ -10,9 +10,8 @@ from msgspec import Struct, field
 from control_plane.errors import ControlPlaneError
 from control_plane.keys import project_of_key
 from wire.address import is_loopback
+from wire.duration import seconds_of
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _API_KEY = re.compile(r"mb[xc]_[0-9A-Za-z]{32,128}(\.[a-z0-9-]+)?")
 _HANDLE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -90,10 +89,10 @@ def parse_address(text: str) -> Address:
 
 def parse_duration(text: str, option: str) -> float:
     """`500ms`, `60s`, `5m`, `2h` in seconds. Raises ConfigurationError naming the option."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise ConfigurationError(f"{option} is {text!r}; expected a duration such as 500ms, 60s, 5m or 2h")
-    return float(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 def parse_handle(text: str, option: str) -> str:

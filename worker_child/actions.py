@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import inspect
-import re
 import threading
 import typing
 from collections.abc import Callable, Iterable
@@ -13,14 +12,13 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from wire.duration import seconds_of
 from wire.frames import ClaimedJob
 from worker_child.errors import ActionDefinitionError, UnknownAction, ValidationError
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _LONGEST_SECONDS = 366 * 86400.0
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Cancelled(asyncio.Event):
@@ -276,8 +274,7 @@ def _bare(hint: Any) -> Any:
 
 def _seconds(name: str, timeout: float | str | None) -> float | None:
     if isinstance(timeout, str):
-        match = _DURATION.fullmatch(timeout)
-        seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+        seconds = seconds_of(timeout) or 0.0
     elif timeout is None:
         return None
     else:
