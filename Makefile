@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench lock clean
+.PHONY: help run test check format docs bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: $(VENV)/dev ## the measurements, side by side with what one would take in
 format: $(VENV)/dev ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/runtime ## write the generated pages of docs/ anew
+	$(BIN)/python docs/slots.py
 
 lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \

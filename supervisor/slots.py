@@ -295,27 +295,13 @@ class Slot:
     @property
     def deadline(self) -> float:
         """Monotonic seconds at which DeadlinePassed is due; infinity for none."""
-        match self.state:
-            case State.SPAWNING | State.BOOTING:
-                return self._asked_at + self.limits.boot
-            case State.CONNECTING | State.READY:
-                return self._loop_beat_at + self.limits.silence
-            case State.CONNECTING_SILENT | State.READY_SILENT:
-                return self._loop_beat_at + self.limits.kill_after
-            case State.LEAVING:
-                return self._entered_at + LEAVE_PATIENCE
-            case State.DRAINING:
-                return self._drain_by
-            case State.CONDEMNED | State.OVERDUE:
-                return self._entered_at + EVIDENCE_PATIENCE
-            case State.KILLED | State.ENDING:
-                return self._entered_at + KILL_PATIENCE
-            case State.STUCK:
-                return self._entered_at + STUCK_RETRY
-            case State.BACKOFF:
-                return self._retry_at
-            case State.EMPTY:
-                return math.inf
+        deadline = DEADLINES[self.state]
+        if deadline is None:
+            return math.inf
+        limit = deadline.limit
+        seconds: float = getattr(self.limits, limit) if isinstance(limit, str) else limit
+        since: float = getattr(self, f"_{deadline.since}")
+        return since + seconds
 
     @property
     def is_working(self) -> bool:
@@ -643,6 +629,33 @@ class Slot:
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
+
+
+class Deadline(Struct, frozen=True):
+    """When DeadlinePassed is due: seconds, or what a key of Limits says, after a moment of the slot."""
+
+    since: Literal["asked_at", "entered_at", "loop_beat_at", "drain_by", "retry_at"]
+    limit: float | Literal["boot", "silence", "kill_after"] = 0.0
+
+
+DEADLINES: dict[State, Deadline | None] = {
+    State.EMPTY: None,
+    State.SPAWNING: Deadline("asked_at", "boot"),
+    State.BOOTING: Deadline("asked_at", "boot"),
+    State.CONNECTING: Deadline("loop_beat_at", "silence"),
+    State.CONNECTING_SILENT: Deadline("loop_beat_at", "kill_after"),
+    State.READY: Deadline("loop_beat_at", "silence"),
+    State.READY_SILENT: Deadline("loop_beat_at", "kill_after"),
+    State.LEAVING: Deadline("entered_at", LEAVE_PATIENCE),
+    State.DRAINING: Deadline("drain_by"),
+    State.CONDEMNED: Deadline("entered_at", EVIDENCE_PATIENCE),
+    State.OVERDUE: Deadline("entered_at", EVIDENCE_PATIENCE),
+    State.KILLED: Deadline("entered_at", KILL_PATIENCE),
+    State.ENDING: Deadline("entered_at", KILL_PATIENCE),
+    State.STUCK: Deadline("entered_at", STUCK_RETRY),
+    State.BACKOFF: Deadline("retry_at"),
+}
+"""Every state that has a process or a plan has one; only an empty slot waits for an order without end."""
 
 
 class Cell(Struct, frozen=True):

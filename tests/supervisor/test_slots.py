@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,6 +39,8 @@ from supervisor.slots import (
     ThreadBeat,
 )
 from wire import pipe
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 LIMITS = Limits(boot=PositiveDuration(120), silence=PositiveDuration(10), kill_after=PositiveDuration(45))
 RESTART = Restart(
@@ -191,6 +195,11 @@ def test_every_state_with_a_process_or_a_plan_has_a_deadline(state: State) -> No
         life.pass_deadline()
     # Nobody ever answers: it ends where it can be filled again, is given up as stuck, or its spawn is abandoned.
     assert life.slot.state in (State.EMPTY, State.STUCK, State.SPAWNING)
+
+
+def test_the_page_of_the_table_is_current() -> None:
+    page = runpy.run_path(str(DOCS / "slots.py"))["page"]()
+    assert (DOCS / "slots.md").read_text() == page, "run `make docs`"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EVENTS if kind is not Start])
