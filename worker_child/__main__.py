@@ -76,7 +76,7 @@ class _Child:
         if recovered is None:
             self.parent.bye("asked to stop before it started to work")
             return DRAINED
-        settings = self._session_settings(actions)
+        settings = self._session_settings(actions, where)
         leftover = [*recovered.reported, *_crashed(recovered, self._settings.previous_end)]
         backoff = Backoff(random.random)
         session = Session(settings, backoff, time.monotonic(), leftover)
@@ -127,7 +127,7 @@ class _Child:
         # Both may have happened: then there is no worker yet that the request could reach.
         return None if self._stop_asked.done() else recovering.result()
 
-    def _session_settings(self, actions: Registry) -> SessionSettings:
+    def _session_settings(self, actions: Registry, where: Target) -> SessionSettings:
         terms = {
             name: ActionTerms(concurrency=actions.get(name).concurrency, idempotent=actions.get(name).idempotent)
             for name in actions.names()
@@ -143,6 +143,7 @@ class _Child:
             version=settings.version,
             environment_id=settings.environment_id,
             identity_conflict=settings.identity_conflict,
+            address=where.url,
         )
 
     def _beat(self, now: float) -> pipe.Beat:

@@ -43,6 +43,8 @@ DRAIN_ANSWER = 2.0
 """How long a drained worker waits for the answer to an open claim: it may carry jobs that must be handed back."""
 GARBAGE_LIMIT = 10
 """Frames of one connection that are none, before the connection is dropped."""
+GARBAGE_WITHIN = 60.0
+"""Seconds in which they must come: what is rare is told, and worked on with."""
 _NEVER = math.inf
 _NO_SLOT = -math.inf
 
@@ -108,7 +110,8 @@ class ActionTerms(Struct, frozen=True, kw_only=True):
 
 
 class SessionSettings(Struct, frozen=True, kw_only=True):
-    """One worker's settings. `id_prefix` makes message ids unique to the process; `identity_conflict` is seconds."""
+    """One worker's settings. `id_prefix` makes message ids unique to the process; `identity_conflict` is seconds;
+    `address` is where the control plane is, for people who read the log."""
 
     worker_instance_id: str
     concurrency: int
@@ -119,6 +122,7 @@ class SessionSettings(Struct, frozen=True, kw_only=True):
     version: str | None = None
     environment_id: str | None = None
     identity_conflict: float = 180.0
+    address: str = ""
 
 
 class _Job:
@@ -240,6 +244,7 @@ class Session:
         self._conflict_since: float | None = None
         self._refused_once = False
         self._garbage = 0
+        self._garbage_since = now
         self._drain_asked = False
         self._drain_is_ours = False
         self._drain_is_ordered = False
@@ -364,6 +369,8 @@ class Session:
         """The server sent what is no frame: it is reported, and ends at most this conversation."""
         if self.state not in _LIVE:
             return []
+        if now - self._garbage_since > GARBAGE_WITHIN:
+            self._garbage_since, self._garbage = now, 0
         self._garbage += 1
         decisions: list[Decision] = [Note("warning", "session.bad_frame", {"error": message})]
         if self._garbage >= GARBAGE_LIMIT:
@@ -487,7 +494,11 @@ class Session:
         self.counts["registered"] += 1
         decisions: list[Decision] = [
             Announce("registered"),
-            Note("info", "session.registered", {"reports": len(self._kept), "jobs_in_hand": len(self._jobs)}),
+            Note(
+                "info",
+                "session.registered",
+                {"address": self.settings.address, "reports": len(self._kept), "jobs_in_hand": len(self._jobs)},
+            ),
         ]
         # Contract, "Obligations of a worker": reports are sent again after every register, and before the next claim.
         for kept in self._kept.values():
@@ -826,7 +837,8 @@ class Session:
         self._registered_at = None
         self._drain_acknowledged = False
         self._retry_at = now + delay
-        note = Note("warning", "session.disconnected", {"reason": reason, "retry_in": round(delay, 3)})
+        told = {"address": self.settings.address, "reason": reason, "retry_in": round(delay, 3)}
+        note = Note("warning", "session.disconnected", told)
         return [note, *self._end_if_drained(now)]
 
     def _conflict(self, message: str, now: float) -> list[Decision]:

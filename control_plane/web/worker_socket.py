@@ -77,6 +77,9 @@ MOST_UNANSWERED_BYTES = 32 * 1024 * 1024
 MOST_INVALID_FRAMES = 20
 """Messages that are no frames, each of which is answered, before the socket is closed."""
 
+INVALID_FRAMES_WITHIN = 60.0
+"""Seconds in which they must come: one bad frame an hour is a fault to be told, not a reason to part."""
+
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
@@ -153,6 +156,7 @@ class WorkerSocket(asyncio.Protocol):
         self._questions: set[int] = set()
         self._unanswered_bytes = 0
         self._invalid_frames = 0
+        self._invalid_since = 0.0
         self._pongs: list[asyncio.Future[bool]] = []
         self._last_heard = 0.0
         self._pinged_at: float | None = None
@@ -272,6 +276,8 @@ class WorkerSocket(asyncio.Protocol):
 
     def _invalid(self, connection: Connection, error: RemoteFrameError) -> None:
         self.perform(connection.receive_error(error, self._last_heard))
+        if self._last_heard - self._invalid_since > INVALID_FRAMES_WITHIN:
+            self._invalid_since, self._invalid_frames = self._last_heard, 0
         self._invalid_frames += 1
         if self._invalid_frames > MOST_INVALID_FRAMES:
             self.close(POLICY_VIOLATION, f"more than {MOST_INVALID_FRAMES} messages were no frames")

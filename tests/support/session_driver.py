@@ -42,6 +42,7 @@ class SessionDriver:
         jitter: float = 1.0,
         leftover: list[frames.Report] | None = None,
         identity_conflict: float = 180.0,
+        address: str = "",
     ) -> None:
         self.now = 1000.0
         self.settings = SessionSettings(
@@ -51,6 +52,7 @@ class SessionDriver:
             actions=actions or {"work": ActionTerms()},
             id_prefix="m",
             identity_conflict=identity_conflict,
+            address=address,
         )
         self.session = Session(self.settings, Backoff(lambda: jitter), self.now, leftover or [])
         self.decided: list[Decision] = []

@@ -18,6 +18,7 @@ from worker_child.decisions import (
     JournalReported,
     JournalSettled,
     LoseLease,
+    Note,
     Outcome,
     Ping,
     Send,
@@ -488,10 +489,25 @@ def test_frames_that_are_none_are_borne_and_too_many_end_the_conversation() -> N
     assert driver.took(driver.session.garbage_received("bad", None, driver.now)).of(DropConnection)
 
 
+def test_a_frame_now_and_then_that_is_none_ends_nothing() -> None:
+    driver = SessionDriver().register()
+    for _ in range(50):
+        driver.wait(13)
+        assert not driver.took(driver.session.garbage_received("bad", None, driver.now)).of(DropConnection)
+
+
 def test_an_answer_that_is_no_frame_releases_the_claim() -> None:
     driver = SessionDriver().register()
     driver.took(driver.session.garbage_received("bad", driver.last_claim().message_id, driver.now))
     assert driver.wait(20).sent(frames.Claim)
+
+
+def test_what_is_lost_is_told_with_its_address() -> None:
+    driver = SessionDriver(address="wss://api.example.com/v1/workers/socket").register()
+    [note] = driver.lose("gone").of(Note)
+    assert note.event == "session.disconnected"
+    assert note.fields["address"] == "wss://api.example.com/v1/workers/socket"
+    assert note.fields["reason"] == "gone"
 
 
 def test_frames_that_come_while_disconnected_are_ignored() -> None:

@@ -408,3 +408,12 @@ async def test_too_many_bad_frames_close_the_socket(plane: Serving) -> None:
         await worker.send("nonsense")
         code, _ = await closed(worker)
     assert code == 1008
+
+
+async def test_bad_frames_that_are_rare_close_nothing(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_socket, "INVALID_FRAMES_WITHIN", 0.0)
+    async with plane.worker() as worker:
+        await register(worker)
+        for _ in range(2 * worker_socket.MOST_INVALID_FRAMES):
+            await worker.send("nonsense")
+            assert (await next_of(worker, "error"))["error"]["code"] == "invalid_frame"
