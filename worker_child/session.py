@@ -237,9 +237,12 @@ class Session:
         self._retry_at = now
         self._register_deadline = _NEVER
         self._read_check_at = _NEVER
+        self._old_at = _NEVER
+        """When the connection has served its time; it is exchanged as soon as no claim is open."""
         self._scan_at = _NEVER
         """No job and no report needs anything before this; a lower bound, made exact by every scan."""
         self._registered_at: float | None = None
+        self._is_old = False
         self._last_acknowledgement = now
         self._conflict_since: float | None = None
         self._refused_once = False
@@ -309,6 +312,7 @@ class Session:
             self._claim_deadline,
             self._claim_pause,
             self._read_check_at,
+            self._old_at,
             self._scan_at,
             self._cut_off_at,
             self._drain_settles_at,
@@ -343,12 +347,15 @@ class Session:
             )
         ]
 
-    def connection_lost(self, reason: str, now: float) -> list[Decision]:
-        """The connection ended, or could not be opened: wait, then try again."""
+    def connection_lost(self, reason: str, now: float, *, going_away: bool = False) -> list[Decision]:
+        """The connection ended, or could not be opened: wait, then try again.
+
+        `going_away`: the server closed it to restart; another one, or itself, takes us at once.
+        """
         if self.state is State.ENDED:
             return []
         healthy_for = 0.0 if self._registered_at is None else now - self._registered_at
-        return self._lost(reason, now, self._backoff.delay(healthy_for))
+        return self._lost(reason, now, self._backoff.delay(healthy_for, going_away=going_away))
 
     def upgrade_refused(self, reason: str, now: float, *, key_changed: bool) -> list[Decision]:
         """401, 403 or 404 on the upgrade: final, unless reading the key file again gave a key not yet tried."""
@@ -472,6 +479,9 @@ class Session:
             decisions += self._drop("the claim was not answered in time", now)
         if now >= self._read_check_at:
             decisions += self._check_reading(now)
+        if now >= self._old_at:
+            self._old_at, self._is_old = _NEVER, True
+            decisions += self._exchange_if_old(now)
         if now >= self._scan_at:
             decisions += self._scan(now)
         if now >= self._claim_pause:
@@ -488,6 +498,7 @@ class Session:
         self._lease_duration = frame.lease.lease_duration_seconds
         self._register_deadline = _NEVER
         self._registered_at = now
+        self._old_at, self._is_old = now + self._backoff.age(), False
         self._conflict_since = None
         self._refused_once = False
         self._acknowledged(now)
@@ -595,6 +606,8 @@ class Session:
 
     def _claim(self, now: float) -> list[Decision]:
         """One claim, when one may be made and something could come of it."""
+        if self._is_old:
+            return self._exchange_if_old(now)
         if self.state is not State.REGISTERED or self._claim_id is not None or self._claim_pause != _NEVER:
             return []
         slots = self.free_slots
@@ -833,13 +846,20 @@ class Session:
         self._claim_answered()
         self._claim_pause = _NEVER
         self._hinted = False
-        self._register_deadline = self._read_check_at = _NEVER
-        self._registered_at = None
+        self._register_deadline = self._read_check_at = self._old_at = _NEVER
+        self._registered_at, self._is_old = None, False
         self._drain_acknowledged = False
         self._retry_at = now + delay
         told = {"address": self.settings.address, "reason": reason, "retry_in": round(delay, 3)}
         note = Note("warning", "session.disconnected", told)
         return [note, *self._end_if_drained(now)]
+
+    def _exchange_if_old(self, now: float) -> list[Decision]:
+        """A connection that has served its time goes between two claims: the answer to one would be lost with it."""
+        if self._claim_id is not None or self.state not in _REPORTING:
+            return []
+        reason = "the connection has served its time"
+        return [DropConnection(reason), *self._lost(reason, now, 0.0)]
 
     def _conflict(self, message: str, now: float) -> list[Decision]:
         """Another session owns our identity: perhaps our own, of a process or a box that died ("Identity")."""
@@ -894,6 +914,7 @@ class Session:
         self._move(Event.END)
         self._claim_answered()
         self._retry_at = self._register_deadline = self._claim_pause = self._read_check_at = self._scan_at = _NEVER
+        self._old_at, self._is_old = _NEVER, False
         self._cut_off_at = self._drain_settles_at = self._drain_ends_at = _NEVER
         return [End(reason, refused)]
 

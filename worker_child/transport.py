@@ -23,6 +23,9 @@ WRITE_DEADLINE = 10.0
 """Seconds in which some of the bytes that wait to be sent must have been taken by the kernel."""
 MAX_KEY_FILE = 4096
 
+_GOING_AWAY = frozenset({1001, 1012})
+"""Close codes "going away" and "service restart" (RFC 6455, section 7.4, and its registry)."""
+
 _REFUSALS = {
     401: "the API key is not valid (401)",
     403: "the API key does not allow a worker in this project (403)",
@@ -45,8 +48,8 @@ class Receiver(Protocol):
     def binary_received(self) -> None:
         """A binary message: no frame of the contract is one."""
 
-    def connection_closed(self, reason: str) -> None:
-        """The connection is gone. Nothing else of it follows."""
+    def connection_closed(self, reason: str, *, going_away: bool) -> None:
+        """The connection is gone, `going_away` if the server closed it to restart. Nothing else of it follows."""
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -227,7 +230,8 @@ class Connection(ClientConnection):
             )
         else:
             reason = f"cut off: {error}" if error else "cut off"
-        receiver.connection_closed(reason)
+        said = self.protocol.close_rcvd
+        receiver.connection_closed(reason, going_away=said is not None and said.code in _GOING_AWAY)
 
 
 class _Connect(connect):

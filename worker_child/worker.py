@@ -130,11 +130,11 @@ class Worker:
         """A message that is no frame."""
         self._step(self._session.garbage_received, "a binary message is no frame", None)
 
-    def connection_closed(self, reason: str) -> None:
+    def connection_closed(self, reason: str, *, going_away: bool = False) -> None:
         """The connection is gone."""
         self._connection = None
         self._outgoing.clear()
-        self._step(self._session.connection_lost, reason)
+        self._step(functools.partial(self._session.connection_lost, going_away=going_away), reason)
 
     def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
         event = self._session.job_finished if returned else self._session.job_abandoned

@@ -1,6 +1,6 @@
 import pytest
 
-from worker_child.backoff import CAP, FIRST, HEALTHY_AFTER, Backoff
+from worker_child.backoff import AT_ONCE, CAP, FIRST, HEALTHY_AFTER, MAX_AGE, Backoff
 
 
 def test_the_ceiling_doubles_from_two_to_sixty_seconds() -> None:
@@ -29,3 +29,17 @@ def test_thirty_seconds_of_health_reset_it() -> None:
         backoff.delay()
     assert backoff.delay(healthy_for=HEALTHY_AFTER) == pytest.approx(FIRST)
     assert backoff.delay() == pytest.approx(FIRST * 2)
+
+
+def test_a_server_that_goes_away_is_believed_once() -> None:
+    backoff = Backoff(lambda: 1.0)
+    assert backoff.delay(5.0, going_away=True) == pytest.approx(AT_ONCE)
+    assert [backoff.delay(0.1, going_away=True) for _ in range(3)] == pytest.approx([2, 4, 8])
+    assert backoff.delay(HEALTHY_AFTER, going_away=True) == pytest.approx(AT_ONCE)
+    assert backoff.delay() == pytest.approx(FIRST)
+
+
+def test_connections_that_began_together_do_not_end_together() -> None:
+    ages = [Backoff(lambda share=share: share).age() for share in (0.0, 0.5, 0.999)]
+    assert ages == sorted(set(ages))
+    assert MAX_AGE / 2 < ages[0] < ages[-1] < MAX_AGE

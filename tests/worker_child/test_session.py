@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.session_driver import DONE, SessionDriver, claimed_job
 from wire import frames, pipe
+from worker_child.backoff import AT_ONCE, MAX_AGE
 from worker_child.decisions import (
     Announce,
     CancelJob,
@@ -475,6 +476,41 @@ def test_a_suspend_drops_the_socket_and_connects_at_once() -> None:
     driver.took(driver.session.suspended(driver.now))
     assert driver.of(DropConnection)
     assert driver.took(driver.session.tick(driver.now)).of(Connect)
+
+
+def test_a_server_that_goes_away_is_come_back_to_at_once_but_not_again_and_again() -> None:
+    driver = SessionDriver().register()
+    driver.took(driver.session.connection_lost("closed with code 1012", driver.now, going_away=True))
+    assert driver.session.next_deadline() <= driver.now + AT_ONCE
+    driver.register()
+    driver.took(driver.session.connection_lost("closed with code 1012", driver.now, going_away=True))
+    assert driver.session.next_deadline() > driver.now + AT_ONCE
+
+
+def old(driver: SessionDriver) -> SessionDriver:
+    """Its connection has served its time, during which every claim was answered at once, but the last."""
+    driver.now += MAX_AGE
+    driver.session.last_read = driver.now
+    return driver.took(driver.session.tick(driver.now))
+
+
+def test_an_old_connection_is_exchanged_at_once_when_no_claim_is_open() -> None:
+    driver = with_job()
+    assert not driver.session._claim_id
+    assert [drop.reason for drop in old(driver).of(DropConnection)] == ["the connection has served its time"]
+    assert driver.took(driver.session.tick(driver.now)).of(Connect)
+    [register] = driver.took(driver.session.connected(driver.now)).sent(frames.Register)
+    assert (register.worker_session_token, register.available_slots) == ("session-1", 0)
+
+
+def test_an_old_connection_waits_for_the_answer_to_its_claim() -> None:
+    driver = SessionDriver(concurrency=2).register()
+    driver.session._claim_deadline = math.inf
+    assert not old(driver).of(DropConnection)
+    driver.claim_answered(claimed_job(1))
+    assert driver.of(StartJob)
+    assert driver.of(DropConnection)
+    assert not driver.sent(frames.Claim)
 
 
 def test_a_suspend_while_waiting_changes_nothing() -> None:

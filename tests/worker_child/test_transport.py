@@ -28,8 +28,8 @@ class Recorder:
     def binary_received(self) -> None:
         self.news.put_nowait(("binary", None))
 
-    def connection_closed(self, reason: str) -> None:
-        self.news.put_nowait(("closed", reason))
+    def connection_closed(self, reason: str, *, going_away: bool) -> None:
+        self.news.put_nowait(("going away" if going_away else "closed", reason))
 
     async def next(self) -> tuple[str, object]:
         async with asyncio.timeout(20):
@@ -194,6 +194,14 @@ async def test_a_close_of_the_server_is_told_once_with_its_reason(server: Script
     assert await recorder.next() == ("closed", "closed with code 4001: superseded")
     await server.connection.wait_closed()
     assert recorder.news.empty()
+
+
+@pytest.mark.parametrize("code", [1001, 1012])
+async def test_a_server_that_goes_away_is_told_apart(server: ScriptedServer, code: int) -> None:
+    recorder = Recorder()
+    await opened(server, recorder)
+    await server.connection.close(code, "restart")
+    assert await recorder.next() == ("going away", f"closed with code {code}: restart")
 
 
 async def test_a_connection_that_is_cut_is_told(server: ScriptedServer) -> None:
