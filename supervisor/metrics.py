@@ -104,20 +104,32 @@ class Metrics(Collector):
         children = GaugeMetricFamily(
             "mobius_pool_children", "Slots of the pool by the state of their child.", labels=["pool", "state"]
         )
-        slots = GaugeMetricFamily("mobius_pool_slots", "Wanted children of the pool.", labels=["pool"])
-        capacity = GaugeMetricFamily("mobius_pool_job_capacity", "Jobs the pool can hold in flight.", labels=["pool"])
+        wanted = GaugeMetricFamily("mobius_pool_workers_wanted", "Children that the pool is to have.", labels=["pool"])
+        slots = GaugeMetricFamily(
+            "mobius_pool_slots",
+            "Slots of the pool: those wanted, and for as long as an exchange or a drain takes, those that come or go.",
+            labels=["pool"],
+        )
+        capacity = GaugeMetricFamily(
+            "mobius_pool_job_capacity", "Jobs that the children at work can hold in flight.", labels=["pool"]
+        )
         saturation = GaugeMetricFamily(
-            "mobius_pool_saturation_ratio", "Jobs in flight as a share of the pool's capacity.", labels=["pool"]
+            "mobius_pool_saturation_ratio",
+            "Jobs in flight as a share of the capacity; no sample while no child is at work.",
+            labels=["pool"],
         )
         for pool in self._fleet.pools:
             states = Counter(child.state for child in pool.children)
             for state in State:
                 children.add_metric([pool.name, state.value], states[state])
-            places = pool.settings.workers * pool.settings.concurrency
-            slots.add_metric([pool.name], pool.settings.workers)
+            wanted.add_metric([pool.name], 0 if pool.retired else pool.settings.workers)
+            slots.add_metric([pool.name], len(pool.children))
+            at_work = [child for child in pool.children if child.is_working]
+            places = sum(child.concurrency for child in at_work)
             capacity.add_metric([pool.name], places)
-            saturation.add_metric([pool.name], sum(child.jobs_in_hand for child in pool.children) / places)
-        yield from (children, slots, capacity, saturation)
+            if places:
+                saturation.add_metric([pool.name], sum(child.jobs_in_hand for child in at_work) / places)
+        yield from (children, wanted, slots, capacity, saturation)
         if self._fleet.control_plane is not None:
             up = float(self._fleet.control_plane.is_working)
             yield GaugeMetricFamily("mobius_control_plane_up", "1 while the embedded control plane serves.", value=up)

@@ -292,7 +292,7 @@ class Pool:
         else:
             mold = self.mold
         self.trial = Trial(settings, mold, now)
-        return steps + self._order(mold, Start, now)
+        return steps + self._start(mold, now)
 
     def commit(self, grace: float, now: float) -> list[Step]:
         """The trial's settings are the pool's; its children replace the first of the old ones, the others follow."""
@@ -346,7 +346,7 @@ class Pool:
     def _fill(self, now: float, *, children_may_start: bool) -> list[Step]:
         steps: list[Step] = []
         if self.mold.state is State.EMPTY:
-            steps += self._order(self.mold, Start, now)
+            steps += self._start(self.mold, now)
         if not children_may_start or self.mold.state is not State.READY:
             return steps
         # A mass death must not become a mass start: those that had their turn before wait for some of their siblings.
@@ -362,7 +362,7 @@ class Pool:
                     if room <= 0:
                         continue
                     room -= 1
-                steps += self._order(child, Start, now)
+                steps += self._start(child, now)
         return steps
 
     def _exchange(self, now: float, *, children_may_start: bool) -> list[Step]:
@@ -377,7 +377,7 @@ class Pool:
         while self._queue and len(self._successors) < self.share:
             successor = self._add(self._free_number(self.settings.workers + 1))
             self._successors[self._queue.pop(0)] = successor.name
-            steps += self._order(successor, Start, now)
+            steps += self._start(successor, now)
         return steps
 
     def _interrupt_exchange(self, grace: float, now: float) -> list[Step]:
@@ -403,7 +403,7 @@ class Pool:
         workers = trial.settings.workers
         above = workers + 1 if self.staying else 1
         trial.children = [self._add(self._free_number(above), trial.settings) for _ in range(_share(trial.settings))]
-        return [step for child in trial.children for step in self._order(child, Start, now)]
+        return [step for child in trial.children for step in self._start(child, now)]
 
     def _end_trial(self) -> None:
         """Its slots are the pool's to be rid of."""
@@ -469,7 +469,11 @@ class Pool:
     def _drain(self, slot: Slot, grace: float, now: float) -> list[Step]:
         return slot.step(Drain(slot=slot.name, incarnation=slot.incarnation, grace=grace), now)
 
-    def _order(self, slot: Slot, order: type[DeadlinePassed | Kill | Start], now: float) -> list[Step]:
+    def _start(self, slot: Slot, now: float) -> list[Step]:
+        concurrency = self.terms(slot.name)[0].concurrency
+        return slot.step(Start(slot=slot.name, incarnation=slot.incarnation, concurrency=concurrency), now)
+
+    def _order(self, slot: Slot, order: type[DeadlinePassed | Kill], now: float) -> list[Step]:
         return slot.step(order(slot=slot.name, incarnation=slot.incarnation), now)
 
 

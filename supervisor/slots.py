@@ -158,7 +158,9 @@ class Died(Event, frozen=True):
 
 
 class Start(Event, frozen=True):
-    """Order: fill the slot."""
+    """Order: fill the slot, with a process that holds so many jobs at most."""
+
+    concurrency: int = 1
 
 
 class Drain(Event, frozen=True):
@@ -276,6 +278,8 @@ class Slot:
         self.session: SessionState = "starting"
         self.was_ever_ready = False
         self.killed_in_stop = False
+        self.concurrency = 1
+        """Jobs that the present incarnation holds at most, as it was told when it was started."""
         self._stop_asked = False
         self._totals = Totals()
         self._asked_at = 0.0
@@ -369,9 +373,10 @@ class Slot:
 
     # --- effects: named by the table -----------------------------------------------------------------------------
 
-    def spawn(self, _event: Start, now: float) -> list[Step]:
+    def spawn(self, event: Start, now: float) -> list[Step]:
         """A new incarnation with a clean record."""
         self.incarnation += 1
+        self.concurrency = event.concurrency
         self.pid = self.beat = self.bye = self.ready_at = self._kill_cause = self._hung = None
         self.private_memory = self.shared_memory = None
         self.session = "starting"
