@@ -19,7 +19,6 @@ Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[list[Label], Meta(max_length=1000)]
 
-JobKind = Literal["action_execution", "llm_generation"]
 ReportStatus = Literal["completed", "failed", "cancelled"]
 
 LEASE_LOST = "lease_lost"
@@ -73,12 +72,13 @@ class ProtocolError(Struct, frozen=True, kw_only=True):
 class ClaimedJob(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One leased job as the server hands it to a worker.
 
-    `origin` and `executor_kind` stay open strings: a worker accepts values it does not know. `spec` is an open
+    `kind`, `origin` and `executor_kind` stay open strings: a worker accepts values it does not know, so that one job of
+    a newer server's kind is refused by itself and does not take the others of its frame along. `spec` is an open
     object; action parameters are `spec["parameters"]`.
     """
 
     id: Identifier
-    kind: JobKind
+    kind: Label
     origin: str
     executor_kind: str
     queue: str

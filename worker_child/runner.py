@@ -128,8 +128,10 @@ class Runner:
 
     def _prepare(self, execution: _Execution) -> tuple[Action, list[Any]]:
         job = execution.job
-        if job.kind != "action_execution":
+        if job.kind == "llm_generation":
             raise UnknownAction(f"this worker generates nothing, asked for {job.provider}/{job.model}")
+        if job.kind != "action_execution":
+            raise UnknownAction(f"this worker cannot do jobs of the kind {job.kind!r}")
         action = self._registry.get(job.action_name or "")
         execution.action = action
         times_out_at = None

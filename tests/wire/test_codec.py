@@ -127,13 +127,13 @@ def test_a_frame_to_a_worker_stays_under_the_limit() -> None:
         codec.encode_to_worker(frames.JobCancel(job_id="j", reason="y" * codec.MAX_FRAME_TO_WORKER))
 
 
-def test_unknown_fields_and_origins_are_accepted() -> None:
+def test_unknown_fields_origins_and_kinds_are_accepted() -> None:
     job = json.loads(codec.encode_to_worker(frames.Claimed(jobs=[JOB])))
     job["added"] = {"later": 1}
-    job["jobs"][0] |= {"origin": "something_new", "another": True}
+    job["jobs"][0] |= {"origin": "something_new", "kind": "new_kind", "another": True}
     decoded = codec.decode_from_server(json.dumps(job))
     assert isinstance(decoded, frames.Claimed)
-    assert decoded.jobs[0].origin == "something_new"
+    assert (decoded.jobs[0].origin, decoded.jobs[0].kind) == ("something_new", "new_kind")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.child_process import Child, MoldProcess, mold_process
@@ -105,6 +106,18 @@ async def test_a_job_from_claim_to_settled(rig: Rig) -> None:
     bye = await rig.until(child, pipe.Bye)
     assert (bye.reason, bye.refused, bye.finished) == ("the supervisor asked for it", False, 1)
     assert await rig.exit_code(child) == 0
+
+
+async def test_a_job_of_an_unknown_kind_is_refused_alone_and_its_neighbours_run(rig: Rig) -> None:
+    await rig.registered(concurrency=3)
+    strange = msgspec.structs.replace(claimed_job(1, action="echo"), kind="dream_execution")
+    await rig.server.answer_claim(strange, claimed_job(2, action="echo"), claimed_job(3, action="nope"))
+    reports = {}
+    for _ in range(3):
+        report = await rig.server.receive(frames.Report)
+        reports[report.job_id] = (report.status, report.error_type)
+    unknown = ("failed", "UnknownAction")
+    assert reports == {"job-1": unknown, "job-2": ("completed", None), "job-3": unknown}
 
 
 async def test_actions_can_be_restricted(rig: Rig) -> None:

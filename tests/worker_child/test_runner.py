@@ -238,6 +238,13 @@ async def test_a_generation_is_unknown(bench: Bench) -> None:
     assert "p/m" in str(outcome.error_message)
 
 
+async def test_a_kind_of_job_that_nobody_knows_yet_is_unknown(bench: Bench) -> None:
+    bench.runner.start(1, msgspec.structs.replace(claimed_job(1), kind="dream_execution"))
+    outcome = await bench.outcome()
+    assert (outcome.status, outcome.error_type) == ("failed", "UnknownAction")
+    assert "'dream_execution'" in str(outcome.error_message)
+
+
 # --- cancellation and timeouts ----------------------------------------------------------------------------------------
 
 
