@@ -232,6 +232,8 @@ class Session:
         self._claim_deadline = _NEVER
         self._claim_pause = _NEVER
         """When an empty claim may be followed by the next; _NEVER: there is no pause."""
+        self._claim_wanted = False
+        """Something in this event may have made a claim possible; it is made when the event is over."""
         self._hinted = False
         self._ready_announced = False
         self._retry_at = now
@@ -387,10 +389,14 @@ class Session:
             self._pause_claims(now)
         return decisions
 
-    def frame_received(self, frame: frames.FromServer, now: float) -> list[Decision]:
-        """One frame of the server."""
-        handler = self._FRAME_HANDLERS.get(type(frame))
-        return handler(self, frame, now) if handler is not None and self.state in _LIVE else []
+    def frames_received(self, received: Iterable[frames.FromServer], now: float) -> list[Decision]:
+        """Frames of the server that arrived together; one claim is made for all the slots that they free."""
+        decisions: list[Decision] = []
+        for frame in received:
+            handler = self._FRAME_HANDLERS.get(type(frame))
+            if handler is not None and self.state in _LIVE:
+                decisions += handler(self, frame, now)
+        return self._concluded(decisions, now)
 
     # --- events of jobs ---------------------------------------------------------------------------------------------
 
@@ -431,7 +437,8 @@ class Session:
         if action is None:
             return []
         self._count_running(action, -1)
-        return self._slot_freed(now)
+        self._slot_freed()
+        return self._concluded([], now)
 
     # --- orders and time --------------------------------------------------------------------------------------------
 
@@ -486,8 +493,8 @@ class Session:
             decisions += self._scan(now)
         if now >= self._claim_pause:
             self._claim_pause = _NEVER
-            decisions += self._claim(now)
-        return decisions
+            self._claim_wanted = True
+        return self._concluded(decisions, now)
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -518,8 +525,8 @@ class Session:
         decisions += [self._heartbeat(job, now) for job in self._jobs.values() if job.heartbeat_at < _NEVER]
         if self._drain_asked:
             decisions += self._begin_drain()
-            return decisions + self._end_if_drained(now)
-        return decisions + self._claim(now)
+        self._claim_wanted = True
+        return decisions
 
     def _on_claimed(self, frame: frames.Claimed, now: float) -> list[Decision]:
         answered = frame.message_id is None or frame.message_id == self._claim_id
@@ -534,13 +541,15 @@ class Session:
             self._pause_claims(now)
         if answered:
             self._hinted = False
-        return decisions + self._claim(now) + self._end_if_drained(now)
+        self._claim_wanted = True
+        return decisions
 
-    def _on_work_available(self, _frame: frames.WorkAvailable, now: float) -> list[Decision]:
+    def _on_work_available(self, _frame: frames.WorkAvailable, _now: float) -> list[Decision]:
         self._claim_pause = _NEVER
         # A hint that crosses an open claim counts for the claim after it, should that one come back empty.
         self._hinted = self._claim_id is not None
-        return self._claim(now)
+        self._claim_wanted = True
+        return []
 
     def _on_heartbeat_ack(self, frame: frames.HeartbeatAck, now: float) -> list[Decision]:
         self._acknowledged(now)
@@ -565,7 +574,8 @@ class Session:
             if key is None:
                 return []
         kept = self._kept[key]
-        return [JournalSettled(kept.frame.lease_token), *self._settled(kept, now)]
+        self._settled(kept)
+        return [JournalSettled(kept.frame.lease_token)]
 
     def _on_keepalive(self, frame: frames.Keepalive, _now: float) -> list[Decision]:
         return [Send(frames.Keepalive(message_id=frame.message_id))]
@@ -579,7 +589,7 @@ class Session:
     def _on_draining_ack(self, _frame: frames.DrainingAck, now: float) -> list[Decision]:
         self._drain_acknowledged = True
         self._acknowledged(now)
-        return self._end_if_drained(now)
+        return []
 
     def _on_error(self, frame: frames.Error, now: float) -> list[Decision]:
         code, message = frame.error.code, frame.error.message
@@ -593,13 +603,13 @@ class Session:
         if frame.message_id == self._claim_id:
             self._claim_answered()
             self._pause_claims(now)
-            return decisions + self._end_if_drained(now)
+            return decisions
         if frame.message_id == self._register_id and self.state is State.REGISTERING:
             return decisions + self._drop(f"worker.register was refused: {code}: {message}", now)
         kept = self._kept.get(frame.message_id)
         if kept is not None:
             decisions.append(DeadLetter(kept.frame, code, message))
-            decisions += self._settled(kept, now)
+            self._settled(kept)
         return decisions
 
     # --- claims and jobs --------------------------------------------------------------------------------------------
@@ -648,9 +658,18 @@ class Session:
     def _pause_claims(self, now: float) -> None:
         self._claim_pause = now + self._cadence
 
-    def _slot_freed(self, now: float) -> list[Decision]:
+    def _slot_freed(self) -> None:
         self._claim_pause = _NEVER
-        return self._claim(now) + self._end_if_drained(now)
+        self._claim_wanted = True
+
+    def _concluded(self, decisions: list[Decision], now: float) -> list[Decision]:
+        """What the whole of an event makes possible: the next claim, or the end of a drain."""
+        if self._claim_wanted:
+            self._claim_wanted = False
+            decisions += self._claim(now)
+        if self._drain_is_ours:
+            decisions += self._end_if_drained(now)
+        return decisions
 
     def _take(self, job: frames.ClaimedJob, now: float) -> list[Decision]:
         """One claimed job: started, handed back, or known already."""
@@ -768,15 +787,14 @@ class Session:
     def _send_report(self, frame: frames.Report) -> list[Decision]:
         return [Send(frame)] if self.state in _REPORTING else []
 
-    def _settled(self, kept: _Kept, now: float) -> list[Decision]:
+    def _settled(self, kept: _Kept) -> None:
         message_id = str(kept.frame.message_id)
         del self._kept[message_id]
         if self._kept_by_job.get(kept.frame.job_id) == message_id:
             del self._kept_by_job[kept.frame.job_id]
-        if kept.slot_until == _NO_SLOT:
-            return self._end_if_drained(now)
-        self._slots_kept -= 1
-        return self._slot_freed(now)
+        if kept.slot_until != _NO_SLOT:
+            self._slots_kept -= 1
+            self._slot_freed()
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -795,7 +813,6 @@ class Session:
                 if reporting:
                     decisions.append(heartbeat)
             due = min(due, job.heartbeat_at, job.lease_until)
-        freed = False
         for kept in self._kept.values():
             if now >= kept.again_at:
                 kept.again_at = now + REPORT_AGAIN
@@ -806,11 +823,11 @@ class Session:
                 if now >= kept.slot_until:
                     kept.slot_until = _NO_SLOT
                     self._slots_kept -= 1
-                    freed = True
+                    self._slot_freed()
                 else:
                     due = min(due, kept.slot_until)
         self._scan_at = due
-        return decisions + self._slot_freed(now) if freed else decisions
+        return decisions
 
     def _heartbeat(self, job: _Job, now: float) -> Send:
         job.heartbeat_at = now + job.cadence

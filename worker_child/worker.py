@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from wire import codec, pipe
+from wire import codec, frames, pipe
 from worker_child import decisions
 from worker_child.actions import Registry
 from worker_child.decisions import Decision, End, Outcome
@@ -52,8 +52,10 @@ class Worker:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
+        self._finished: list[tuple[int, Outcome, bool]] = []
+        """Outcomes of this turn of the loop that the session does not know yet."""
         self._outgoing: list[bytes] = []
-        self._flush_scheduled = False
+        self._turn_over_scheduled = False
         self._unsynced = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -95,7 +97,7 @@ class Worker:
         self._step(self._session.tick)
         end = await self._ended
         self._runner.stop()
-        self._flush()
+        self._turn_over()
         if self._syncing is not None:
             await self._syncing
         if self._connecting is not None:
@@ -117,14 +119,19 @@ class Worker:
 
     # --- what the connection and the runner tell --------------------------------------------------------------------
 
-    def text_received(self, data: bytes) -> None:
-        """One message of the server."""
-        try:
-            frame = codec.decode_from_server(data)
-        except codec.RemoteFrameError as error:
-            self._step(self._session.garbage_received, str(error), error.message_id)
-        else:
-            self._step(self._session.frame_received, frame)
+    def messages_received(self, messages: list[bytes]) -> None:
+        """Messages of the server that arrived together."""
+        received: list[frames.FromServer] = []
+        for message in messages:
+            try:
+                received.append(codec.decode_from_server(message))
+            except codec.RemoteFrameError as error:
+                self._step(self._session.frames_received, received)
+                received = []
+                self._step(self._session.garbage_received, str(error), error.message_id)
+        self._step(self._session.frames_received, received)
+        # Nothing else of this turn is worth waiting for: the next turn of the loop may be a poll of the kernel away.
+        self._turn_over()
 
     def binary_received(self) -> None:
         """A message that is no frame."""
@@ -137,8 +144,8 @@ class Worker:
         self._step(functools.partial(self._session.connection_lost, going_away=going_away), reason)
 
     def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
-        event = self._session.job_finished if returned else self._session.job_abandoned
-        self._step(event, execution, outcome)
+        self._finished.append((execution, outcome, returned))
+        self._schedule_turn_over()
 
     def _job_came_back(self, execution: int) -> None:
         self._step(self._session.code_returned, execution)
@@ -148,18 +155,36 @@ class Worker:
     def _step(self, event: Callable[..., list[Decision]], *facts: Any) -> None:
         """Tells the session of one event, and carries out what it decides."""
         try:
-            for decision in event(*facts, time.monotonic()):
-                self._perform[type(decision)](decision)
-            deadline = self._session.next_deadline()
+            now = time.monotonic()
+            # An outcome that waits for the end of the turn was there before this event, and must not look later.
+            self._tell_finished(now)
+            self._carry_out(event(*facts, now))
+            self._set_timer(now)
         except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
-            if not self._ended.done():
-                self._ended.set_exception(error)
-            return
+            self._fail(error)
+
+    def _carry_out(self, decided: list[Decision]) -> None:
+        perform = self._perform
+        for decision in decided:
+            perform[type(decision)](decision)
+
+    def _tell_finished(self, now: float) -> None:
+        finished, self._finished = self._finished, []
+        for execution, outcome, returned in finished:
+            event = self._session.job_finished if returned else self._session.job_abandoned
+            self._carry_out(event(execution, outcome, now))
+
+    def _set_timer(self, now: float) -> None:
+        deadline = self._session.next_deadline()
         if deadline < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = deadline
-            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._tick)
+            self._timer = self._loop.call_later(max(0.0, deadline - now), self._tick)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
 
     def _tick(self) -> None:
         self._timer, self._timer_at = None, float("inf")
@@ -173,33 +198,43 @@ class Worker:
         except codec.LocalFrameError:
             self._log.exception("worker.frame_not_sent", frame=type(send.frame).__name__)
             return
-        self._schedule_flush()
+        self._schedule_turn_over()
 
-    def _schedule_flush(self) -> None:
-        """One write to the journal and one to the socket for everything that one round of the loop decides."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+    def _schedule_turn_over(self) -> None:
+        if not self._turn_over_scheduled:
+            self._turn_over_scheduled = True
+            self._loop.call_soon(self._turn_over_at_last)
+
+    def _turn_over_at_last(self) -> None:
+        self._turn_over_scheduled = False
+        self._turn_over()
 
     def _journal_claimed(self, claimed: decisions.JournalClaimed) -> None:
         self._journal.claimed(claimed.job_id, claimed.lease_token, claimed.action)
-        # The loop runs callbacks in their order: this flush comes before the first step of the job's task.
-        self._schedule_flush()
+        # The loop runs callbacks in their order: this turn is over before the first step of the job's task.
+        self._schedule_turn_over()
 
     def _journal_reported(self, reported: decisions.JournalReported) -> None:
         self._journal.reported(reported.report)
         self._unsynced = True
-        self._schedule_flush()
+        self._schedule_turn_over()
 
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        self._journal.flush()
-        if self._unsynced and self._journal.must_sync:
-            if self._syncing is None:
-                self._syncing = self._loop.create_task(self._sync())
-            return
-        self._unsynced = False
-        self._transmit()
+    def _turn_over(self) -> None:
+        """One write to the journal and one to the socket for everything that one turn of the loop brought."""
+        try:
+            if self._finished:
+                now = time.monotonic()
+                self._tell_finished(now)
+                self._set_timer(now)
+            self._journal.flush()
+            if self._unsynced and self._journal.must_sync:
+                if self._syncing is None:
+                    self._syncing = self._loop.create_task(self._sync())
+                return
+            self._unsynced = False
+            self._transmit()
+        except Exception as error:  # noqa: BLE001 - see _step
+            self._fail(error)
 
     async def _sync(self) -> None:
         """Group commit: whatever is decided while one sync runs is covered by the next."""

@@ -75,7 +75,7 @@ class SessionDriver:
     def receive(self, frame: frames.FromServer) -> "SessionDriver":
         """The server sends a frame."""
         self.session.last_read = self.now
-        return self.took(self.session.frame_received(frame, self.now))
+        return self.took(self.session.frames_received([frame], self.now))
 
     def wait(self, seconds: float) -> "SessionDriver":
         """Time passes; `tick` is called at every deadline on the way, and something is read as long as it does."""

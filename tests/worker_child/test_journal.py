@@ -105,6 +105,18 @@ def test_a_torn_last_record_is_dropped_and_what_follows_is_sound(path: Path, cut
     assert recovered(path).reported == [report(1), report(3)]
 
 
+def test_what_one_flush_wrote_is_found_as_a_whole_or_not_at_all(path: Path) -> None:
+    with contextlib.closing(opened(path)) as journal:
+        for number in range(1000):
+            journal.reported(report(number))
+    assert recovered(path).reported == [report(number) for number in range(1000)]
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    left = recovered(path).reported
+    assert left == [report(number) for number in range(len(left))]
+    assert 0 < len(left) < 1000, "what the system was told in one write may be cut between its groups"
+
+
 def test_a_flipped_bit_ends_what_is_believed(path: Path) -> None:
     with contextlib.closing(opened(path)) as journal:
         journal.reported(report(1))

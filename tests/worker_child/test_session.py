@@ -185,6 +185,25 @@ def test_an_answer_without_a_message_id_answers_the_claim() -> None:
     assert driver.acknowledge(driver.finish()).sent(frames.Claim)
 
 
+def test_slots_that_are_freed_together_are_claimed_together() -> None:
+    driver = SessionDriver(concurrency=3).register()
+    driver.claim_answered(*(claimed_job(number) for number in (1, 2, 3)))
+    reports = [driver.finish(execution) for execution in (1, 2, 3)]
+    acks = [frames.ReportAck(message_id=report.message_id, job_id=report.job_id) for report in reports]
+    driver.took(driver.session.frames_received(acks, driver.now))
+    assert [claim.available_slots for claim in driver.sent(frames.Claim)] == [3]
+
+
+def test_frames_that_came_with_the_one_that_ended_the_connection_are_not_heard() -> None:
+    driver = SessionDriver().connect()
+    refused = frames.Error(message_id="m-1", error=frames.ProtocolError(code="busy", message="no"))
+    lease = frames.Lease(lease_duration_seconds=60, heartbeat_cadence_seconds=20)
+    accepted = frames.Registered(worker_session_token="late", lease=lease)
+    driver.took(driver.session.frames_received([refused, accepted], driver.now))
+    assert driver.of(DropConnection)
+    assert driver.session.state is State.WAITING
+
+
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 

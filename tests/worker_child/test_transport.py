@@ -22,8 +22,9 @@ class Recorder:
         self.last_read = 0.0
         self.news: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
 
-    def text_received(self, data: bytes) -> None:
-        self.news.put_nowait(("text", bytes(data)))
+    def messages_received(self, messages: list[bytes]) -> None:
+        for message in messages:
+            self.news.put_nowait(("text", message))
 
     def binary_received(self) -> None:
         self.news.put_nowait(("binary", None))
@@ -40,6 +41,16 @@ class Recorder:
 async def server() -> AsyncIterator[ScriptedServer]:
     async with scripted_server() as server:
         yield server
+
+
+def raw(payload: bytes, first: int = 0x81) -> bytes:
+    """A frame of a server; by default a whole text message."""
+    size = len(payload)
+    if size < 126:
+        return bytes((first, size)) + payload
+    if size < 1 << 16:
+        return bytes((first, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((first, 127)) + size.to_bytes(8, "big") + payload
 
 
 async def opened(server: ScriptedServer, recorder: Recorder) -> Connection:
@@ -176,6 +187,70 @@ async def test_fragments_are_put_together(server: ScriptedServer) -> None:
     assert await recorder.next() == ("text", b"one, two, three")
     await server.connection.send("whole")
     assert await recorder.next() == ("text", b"whole")
+
+
+async def test_messages_that_arrive_together_are_told_together(server: ScriptedServer) -> None:
+    recorder = Recorder()
+    connection = await opened(server, recorder)
+    together: list[list[bytes]] = []
+    recorder.messages_received = together.append  # type: ignore[method-assign]
+    connection.data_received(raw(b"one") + raw(b"two" * 100) + raw(b"three" * 20_000) + raw(b""))
+    assert together == [[b"one", b"two" * 100, b"three" * 20_000, b""]]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
+async def test_a_stream_may_be_cut_anywhere_and_mixed_with_anything(server: ScriptedServer, step: int) -> None:
+    recorder = Recorder()
+    connection = await opened(server, recorder)
+    stream = b"".join(
+        [
+            raw(b"a"),
+            raw(b"b" * 200),
+            raw(b"frag", first=0x01),
+            raw(b"ping", first=0x89),
+            raw(b"ment", first=0x80),
+            raw(b"c" * 70_000),
+            raw(b"bits", first=0x82),
+            raw(b"d"),
+            raw(b"pong", first=0x8A),
+            raw(b"e"),
+        ]
+    )
+    step *= 999 if step == 100 else 1
+    for start in range(0, len(stream), step):
+        connection.data_received(stream[start : start + step])
+    news = [await recorder.next() for _ in range(7)]
+    whole = [b"a", b"b" * 200, b"fragment", b"c" * 70_000, None, b"d", b"e"]
+    assert news == [("binary" if text is None else "text", text) for text in whole]
+    assert recorder.news.empty()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(0x81, 0x81), (0xC1, 0x01), (0x83, 0x01), (0x81, 0xFF)], ids=["mask", "rsv", "opcode", "size"]
+)
+async def test_a_frame_that_breaks_the_protocol_ends_the_connection(
+    server: ScriptedServer, first: int, second: int
+) -> None:
+    recorder = Recorder()
+    connection = await opened(server, recorder)
+    connection.data_received(raw(b"whole") + bytes((first, second)) + bytes(20))
+    assert await recorder.next() == ("text", b"whole")
+    assert (await recorder.next())[0] == "closed"
+
+
+async def test_a_message_amid_fragments_breaks_the_protocol(server: ScriptedServer) -> None:
+    recorder = Recorder()
+    connection = await opened(server, recorder)
+    connection.data_received(raw(b"frag", first=0x01))
+    connection.data_received(raw(b"whole"))
+    assert (await recorder.next())[0] == "closed"
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 300_000])
+async def test_messages_of_every_size_are_sent_whole(server: ScriptedServer, size: int) -> None:
+    connection = await opened(server, Recorder())
+    connection.transmit([b"x" * size, b"next"])
+    assert [len(await server.connection.recv()), await server.connection.recv()] == [size, "next"]
 
 
 async def test_binary_messages_are_told_apart(server: ScriptedServer) -> None:
