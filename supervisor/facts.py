@@ -158,7 +158,7 @@ class RestartScheduled(SlotFact, frozen=True):
 
 
 class ChildRecycled(SlotFact, frozen=True):
-    """A child that works is to be exchanged for a fresh one, because it reached a limit of its pool."""
+    """A child that works is to be exchanged for a fresh one: it reached a limit, or a handler in it does not stop."""
 
     reason: str
     jobs_done: int

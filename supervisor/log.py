@@ -41,7 +41,7 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.CrashLoop: ("error", "crash loop: the same fault again and again"),
     facts.CrashLoopOver: ("info", "crash loop is over"),
     facts.RestartScheduled: ("info", "restart scheduled"),
-    facts.ChildRecycled: ("info", "recycling: a limit is reached"),
+    facts.ChildRecycled: ("info", "recycling a worker"),
     facts.ChildStuck: ("error", "process does not die of SIGKILL"),
     facts.EventRefused: ("debug", "event refused"),
     facts.MessageRefused: ("warning", "pipe message refused"),

@@ -1,4 +1,5 @@
-"""When a child that works is exchanged for a fresh one: after so many jobs, so long, or with so much memory.
+"""When a child that works is exchanged for a fresh one: after so many jobs, so long, with so much memory, or when a
+handler in it does not stop.
 
 Decides only. One scheduler for a pool: each child has a limit of its own, a little below the pool's, so that children
 which started together do not end together; an idle moment is waited for, but not for ever; and what is chosen is
@@ -18,14 +19,17 @@ SPREAD = 0.2
 IDLE_PATIENCE = 60.0
 """Seconds that a child which is due may go on to be busy."""
 
-Reason = Literal["jobs", "age", "memory"]
+Reason = Literal["jobs", "age", "memory", "overdue"]
 
 
 def due(slot: Slot, limits: Limits, now: float) -> Reason | None:
     """Why the slot's child is to be exchanged; None if it is not."""
-    if not (limits.max_jobs or limits.max_age or limits.max_memory):
-        return None
     if slot.state is not State.READY or slot.ready_at is None:
+        return None
+    if slot.beat is not None and slot.beat.overdue:
+        # A thread cannot be ended, and holds its slot for as long as it runs.
+        return "overdue"
+    if not (limits.max_jobs or limits.max_age or limits.max_memory):
         return None
     own = 1.0 - SPREAD * _spread(slot)
     if limits.max_jobs and slot.jobs_done >= max(1.0, limits.max_jobs * own):

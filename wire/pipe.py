@@ -183,7 +183,10 @@ class ActionCounts(Message, frozen=True):
 
 
 class Beat(Message, frozen=True, tag="child.beat"):
-    """Once a second, from both ticks. Counters are cumulative over the incarnation; ages are seconds."""
+    """Once a second, from both ticks. Counters are cumulative over the incarnation; ages are seconds.
+
+    `overdue` counts handlers that run on long after they were told to stop: nothing but the process's end ends them.
+    """
 
     slot: str
     incarnation: int
@@ -199,6 +202,7 @@ class Beat(Message, frozen=True, tag="child.beat"):
     failed: int = 0
     cancelled: int = 0
     handed_back: int = 0
+    overdue: int = 0
     actions: dict[str, ActionCounts] = msgspec.field(default_factory=dict)
 
 

@@ -6,6 +6,6 @@ from worker_child import Context, NonRetryableError, action
 """
 
 from worker_child.actions import Context, action
-from worker_child.errors import NonRetryableError, RetryableError, ValidationError
+from worker_child.errors import JobCancelled, NonRetryableError, RetryableError, ValidationError
 
-__all__ = ["Context", "NonRetryableError", "RetryableError", "ValidationError", "action"]
+__all__ = ["Context", "JobCancelled", "NonRetryableError", "RetryableError", "ValidationError", "action"]

@@ -3,20 +3,22 @@
 import asyncio
 import contextlib
 import datetime as dt
-import inspect
 import threading
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
 
 from wire.duration import seconds_of
 from wire.frames import ClaimedJob
-from worker_child.errors import ActionDefinitionError, UnknownAction, ValidationError
+from worker_child import signatures
+from worker_child.errors import ActionDefinitionError, JobCancelled, UnknownAction
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+Isolation = Literal["task", "thread"]
 
 _LONGEST_SECONDS = 366 * 86400.0
 
@@ -120,20 +122,32 @@ class Context:
         if self._cancelled is not None:
             self._cancelled.set()
 
+    def raise_if_cancelled(self) -> None:
+        """Raises JobCancelled when the job should stop: for a loop in a synchronous handler."""
+        if self._cancel_asked:
+            raise JobCancelled("the job was told to stop")
+
     @property
     def log(self) -> Any:
-        """A structlog logger that carries the job, its action and its attempt."""
+        """A structlog logger that carries the job, its action, its attempt and its run."""
         if self._log is None:
-            self._log = structlog.get_logger().bind(
-                job_id=self.job_id, action=self.action, attempt=self.attempt, run_id=self.run_id
-            )
+            self._log = structlog.get_logger().bind(**self.log_fields())
         return self._log
+
+    def log_fields(self) -> dict[str, Any]:
+        """What every line of this job carries."""
+        fields = {"job_id": self.job_id, "action": self.action, "attempt": self.attempt, "run_id": self.run_id}
+        return {key: value for key, value in fields.items() if value is not None}
 
     def _extension(self, key: str) -> str:
         """What our own control plane says beyond the contract's fields, else an empty string."""
         extension = self._job.spec.get("mobius")
         value = extension.get(key) if isinstance(extension, dict) else None
         return value if isinstance(value, str) else ""
+
+
+current: ContextVar[Context] = ContextVar("mobius_job")
+"""The job whose code runs here, for the log: a library's lines, too, say which job they belong to."""
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,21 +157,19 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     handler: Callable[..., Any]
     asynchronous: bool
     parameters_type: Any
+    result_decoder: Any
     arguments: tuple[str, ...]
     """How it is called: "parameters" and "context", in the handler's order."""
     concurrency: int | None
     timeout: float | None
     idempotent: bool
+    isolation: Isolation
 
     def convert(self, parameters: Any) -> Any:
         """The job's `spec.parameters` as the handler's type. Raises ValidationError, which names the field."""
         if self.parameters_type is None:
             return parameters
-        try:
-            return msgspec.convert(parameters, self.parameters_type)
-        except msgspec.ValidationError as error:
-            sentence, _, path = str(error).partition(" - at `$")
-            raise ValidationError(f"parameters{path.rstrip('`')}: {sentence}") from error
+        return signatures.convert(parameters, self.parameters_type)
 
 
 class Registry:
@@ -167,13 +179,19 @@ class Registry:
         self._actions: dict[str, Action] = {}
 
     def action(
-        self, name: str, *, concurrency: int | None = None, timeout: float | str | None = None, idempotent: bool = False
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        timeout: float | str | None = None,
+        idempotent: bool = False,
+        isolation: Isolation | None = None,
     ) -> Callable[[Handler], Handler]:
         """Registers the decorated function, sync or async, under `name`, and returns it unchanged.
 
         It takes at most one parameters object (its annotation is the type; none means a dict) and at most one
         `Context`. `timeout` is seconds or a duration such as "2m"; `idempotent` lets a job run on when its lease was
-        lost.
+        lost. `isolation` is "task" for `async def` and "thread" for `def`.
         Raises ActionDefinitionError.
         """
         # At once: `@action` without a name is given the handler here, and would never come to register it.
@@ -184,29 +202,33 @@ class Registry:
             )
 
         def register(handler: Handler) -> Handler:
-            if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
-                raise ActionDefinitionError(f"@action({name!r}): concurrency is a number from 1, got {concurrency!r}")
-            arguments, parameters_type = _signature(name, handler)
-            self._add(
-                Action(
-                    name=name,
-                    handler=handler,
-                    asynchronous=inspect.iscoroutinefunction(handler),
-                    parameters_type=parameters_type,
-                    arguments=arguments,
-                    concurrency=concurrency,
-                    timeout=_seconds(name, timeout),
-                    idempotent=idempotent,
+            try:
+                signature = signatures.read(handler, Context)
+                self._add(
+                    Action(
+                        name=name,
+                        handler=handler,
+                        asynchronous=signature.asynchronous,
+                        parameters_type=signature.parameters_type,
+                        result_decoder=signature.result_decoder,
+                        arguments=signature.arguments,
+                        concurrency=_concurrency(concurrency),
+                        timeout=_seconds(timeout),
+                        idempotent=idempotent,
+                        isolation=_isolation(isolation, asynchronous=signature.asynchronous),
+                    )
                 )
-            )
+            except (TypeError, ValueError) as error:
+                where = signatures.described(handler)
+                raise ActionDefinitionError(f"@action({name!r}) of {where}: {error}") from error
             return handler
 
         return register
 
     def _add(self, action: Action) -> None:
         known = self._actions.get(action.name)
-        if known is not None and _origin(known.handler) != _origin(action.handler):
-            first, second = _origin(known.handler), _origin(action.handler)
+        if known is not None and not signatures.same(known.handler, action.handler):
+            first, second = signatures.described(known.handler), signatures.described(action.handler)
             remedy = ", or set stock_actions = false" if "worker_child.stock" in first else ""
             raise ActionDefinitionError(
                 f"action {action.name!r} is defined twice, by {first} and by {second}: rename one{remedy}"
@@ -235,44 +257,25 @@ class Registry:
         return chosen
 
 
-def _signature(name: str, handler: Callable[..., Any]) -> tuple[tuple[str, ...], Any]:
-    """How to call `handler`, and the type of its parameters object (None: as it comes)."""
-    try:
-        parameters = inspect.signature(handler).parameters.values()
-        hints = typing.get_type_hints(handler, include_extras=True)
-    except (TypeError, ValueError, NameError) as error:
-        raise ActionDefinitionError(f"@action({name!r}): the signature cannot be read: {error}") from error
-    arguments: list[str] = []
-    parameters_type: Any = None
-    for parameter in parameters:
-        hint = hints.get(parameter.name)
-        required = parameter.default is inspect.Parameter.empty
-        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            if required and parameter.kind is parameter.KEYWORD_ONLY:
-                raise ActionDefinitionError(f"@action({name!r}): {parameter.name} is keyword-only and has no default")
-        elif _bare(hint) is Context or (hint is None and parameter.name in ("ctx", "context")):
-            arguments.append("context")
-        else:
-            arguments.append("parameters")
-            parameters_type = dict[str, Any] if hint is None else None if hint is Any else hint
-    if arguments.count("parameters") > 1 or arguments.count("context") > 1:
-        raise ActionDefinitionError(
-            f"@action({name!r}): a handler takes at most one parameters object and at most one Context"
-        )
-    try:
-        # What cannot be converted to at all is the handler's fault and not its jobs': say it before there are any.
-        msgspec.json.Decoder(Any if parameters_type is None else parameters_type)
-    except (TypeError, NameError) as error:
-        raise ActionDefinitionError(f"@action({name!r}): parameters cannot be read as their type: {error}") from error
-    return tuple(arguments), parameters_type
+def _concurrency(concurrency: int | None) -> int | None:
+    if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
+        raise ValueError(f"concurrency is a number from 1, got {concurrency!r}")
+    return concurrency
 
 
-def _bare(hint: Any) -> Any:
-    """The type itself of `Annotated[type, ...]`, whose bounds are for parameters."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+def _isolation(isolation: Isolation | None, *, asynchronous: bool) -> Isolation:
+    if isolation is None:
+        return "task" if asynchronous else "thread"
+    if isolation not in typing.get_args(Isolation):
+        raise ValueError(f'isolation is "task" or "thread", got {isolation!r}')
+    if isolation == "task" and not asynchronous:
+        raise ValueError('isolation="task" is for `async def`: a plain function would hold up all other jobs')
+    if isolation == "thread" and asynchronous:
+        raise ValueError('isolation="thread" is for `def`: a coroutine runs as a task')
+    return isolation
 
 
-def _seconds(name: str, timeout: float | str | None) -> float | None:
+def _seconds(timeout: float | str | None) -> float | None:
     if isinstance(timeout, str):
         seconds = seconds_of(timeout) or 0.0
     elif timeout is None:
@@ -281,14 +284,8 @@ def _seconds(name: str, timeout: float | str | None) -> float | None:
         seconds = float(timeout) if isinstance(timeout, int | float) else 0.0
     # Written so that not-a-number is refused too.
     if not 0 < seconds <= _LONGEST_SECONDS:
-        raise ActionDefinitionError(
-            f'@action({name!r}): timeout is seconds or a duration such as "2m", of at most a year, got {timeout!r}'
-        )
+        raise ValueError(f'timeout is seconds or a duration such as "2m", of at most a year, got {timeout!r}')
     return seconds
-
-
-def _origin(handler: Callable[..., Any]) -> str:
-    return f"{handler.__module__}.{handler.__qualname__}"
 
 
 registry = Registry()

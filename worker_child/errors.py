@@ -4,10 +4,11 @@
 WorkerError
 ├── HandlerError                what a handler may raise to say more than "it failed"
 │   ├── NonRetryableError       another attempt would fail too
-│   │   ├── ValidationError     the job's parameters do not fit the handler's type
+│   │   ├── ValidationError     parameters or result do not fit the handler's types
 │   │   ├── UnknownAction       this worker has no handler of that name
 │   │   └── ResultTooLarge      the result does not fit into one frame
-│   └── RetryableError          another attempt may succeed
+│   ├── RetryableError          another attempt may succeed
+│   └── JobCancelled            the handler stops because it was told to
 ├── ConfigurationError          the settings or the handlers cannot work: exit code 78
 │   ├── ActionDefinitionError   an `@action` that cannot be registered
 │   └── ModuleImportError       a module of `modules` cannot be imported
@@ -33,7 +34,7 @@ class NonRetryableError(HandlerError):
 
 
 class ValidationError(NonRetryableError):
-    """The job's parameters do not fit the type that the handler declares; the message names the field."""
+    """The job's parameters, or the handler's result, do not fit the declared type; the message names the field."""
 
 
 class UnknownAction(NonRetryableError):  # noqa: N818 - the contract's word for it
@@ -46,6 +47,10 @@ class ResultTooLarge(NonRetryableError):  # noqa: N818 - the contract's word for
 
 class RetryableError(HandlerError):
     """Another attempt may succeed: what any other exception means too, said on purpose."""
+
+
+class JobCancelled(HandlerError):  # noqa: N818 - what happened to the job, which is no error
+    """The handler stops because it was told to (`ctx.raise_if_cancelled`)."""
 
 
 class ConfigurationError(WorkerError):

@@ -6,9 +6,12 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
+from worker_child.actions import current
+
 MAX_EXCEPTION = 16 * 1024
 """Characters of a traceback in one line of the log."""
 
+_OUR_LIBRARIES = ("asyncio", "httpcore", "httpx", "websockets")
 _SECRET_KEYS = frozenset({"api_key", "authorization", "lease_token", "session_token", "worker_session_token"})
 
 
@@ -17,8 +20,8 @@ def configure(
 ) -> None:
     """Sends every line of this process to `stream` (standard output when None), with `bound` on each of them.
 
-    The standard library's loggers are sent the same way, from WARNING up. That floor is also what keeps the
-    `websockets` logger from printing request headers, which carry the API key.
+    The standard library's loggers are sent the same way. Those of our own libraries are heard from WARNING up: they
+    are talkative, and `websockets` would print request headers, which carry the API key.
     """
     renderer: Any = structlog.processors.JSONRenderer()
     if log_format == "console":
@@ -27,6 +30,7 @@ def configure(
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_job,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
@@ -43,7 +47,15 @@ def configure(
     structlog.contextvars.bind_contextvars(**bound)
     root = logging.getLogger()
     root.handlers[:] = [_StandardLibrary()]
-    root.setLevel(max(threshold, logging.WARNING))
+    root.setLevel(threshold)
+    for name in _OUR_LIBRARIES:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def _add_job(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Also on the lines of a library that knows nothing of jobs."""
+    context = current.get(None)
+    return event if context is None else {**context.log_fields(), **event}
 
 
 def _hide_secrets(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import datetime as dt
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,16 +13,20 @@ import msgspec
 from wire.codec import MAX_FRAME_TO_SERVER
 from wire.depth import MAX_DEPTH, is_deeper
 from wire.frames import ClaimedJob
-from worker_child.actions import Action, Context, Registry
+from worker_child import signatures
+from worker_child.actions import Action, Context, Registry, current
 from worker_child.decisions import Outcome
-from worker_child.errors import NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
+from worker_child.errors import JobCancelled, NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
 
 MAX_RESULT = MAX_FRAME_TO_SERVER - 64 * 1024
 """Bytes of JSON: what a frame holds besides its envelope."""
 MAX_MESSAGE = 8 * 1024
 """Characters of an error message."""
-GIVE_UP_AFTER = 5.0
-"""Seconds that code which was told to stop at its timeout may take, before its job is reported without it."""
+STOP_GRACE = 10.0
+"""Seconds that code which was told to stop, by a cancel or at its timeout, may take before its job is reported without
+it."""
+OVERDUE_AFTER = 30.0
+"""Seconds after that at which code that still runs is a reason to replace the whole process."""
 
 VERDICTS: tuple[type[NonRetryableError], ...] = (ValidationError, UnknownAction, ResultTooLarge, NonRetryableError)
 """The most exact first (contract, "Words on the wire")."""
@@ -42,7 +47,19 @@ _json_object = msgspec.json.Decoder(dict[str, Any])
 class _Execution:
     """One run of one job."""
 
-    __slots__ = ("action", "cancel_reason", "context", "done", "job", "number", "started", "task", "timed_out", "timer")
+    __slots__ = (
+        "action",
+        "cancel_reason",
+        "context",
+        "done",
+        "given_up_at",
+        "job",
+        "number",
+        "started",
+        "task",
+        "timed_out",
+        "timer",
+    )
 
     def __init__(self, number: int, job: ClaimedJob) -> None:
         self.number = number
@@ -52,6 +69,7 @@ class _Execution:
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.cancel_reason: str | None = None
+        self.given_up_at: float | None = None
         self.started = False
         self.timed_out = False
         self.done = False
@@ -90,12 +108,14 @@ class Runner:
     def cancel(self, number: int, reason: str) -> None:
         """Tells the code to stop: a coroutine by cancellation, a thread by its context alone."""
         execution = self._executions.get(number)
-        if execution is None or execution.done:
+        if execution is None or execution.done or execution.cancel_reason is not None:
             return
         execution.cancel_reason = reason
         if not execution.started:
             self._finish(execution, Outcome(status="cancelled"))
             del self._executions[number]
+        elif not execution.timed_out:
+            self._give_up_later(execution)
         self._stop(execution)
 
     def lose_lease(self, number: int) -> None:
@@ -103,6 +123,13 @@ class Runner:
         execution = self._executions.get(number)
         if execution is not None and execution.context is not None:
             execution.context.lease_lost = True
+
+    def overdue(self, now: float) -> int:
+        """How many executions run on, long after their jobs were reported without them. `now` is monotonic seconds."""
+        given_up = [
+            execution.given_up_at for execution in self._executions.values() if execution.given_up_at is not None
+        ]
+        return sum(now - at >= OVERDUE_AFTER for at in given_up)
 
     def stop(self) -> None:
         """Tells all code to stop, at the end of the process."""
@@ -113,11 +140,11 @@ class Runner:
         execution.started = True
         try:
             action, arguments = self._prepare(execution)
-            if action.asynchronous:
+            if action.isolation == "task":
                 value = await action.handler(*arguments)
             else:
                 value = await self._in_thread(action, arguments)
-            outcome = _completed(value)
+            outcome = _completed(value, action.result_decoder)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, is its job's outcome
             outcome = _failed(execution, error)
         self._executions.pop(execution.number, None)
@@ -140,6 +167,7 @@ class Runner:
             times_out_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=action.timeout)
         context = Context(job, self._worker_instance_id, times_out_at)
         execution.context = context
+        current.set(context)
         arguments: list[Any] = []
         for argument in action.arguments:
             if argument == "context":
@@ -168,19 +196,32 @@ class Runner:
         if execution.done:
             return
         execution.timed_out = True
-        execution.timer = self._loop.call_later(GIVE_UP_AFTER, self._give_up, execution)
+        self._give_up_later(execution)
         self._stop(execution)
+
+    def _give_up_later(self, execution: _Execution) -> None:
+        if execution.timer is not None:
+            execution.timer.cancel()
+        execution.timer = self._loop.call_later(STOP_GRACE, self._give_up, execution)
 
     def _give_up(self, execution: _Execution) -> None:
         """The code ignores that it was told to stop: its job is reported without it, and it keeps its slot."""
-        if not execution.done:
-            self._finish(execution, _timed_out(execution), returned=False)
+        if execution.done or execution.context is None:
+            return
+        execution.given_up_at = time.monotonic()
+        execution.context.log.error("job.runs_on", reason=execution.cancel_reason or "timeout", grace=STOP_GRACE)
+        if execution.timed_out:
+            outcome = _timed_out(execution)
+        else:
+            message = f"its code runs on: it did not stop within {STOP_GRACE:g} s of the request"
+            outcome = Outcome(status="cancelled", error_message=message)
+        self._finish(execution, outcome, returned=False)
 
     def _stop(self, execution: _Execution) -> None:
         if execution.context is not None:
             execution.context.cancel()
-        in_thread = execution.action is not None and not execution.action.asynchronous
-        if execution.task is not None and not in_thread:
+        is_task = execution.action is None or execution.action.isolation == "task"
+        if execution.task is not None and is_task:
             execution.task.cancel()
 
     def _finish(self, execution: _Execution, outcome: Outcome, *, returned: bool = True) -> None:
@@ -190,12 +231,17 @@ class Runner:
         self._finished(execution.number, outcome, returned)
 
 
-def _completed(value: Any) -> Outcome:
-    """An object is sent as it is, anything else as {"output": value} (contract, "Frames")."""
+def _completed(value: Any, decoder: Any = None) -> Outcome:
+    """An object is sent as it is, anything else as {"output": value} (contract, "Frames").
+
+    `decoder` reads the value's JSON as the type that the handler declares.
+    """
     try:
         encoded = _json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise NonRetryableError(f"the result cannot be sent as JSON: {error}") from error
+    if decoder is not None:
+        signatures.check_result(encoded, decoder)
     if not encoded.startswith(b"{"):
         encoded = b'{"output":%b}' % encoded
     if len(encoded) > MAX_RESULT:
@@ -214,7 +260,7 @@ def _failed(execution: _Execution, error: BaseException) -> Outcome:
     if execution.timed_out:
         return _timed_out(execution)
     cancelled = execution.cancel_reason is not None
-    if isinstance(error, asyncio.CancelledError) and cancelled:
+    if isinstance(error, asyncio.CancelledError | JobCancelled) and cancelled:
         return Outcome(status="cancelled")
     error_type, message = _words(error)
     if execution.context is not None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import structlog
 
 from wire import codec, frames, pipe
@@ -115,7 +116,7 @@ class Worker:
 
     def beat(self, now: float) -> pipe.Beat:
         """The worker's part of a beat."""
-        return self._session.beat(now)
+        return msgspec.structs.replace(self._session.beat(now), overdue=self._runner.overdue(now))
 
     # --- what the connection and the runner tell --------------------------------------------------------------------
 

@@ -282,6 +282,25 @@ def test_leaks_memory(tmp_path: Path, server: WorkerSocketServer) -> None:
         assert supervisor.terminate() == 0
 
 
+def test_runs_on(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """A thread that cannot be ended: its job is reported without it, and the process that it holds is replaced."""
+    with supervising(tmp_path, server, "runs_on") as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.run_on", {})
+        report = server.wait_for_report()
+        assert (report["status"], report["error_type"]) == ("failed", "TimeoutError")
+        supervisor.wait_for("job.runs_on", slot=SLOT, job_id="job_1")
+        assert supervisor.wait_for("recycling", slot=SLOT)["reason"] == "overdue"
+        ready = supervisor.wait_for("ready", slot="default-2")
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert seconds_between(ready, died) >= 0
+        assert (died["cause"], died["exit_code"]) == ("drained", 0)
+        server.offer("print", {"message": "the slot is free"})
+        assert server.wait_for_report()["result"] == {"output": "the slot is free"}
+        assert supervisor.terminate() == 0
+        assert supervisor.leftovers() == []
+
+
 @pytest.fixture
 def little_memory() -> Iterator[Callable[[], None]]:
     """This process is in a cgroup with 160 MiB, of whichever version there is, until what is yielded is called."""

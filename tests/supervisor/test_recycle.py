@@ -10,10 +10,20 @@ from wire.pipe import Beat
 NONE = Limits()
 
 
-def child(name: str = "rig-1", *, ready_at: float = 0.0, jobs: int = 0, in_hand: int = 0, private: int = 0) -> Slot:
+def child(
+    name: str = "rig-1", *, ready_at: float = 0.0, jobs: int = 0, in_hand: int = 0, private: int = 0, overdue: int = 0
+) -> Slot:
     slot = Slot(name, "rig", "child", NONE, Restart())
     first = {"slot": name, "incarnation": 1}
-    beat = Beat(slot=name, incarnation=1, source="loop", session="registered", completed=jobs, jobs_in_hand=in_hand)
+    beat = Beat(
+        slot=name,
+        incarnation=1,
+        source="loop",
+        session="registered",
+        completed=jobs,
+        jobs_in_hand=in_hand,
+        overdue=overdue,
+    )
     slot.step(Start(slot=name, incarnation=0), ready_at)
     for event in (
         Spawned(**first, pid=1),
@@ -30,6 +40,7 @@ def child(name: str = "rig-1", *, ready_at: float = 0.0, jobs: int = 0, in_hand:
     ("limits", "fields", "now", "expected"),
     [
         (NONE, {"jobs": 10**6, "private": 2**40}, 10.0**9, None),
+        (NONE, {"overdue": 1}, 0.0, "overdue"),
         (Limits(max_jobs=100), {"jobs": 79}, 0.0, None),
         (Limits(max_jobs=100), {"jobs": 100}, 0.0, "jobs"),
         (Limits(max_jobs=1), {"jobs": 0}, 0.0, None),

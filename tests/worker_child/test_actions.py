@@ -1,7 +1,9 @@
 import asyncio
 import dataclasses
 import datetime as dt
+import functools
 import threading
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import msgspec
@@ -29,6 +31,11 @@ class Point:
 
 class Named(TypedDict):
     name: str
+
+
+class Tree(msgspec.Struct):
+    children: list["Tree"]
+    where: Path
 
 
 def context(**spec: Any) -> Context:
@@ -128,9 +135,24 @@ def test_one_name_for_two_handlers_is_refused_with_both_places() -> None:
 
     def two() -> None: ...
 
-    with pytest.raises(ActionDefinitionError, match=r"'work' is defined twice, by .*one and by .*two: rename one"):
+    sentence = (
+        r"'work' is defined twice, by .*one \(test_actions.py, line \d+\) and by .*two \(test_actions.py, line \d+\)"
+    )
+    with pytest.raises(ActionDefinitionError, match=sentence + ": rename one"):
         registry.action("work")(two)
     registry.action("work")(one)
+
+
+def test_two_functions_of_one_name_are_still_two() -> None:
+    registry = Registry()
+
+    @registry.action("work")
+    def handler() -> None: ...
+
+    with pytest.raises(ActionDefinitionError, match="is defined twice"):
+
+        @registry.action("work")
+        def handler() -> None: ...
 
 
 def test_a_clash_with_a_stock_action_names_the_way_out() -> None:
@@ -158,6 +180,8 @@ def test_a_clash_with_a_stock_action_names_the_way_out() -> None:
         ({"name": "a", "timeout": float("inf")}, "of at most a year"),
         ({"name": "a", "timeout": "9999999999h"}, "of at most a year"),
         ({"name": "a", "timeout": []}, "timeout is seconds or a duration"),
+        ({"name": "a", "isolation": "room"}, 'isolation is "task"'),
+        ({"name": "a", "isolation": "task"}, "would hold up all other jobs"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], sentence: str) -> None:
@@ -174,14 +198,58 @@ def test_handlers_that_cannot_be_called_are_refused() -> None:
 
     def untagged(params: Resize | Other) -> None: ...
 
+    def foreign(params: dict[str, threading.Thread]) -> None: ...
+
+    def recursive(params: "Tree") -> None: ...
+
+    def generator() -> Any:
+        yield 1
+
+    async def streaming() -> Any:
+        yield 1
+
     for handler, sentence in (
         (two, "at most one"),
         (keyword, "keyword-only"),
         (unknown, "Nowhere"),
         (untagged, "must be tagged"),
+        (foreign, "cannot be read as Thread: use a msgspec.Struct, a dataclass"),
+        (recursive, "cannot be read as Path"),
+        (generator, "has a `yield`"),
+        (streaming, "has a `yield`"),
     ):
-        with pytest.raises(ActionDefinitionError, match=sentence):
+        with pytest.raises(
+            ActionDefinitionError, match=rf"@action\('work'\) of .*\(test_actions.py, line \d+\): .*{sentence}"
+        ):
             Registry().action("work")(handler)
+
+
+def test_partials_and_objects_can_be_handlers() -> None:
+    async def resize(factor: int, params: Resize) -> int:
+        return factor * params.width
+
+    class Resizer:
+        async def __call__(self, params: Resize, ctx: Context) -> None: ...
+
+    registry = Registry()
+    registry.action("partial")(functools.partial(resize, 2))
+    registry.action("object")(Resizer())
+    for name, arguments in (("partial", ("parameters",)), ("object", ("parameters", "context"))):
+        action = registry.get(name)
+        assert (action.arguments, action.asynchronous, action.isolation) == (arguments, True, "task")
+        assert action.convert({"url": "u"}) == Resize("u")
+
+
+def test_isolation_follows_from_the_kind_of_function_unless_it_is_said() -> None:
+    registry = Registry()
+
+    async def coroutine() -> None: ...
+
+    registry.action("a")(coroutine)
+    registry.action("b")(lambda: None)
+    assert (registry.get("a").isolation, registry.get("b").isolation) == ("task", "thread")
+    with pytest.raises(ActionDefinitionError, match='isolation="thread" is for `def`'):
+        registry.action("c", isolation="thread")(coroutine)
 
 
 def test_a_decorator_without_a_name_is_refused_at_once() -> None:

@@ -32,9 +32,16 @@ def test_headers_that_websockets_would_print_never_appear() -> None:
     assert lines("debug", lambda: logging.getLogger("websockets.client").debug("> Authorization: Bearer key")) == []
 
 
-def test_the_standard_library_is_heard_from_warning_up() -> None:
-    (line,) = lines("info", lambda: logging.getLogger("asyncio").warning("slow %s", "callback"))
+def test_loggers_of_the_standard_library_are_heard() -> None:
+    (line,) = lines("info", lambda: logging.getLogger("my.handlers").info("resized %s", "it"))
+    assert (line["event"], line["logger"], line["level"]) == ("resized it", "my.handlers", "info")
+    assert lines("info", lambda: logging.getLogger("my.handlers").debug("x")) == []
+
+
+def test_our_own_libraries_are_heard_from_warning_up() -> None:
+    (line,) = lines("debug", lambda: logging.getLogger("asyncio").warning("slow %s", "callback"))
     assert (line["event"], line["logger"], line["level"]) == ("slow callback", "asyncio", "warning")
+    assert lines("debug", lambda: logging.getLogger("httpx").info("GET /")) == []
 
 
 def test_a_traceback_is_cut() -> None:

@@ -10,7 +10,10 @@ CASES = [
     ("\n1 / 0", r"raised ZeroDivisionError: division by zero \(.*\.py, line 2\)"),
     ("import sys\nsys.exit('no licence')", r"raised SystemExit: no licence"),
     ("def broken(:", r"raised SyntaxError"),
-    ("from worker_child import action\n@action('x', concurrency=0)\ndef f(): ...", r"concurrency is a number from 1"),
+    (
+        "from worker_child import action\n@action('x', concurrency=0)\ndef f(): ...",
+        r"of .*\.f \(.*\.py, line 2\): concurrency is a number",
+    ),
 ]
 
 

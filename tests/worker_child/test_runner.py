@@ -1,18 +1,25 @@
 import asyncio
+import dataclasses
+import io
+import json
+import logging
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
+import structlog
 
 from tests.support.session_driver import claimed_job
 from wire.depth import MAX_DEPTH
+from worker_child import log
 from worker_child import runner as runner_module
 from worker_child.actions import Context, Registry
 from worker_child.decisions import Outcome
-from worker_child.errors import NonRetryableError, RetryableError
+from worker_child.errors import JobCancelled, NonRetryableError, RetryableError
 from worker_child.runner import Runner
 
 
@@ -134,6 +141,68 @@ async def test_a_result_larger_than_a_frame_is_said(bench: Bench, monkeypatch: p
     assert "limit of 100" in str(outcome.error_message)
 
 
+class Resized(msgspec.Struct):
+    path: str
+    size: Size
+
+
+@dataclasses.dataclass
+class Placed:
+    x: int
+    label: str | None = None
+
+
+class Named(TypedDict):
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "result"),
+    [
+        (Resized, Resized("a", Size(1)), {"path": "a", "size": {"width": 1}}),
+        (Resized, {"path": "a", "size": Size(1)}, {"path": "a", "size": {"width": 1}}),
+        (Placed, Placed(1), {"x": 1, "label": None}),
+        (Named, {"name": "n"}, {"name": "n"}),
+        (list[Size], [Size(1)], {"output": [{"width": 1}]}),
+        (float, 1, {"output": 1}),
+        (dict[str, object], {"a": Size(1)}, {"a": {"width": 1}}),
+        (Iterable[int], (1, 2), {"output": [1, 2]}),
+        (None, None, {"output": None}),
+        (threading.Thread, {"a": 1}, {"a": 1}),
+        (Size | Resized, Size(1), {"width": 1}),
+    ],
+)
+async def test_a_result_is_what_the_handler_declares(bench: Bench, hint: Any, value: Any, result: Any) -> None:
+    async def handler() -> Any:
+        return value
+
+    handler.__annotations__["return"] = hint
+    outcome = await bench.run(handler)
+    assert (outcome.status, outcome.error_message, decoded(outcome)) == ("completed", None, result)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "sentence"),
+    [
+        (Resized, {"path": "a"}, "result: Object missing required field `size`"),
+        (Resized, Resized("a", Size("wide")), "result.size.width: Expected `int`, got `str`"),  # type: ignore[arg-type]
+        (Named, {"nam": "n"}, "result: Object missing required field `name`"),
+        (list[Placed], [Placed(1), Placed("x")], "result[1].x: Expected `int`, got `str`"),  # type: ignore[arg-type]
+        (int, "5", "result: Expected `int`, got `str`"),
+        (float, float("nan"), "result: Expected `float`, got `null`"),
+    ],
+)
+async def test_a_result_that_is_not_what_the_handler_declares_names_the_field(
+    bench: Bench, hint: Any, value: Any, sentence: str
+) -> None:
+    async def handler() -> Any:
+        return value
+
+    handler.__annotations__["return"] = hint
+    outcome = await bench.run(handler)
+    assert (outcome.status, outcome.error_type, outcome.error_message) == ("failed", "ValidationError", sentence)
+
+
 # --- handlers ---------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +211,23 @@ async def test_a_synchronous_handler_runs_in_a_thread_with_parameters_and_contex
         return {"thread": threading.current_thread() is threading.main_thread(), "w": size.width, "job": ctx.job_id}
 
     assert decoded(await bench.run(handler, {"width": 4})) == {"thread": False, "w": 4, "job": "job-1"}
+
+
+async def test_every_line_of_a_job_carries_the_job(bench: Bench) -> None:
+    stream = io.StringIO()
+    log.configure(level="info", log_format="json", stream=stream)
+
+    def handler(ctx: Context) -> None:
+        ctx.log.info("mine", step=1)
+        logging.getLogger("library").info("of a library")
+        structlog.get_logger().info("of nobody")
+
+    await bench.run(handler)
+    structlog.get_logger().info("outside")
+    lines = {line["event"]: line for line in map(json.loads, stream.getvalue().splitlines())}
+    for event in ("mine", "of a library", "of nobody"):
+        assert (lines[event]["job_id"], lines[event]["action"], lines[event]["attempt"]) == ("job-1", "work", 1)
+    assert "job_id" not in lines["outside"]
 
 
 async def test_absent_parameters_are_an_empty_object(bench: Bench) -> None:
@@ -335,15 +421,63 @@ async def test_a_coroutine_past_its_timeout_is_stopped_and_failed(bench: Bench) 
 async def test_code_that_ignores_its_timeout_is_reported_without_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "GIVE_UP_AFTER", 0.02)
+    monkeypatch.setattr(runner_module, "STOP_GRACE", 0.02)
     release = threading.Event()
     bench.start(lambda: release.wait(20), timeout=0.02)
     outcome = await bench.outcome()
     assert outcome.error_type == "TimeoutError"
     assert bench.returned == {1: False}
     assert bench.came_back == []
+    now = time.monotonic()
+    assert bench.runner.overdue(now) == 0
+    assert bench.runner.overdue(now + runner_module.OVERDUE_AFTER) == 1
     release.set()
     await bench.until(lambda: bench.came_back == [1])
+    assert bench.runner.overdue(now + runner_module.OVERDUE_AFTER) == 0
+
+
+async def test_code_that_ignores_its_cancel_is_reported_without_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "STOP_GRACE", 0.02)
+    started, release = threading.Event(), threading.Event()
+
+    def handler() -> None:
+        started.set()
+        release.wait(20)
+
+    bench.start(handler, timeout=60)
+    await asyncio.to_thread(started.wait, 20)
+    bench.runner.cancel(1, "operator")
+    outcome = await bench.outcome()
+    assert outcome.status == "cancelled"
+    assert "did not stop within 0.02 s" in str(outcome.error_message)
+    assert bench.returned == {1: False}
+    release.set()
+    await bench.until(lambda: bench.came_back == [1])
+
+
+async def test_a_synchronous_handler_stops_in_its_loop_when_it_is_told_to(bench: Bench) -> None:
+    started = threading.Event()
+
+    def handler(ctx: Context) -> None:
+        started.set()
+        while True:
+            ctx.raise_if_cancelled()
+            ctx.cancelled.wait_in_thread(20)
+
+    bench.start(handler)
+    await asyncio.to_thread(started.wait, 20)
+    bench.runner.cancel(1, "operator")
+    assert await bench.outcome() == Outcome(status="cancelled")
+
+
+async def test_a_handler_that_says_cancelled_and_was_not_has_failed(bench: Bench) -> None:
+    def handler() -> None:
+        raise JobCancelled("I do not feel like it")
+
+    outcome = await bench.run(handler)
+    assert (outcome.status, outcome.error_type) == ("failed", "JobCancelled")
 
 
 async def test_a_result_within_the_timeout_cancels_it(bench: Bench) -> None:
