@@ -32,6 +32,13 @@ $(VENV)/clients-%: requirements/clients-%.txt | python
 	$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+# The published npm client, with a Node of its own: it wants a newer one than many machines have.
+$(VENV)/npm-client/installed: bench/node/package.json bench/node/package-lock.json bench/node/worker.mjs
+	@mkdir -p $(@D)
+	cp $^ $(@D)
+	@if command -v npm >/dev/null; then cd $(@D) && npm ci --silent --ignore-scripts && touch $(@F); \
+	  else echo "npm is missing: the measurements leave the npm client out"; fi
+
 $(VENV)/dev: requirements/dev.txt $(VENV)/runtime $(CLIENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
@@ -49,9 +56,8 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
 
-bench: $(VENV)/dev ## the measurements, side by side with what one would take instead
+bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.worker
-	$(BIN)/python -m bench.supervisor
 	$(BIN)/python -m bench.supervisor
 
 format: $(VENV)/dev ## format the code and apply safe fixes
@@ -69,6 +75,7 @@ lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
 	for version in 0.0.23 0.0.61; do echo "deepnoodle-mobius==$$version" | $(BIN)/uv pip compile --quiet --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --output-file requirements/clients-$$version.txt - || exit; done
+	if command -v npm >/dev/null; then cd bench/node && npm install --package-lock-only --omit-lockfile-registry-resolved; fi
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .quickstart

@@ -11,10 +11,10 @@ async def noop(params: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-async def main(url: str, concurrency: int) -> None:
+async def main(url: str, concurrency: int, instance: str) -> None:
     client = Client(ClientOptions(api_key="mbx_bench", base_url=url))
-    worker = Worker(client, WorkerConfig(worker_instance_id="peer", concurrency=concurrency, queues=["default"]))
+    worker = Worker(client, WorkerConfig(worker_instance_id=instance, concurrency=concurrency, queues=["default"]))
     await worker.register("bench.noop", noop).run()
 
 
-asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

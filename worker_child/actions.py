@@ -156,7 +156,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     handler: Callable[..., Any]
     asynchronous: bool
-    parameters_type: Any
+    parameters_holder: type[msgspec.Struct] | None
     result_decoder: Any
     arguments: tuple[str, ...]
     """How it is called: "parameters" and "context", in the handler's order."""
@@ -167,9 +167,9 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
     def convert(self, parameters: Any) -> Any:
         """The job's `spec.parameters` as the handler's type. Raises ValidationError, which names the field."""
-        if self.parameters_type is None:
+        if self.parameters_holder is None:
             return parameters
-        return signatures.convert(parameters, self.parameters_type)
+        return signatures.convert(parameters, self.parameters_holder)
 
 
 class Registry:
@@ -209,7 +209,7 @@ class Registry:
                         name=name,
                         handler=handler,
                         asynchronous=signature.asynchronous,
-                        parameters_type=signature.parameters_type,
+                        parameters_holder=signature.parameters_holder,
                         result_decoder=signature.result_decoder,
                         arguments=signature.arguments,
                         concurrency=_concurrency(concurrency),
