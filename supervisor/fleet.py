@@ -163,7 +163,7 @@ class Fleet:
             steps.append(
                 BuildSkew(pool="", slot=event.slot, incarnation=event.incarnation, build=event.build, ours=self.build)
             )
-        if self.phase is Phase.RUNNING:
+        if self.phase is Phase.RUNNING and isinstance(event, SaidBye | Died):
             steps += self._give_up(event, now)
         return steps
 
@@ -333,7 +333,7 @@ class Fleet:
             slots={child.name: _drained(child) for child in self._stopped_children},
         )
 
-    def _give_up(self, event: Event, now: float) -> list[Step]:
+    def _give_up(self, event: SaidBye | Died, now: float) -> list[Step]:
         """A first start that cannot succeed ends the whole: nobody would look at a log that repeats itself."""
         # Only what was there from the beginning: a change that goes wrong is told to who asked for it.
         founder = next((slot for slot in self._founders if slot.name == event.slot and slot in self.slots), None)
@@ -346,11 +346,10 @@ class Fleet:
     def _anything_in_hand(self) -> bool:
         return any(child.jobs_in_hand for child in self.children)
 
-    def _hopeless(self, slot: Slot, event: Event) -> SupervisorError | None:
-        if isinstance(event, SaidBye) and slot.kind == "mold" and not slot.was_ever_ready:
-            return HandlerImportError([self._sentence(slot, event.bye.reason)])
-        if not isinstance(event, Died):
-            return None
+    def _hopeless(self, slot: Slot, event: SaidBye | Died) -> SupervisorError | None:
+        if isinstance(event, SaidBye):
+            hopeless = slot.kind == "mold" and not slot.was_ever_ready
+            return HandlerImportError([self._sentence(slot, event.bye.reason)]) if hopeless else None
         if event.exit_code in _HOPELESS_EXITS and not slot.was_ever_ready and event.incarnation == 1:
             reason = slot.bye.reason if slot.bye is not None else _said(event)
             if slot.kind == "control_plane":

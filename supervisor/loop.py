@@ -114,7 +114,7 @@ class Loop:
         self._round_interval = min(ROUND_INTERVAL, (notifier.watchdog_interval or math.inf) / 2)
         self._sampler = Sampler(self._memory_found)
         self._sampled: deque[str] = deque()
-        self._swept_at = self._searched_at = self._fed_at = 0.0
+        self._swept_at = self._searched_at = self._fed_at = self._heard_at = 0.0
         self._search = False
         self._dropped_told = 0
         self._status = ""
@@ -188,6 +188,7 @@ class Loop:
         now = time.monotonic()
         try:
             self._notice_own_absence(now)
+            self._hear(now)
             self._take_signals(now)
             self._attribute_kills(now)
             self._take_events(now)
@@ -206,6 +207,12 @@ class Loop:
         if late > OVERSLEPT:
             self._fleet.forgive(late)
             self._publish(Overslept(seconds=late))
+
+    def _hear(self, now: float) -> None:
+        """Once a second, and always before a deadline is judged: a beat that waits in its pipe is heard in time."""
+        if now - self._heard_at >= self._round_interval / 2 or self._fleet.next_deadline() <= now:
+            self._heard_at = now
+            self._children.hear()
 
     def _take_signals(self, now: float) -> None:
         while self._signals:

@@ -1,5 +1,6 @@
 """Which build of the code a process runs, so that a parent sees when a package was replaced under it."""
 
+import functools
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -8,8 +9,9 @@ DISTRIBUTION = "mobius-supervisor"
 _SHARED_BY_PARENT_AND_CHILD = ("wire", "worker_child", "supervisor")
 
 
+@functools.cache
 def package_version() -> str:
-    """Version of the installed distribution, or `0` when run from a bare tree."""
+    """Version of the installed distribution, or `0` when run from a bare tree. Read once."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
 """The child's end of the pipe to its supervisor: first words, two beats a second apart, last words, and its orders.
 
 The loop's beat says that the event loop runs; the thread's beat says that the interpreter does. Together they tell a
-blocked loop from a stuck interpreter. Every loop beat re-arms faulthandler's timer, which ends a process whose
+blocked loop from a stuck interpreter. Loop beats re-arm faulthandler's timer, which ends a process whose
 interpreter is stuck, with its stacks, even when no supervisor is left to do it; when none is left, it is set once more
 and then bounds the rest of the child's life.
 """
@@ -23,6 +23,8 @@ import structlog
 from wire import pipe
 
 BEAT_INTERVAL = 1.0
+REARM_SHARE = 0.1
+"""Share of the last timer's time after which it is set anew: that starts a thread, which is dear at every beat."""
 _MAX_WAITING = 64
 
 
@@ -51,6 +53,7 @@ class Parent:
         self._expected = 0.0
         self._orphaned = False
         self._hang_after = spawn.settings.hang_limit + spawn.settings.drain_grace
+        self._rearm_at = 0.0
         self._thread = threading.Thread(target=self._beat_from_thread, name="supervisor-beat", daemon=True)
 
     def hello(self, build_id: str) -> None:
@@ -120,8 +123,11 @@ class Parent:
             self._beat(now), slot=self._spawn.slot, incarnation=self._spawn.incarnation, source="loop", loop_lag=lag
         )
         self.say(self._last)
-        if not self._orphaned:
-            faulthandler.dump_traceback_later(self._hang_after, exit=True)
+        if not self._orphaned and now >= self._rearm_at:
+            pause = self._hang_after * REARM_SHARE
+            self._rearm_at = now + pause
+            # Never sooner than `hang_after` after the last beat: the supervisor comes first.
+            faulthandler.dump_traceback_later(self._hang_after + pause, exit=True)
         self._timer = loop.call_later(BEAT_INTERVAL, self._beat_from_loop, loop)
 
     def _beat_from_thread(self) -> None:

@@ -54,7 +54,7 @@ class Nursery:
 
     def start(self, behaviour: str, slot: str = "a", incarnation: int = 1) -> None:
         program = Program(
-            arguments=[sys.executable, "-u", str(PROGRAM), behaviour],
+            arguments=[sys.executable, "-u", str(PROGRAM), *behaviour.split()],
             environ={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROGRAM.parents[3])},
         )
         self.children.start(slot, incarnation, "control_plane", program)
@@ -65,6 +65,10 @@ class Nursery:
                 event = await self.events.get()
                 if isinstance(event, kind) and slot in (None, event.slot):
                     return event
+
+    def waiting(self) -> list[Event]:
+        """What was told and not waited for."""
+        return [self.events.get_nowait() for _ in range(self.events.qsize())]
 
     async def line(self, number: int = 0, slot: str = "a") -> str:
         async with asyncio.timeout(PATIENCE):
@@ -150,6 +154,39 @@ async def test_everything_that_a_dead_process_said_is_told_before_its_death(nurs
     assert died.output[-2:] == ["line 149", "last line without an end"]
     assert len(nursery.lines["a"]) == 151
     assert 0.0 <= died.jitter < 1.0
+
+
+async def test_what_a_process_that_is_ready_says_wakes_nobody_and_is_heard_once_a_round(nursery: Nursery) -> None:
+    nursery.start("beating 2")
+    await nursery.wait_for(Booted)
+    await nursery.wait_for(LoopBeat)
+    await nursery.wait_for(LoopBeat)
+    await nursery.wait_for(BecameReady)
+    assert await nursery.line() == "three more"
+    assert nursery.waiting() == []
+    nursery.children.hear()
+    assert [event.beat.completed for event in nursery.waiting() if isinstance(event, LoopBeat)] == [1, 2, 3]
+
+
+async def test_a_process_that_is_not_ready_for_long_wakes_nobody_either(nursery: Nursery) -> None:
+    nursery.start("beating 10")
+    for _ in range(10):
+        await nursery.wait_for(LoopBeat)
+    assert await nursery.line() == "three more"
+    assert nursery.waiting() == []
+    nursery.children.hear()
+    assert [type(event) for event in nursery.waiting()] == [BecameReady, LoopBeat, LoopBeat, LoopBeat]
+
+
+async def test_a_process_that_says_too_much_does_not_hold_the_loop(nursery: Nursery) -> None:
+    nursery.start("flooding_its_pipe")
+    spawned = await nursery.wait_for(Spawned)
+    assert await nursery.line() == "begins"
+    nursery.children.hear()
+    heard = [event for event in nursery.waiting() if isinstance(event, LoopBeat)]
+    assert len(heard) <= 500
+    os.kill(spawned.pid, signal.SIGKILL)
+    await nursery.wait_for(Died)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])

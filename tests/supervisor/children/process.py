@@ -49,6 +49,27 @@ def chatty_at_its_end() -> None:
     os._exit(3)
 
 
+def beating() -> None:
+    """Beats before it is ready and after, says how often, and waits."""
+    hello()
+    for number in range(int(sys.argv[2])):
+        say(pipe.Beat(slot="any", incarnation=1, source="loop", completed=number + 1))
+    say(pipe.Ready(slot="any", incarnation=1))
+    for number in range(3):
+        say(pipe.Beat(slot="any", incarnation=1, source="loop", completed=number + 1))
+    tell("three more")
+    PIPE.recv(pipe.MAX_MESSAGE)
+
+
+def flooding_its_pipe() -> None:
+    """Says without end what nobody wants to hear, from its whole group."""
+    hello()
+    say(pipe.Ready(slot="any", incarnation=1))
+    tell("begins")
+    while True:
+        say(pipe.Beat(slot="any", incarnation=1, source="loop"))
+
+
 def nonsense() -> None:
     """Sends what is no message, then a message."""
     PIPE.send(b"\xc1nonsense")
