@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs bench lock clean
+.PHONY: help run test check format docs bench campaign lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
+
+campaign: $(VENV)/dev ## 500 random faults against 20 workers under load: SEED= to have one again, FAULTS=, WORKERS=, OUTPUT=json
+	$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \
+	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(OUTPUT),--output $(OUTPUT))
 
 format: $(VENV)/dev ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .

@@ -40,6 +40,7 @@ from wire import pipe
 
 _PR_SET_CHILD_SUBREAPER = 36
 _TRACED_RETRY = 0.1
+_MOLD_ENDED = "the mold ended before it answered"
 
 _MOST_MESSAGES = 500
 """Messages of one process that are read in one go: more than its pipe holds, unless somebody keeps filling it."""
@@ -109,6 +110,8 @@ class Children:
         self._buffer = bytearray(pipe.MAX_MESSAGE)
         # Whoever started us may have left children of its own to us (exec keeps them); they are not ours to end.
         self._inherited = frozenset(children_of(os.getpid()))
+        # Told once, however long they take to die; a number cannot be given away before we have reaped it.
+        self._orphans: set[int] = set()
 
     # --- making --------------------------------------------------------------------------------------------------
 
@@ -155,6 +158,9 @@ class Children:
         process.mold = mold
         try:
             socket.send_fds(mold.channel, [data], [theirs.fileno(), writer, stacks_writer])
+        except (BrokenPipeError, ConnectionResetError):
+            # It has just ended, which is about to be told: nothing went wrong here.
+            self._fail_spawn(process, _MOLD_ENDED)
         except OSError:
             self._forget(process)
             raise
@@ -300,7 +306,7 @@ class Children:
         )
         if process.kind == "mold":
             for spawn in [spawn for spawn in self._processes.values() if spawn.mold is process and spawn.pidfd < 0]:
-                self._fail_spawn(spawn, "the mold ended before it answered")
+                self._fail_spawn(spawn, _MOLD_ENDED)
 
     def _forget(self, process: Process) -> None:
         self._processes.pop(process.key, None)
@@ -445,12 +451,16 @@ class Children:
         with contextlib.suppress(ProcessLookupError):
             # Unreaped, so the number is still its own.
             os.kill(pid, signal.SIGKILL)
-        self._publish(OrphanEnded(pid=pid))
+        if pid not in self._orphans:
+            self._orphans.add(pid)
+            self._publish(OrphanEnded(pid=pid))
         self._reap(pid)
 
     def _reap(self, pid: int) -> None:
         with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
+                return
+        self._orphans.discard(pid)
 
     def _live(self, slot: str) -> Process:
         for process in self._processes.values():

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,13 +53,27 @@ def pool_file(directory: Path, plane: ControlPlaneProcess, **settings: Any) -> P
 
 
 class SupervisorProcess:
-    """`settings` are those of `pool_file`. `lines` are the entries of the log so far."""
+    """`settings` are those of `pool_file`. `lines` are the entries of the log so far.
 
-    def __init__(self, directory: Path, plane: ControlPlaneProcess, **settings: Any) -> None:
+    `environment` is laid over the test's own; `heard` gets every entry of the log, on a thread of its own.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        plane: ControlPlaneProcess,
+        *,
+        environment: dict[str, str] | None = None,
+        heard: Callable[[dict[str, Any]], None] = lambda _entry: None,
+        **settings: Any,
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.state = directory / "state"
         self.file = pool_file(directory, plane, **settings)
         self.lines: list[dict[str, Any]] = []
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("MOBIUS_")}
+        self._environment |= environment or {}
+        self._heard = heard
         self._changed = threading.Condition()
         self._ended = False
         self._family: dict[int, psutil.Process] = {}
@@ -74,7 +88,7 @@ class SupervisorProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("MOBIUS_")},
+            env=self._environment,
         )
         # Only now: until here the end of a predecessor's log was the end.
         with self._changed:
@@ -91,6 +105,7 @@ class SupervisorProcess:
             with self._changed:
                 self.lines.append(entry)
                 self._changed.notify_all()
+            self._heard(entry)
         with self._changed:
             # A predecessor's log may end after its successor has begun.
             self._ended = self._ended or process is self.process

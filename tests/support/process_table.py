@@ -1,0 +1,39 @@
+"""The whole process table, searched for what belongs to a test; and what one process holds."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """Every living process that has this in its environment, whoever its parent is now. The caller is left out."""
+    mark = f"{variable}={value}".encode()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+        except OSError:
+            continue  # it has ended, or is another user's
+        if mark in environment.split(b"\0") and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Open file descriptors of a process by what they are: pipes, sockets and the like by their kind, files by path."""
+    held: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        held[target.partition(":")[0] if not target.startswith(("/", "anon_inode:")) else target] += 1
+    return held
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Bytes: unique to the process (USS), and that with its share of what it has in common with others (PSS)."""
+    full = psutil.Process(pid).memory_full_info()
+    return full.uss, full.pss
