@@ -9,6 +9,8 @@ import click
 import msgspec
 import uvloop
 
+from service_manager import journal
+from service_manager.notify import Notifier
 from supervisor import exit_records, identity, state_directory
 from supervisor.children import become_subreaper
 from supervisor.commands import allow_files_for
@@ -19,7 +21,6 @@ from supervisor.fleet import Fleet
 from supervisor.log import open_log
 from supervisor.loop import Loop
 from supervisor.operator_commands import COMMANDS, config_option
-from supervisor.systemd import Notifier
 from wire.build import build_id, package_version
 
 USAGE = 64
@@ -53,7 +54,7 @@ def _run(config: Config, load: Callable[[], Config] | None) -> int:
     supervisor = msgspec.structs.replace(config.supervisor, state_dir=str(state.path), runtime_dir=runtime_dir)
     config = msgspec.structs.replace(config, supervisor=supervisor)
     notifier = Notifier.from_environment(os.environ)
-    log, writer = open_log(config.supervisor.log_level, config.supervisor.log_format)
+    log, writer = open_log(config.supervisor.log_level, config.supervisor.log_format, os.environ)
     try:
         allow_files_for(sum(pool.workers for pool in config.pool))
         become_subreaper()
@@ -146,8 +147,10 @@ def _named(context: click.Context, path: Path | None) -> Path:
 
 
 def _complain(error: SupervisorError) -> None:
+    # In the journal, as grave as it is: sd-daemon(3).
+    grave = "<3>" if journal.is_behind(sys.stderr.fileno(), os.environ) else ""
     for line in str(error).splitlines():
-        click.echo(f"error: {line}", err=True)
+        click.echo(f"{grave}error: {line}", err=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import random
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from msgspec import Struct
 
 from supervisor.evidence import children_of, complete, why_no_stacks
 from supervisor.facts import Fact, HandlerImportFailed, MessageRefused, OrphanEnded
-from supervisor.output import OutputReader
+from supervisor.output import Line, OutputReader
 from supervisor.slots import (
     BecameReady,
     Booted,
@@ -99,7 +100,7 @@ class Children:
         *,
         deliver: Callable[[Event], None],
         publish: Callable[[Fact], None],
-        forward: Callable[[str, list[bytes]], None],
+        forward: Callable[[str, int, list[Line]], None],
     ) -> None:
         self._loop = loop
         self._deliver = deliver
@@ -148,12 +149,13 @@ class Children:
     def fork(self, slot: str, incarnation: int, mold_slot: str, settings: pipe.ChildSettings) -> None:
         """Ask a mold for a child. Answered by Spawned or SpawnFailed. Raises OSError, PipeMessageError, LookupError."""
         mold = self._live(mold_slot)
+        settings = msgspec.structs.replace(settings, log_mark=f"\x1f{secrets.token_hex(8)}")
         spawn = pipe.Spawn(slot=slot, incarnation=incarnation, supervisor_pid=os.getpid(), settings=settings)
         data = pipe.encode(spawn)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         stacks_reader, stacks_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        process = self._adopt(slot, incarnation, "child", ours, reader)
+        process = self._adopt(slot, incarnation, "child", ours, reader, settings.log_mark.encode())
         process.stacks = StacksReader(self._loop, stacks_reader)
         process.mold = mold
         try:
@@ -262,9 +264,11 @@ class Children:
 
     # --- watching ------------------------------------------------------------------------------------------------
 
-    def _adopt(self, slot: str, incarnation: int, kind: Kind, channel: socket.socket, output: int) -> Process:
+    def _adopt(
+        self, slot: str, incarnation: int, kind: Kind, channel: socket.socket, output: int, mark: bytes = b""
+    ) -> Process:
         channel.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        reader = OutputReader(self._loop, output, lambda lines: self._forward(slot, lines))
+        reader = OutputReader(self._loop, output, lambda lines: self._forward(slot, incarnation, lines), mark)
         process = Process(slot, incarnation, kind, channel, reader)
         self._processes[process.key] = process
         self._loop.add_reader(channel.fileno(), self._channel_readable, process)

@@ -4,8 +4,6 @@ import os
 import socket
 from pathlib import Path
 
-import msgspec
-
 from supervisor.control import SOCKET
 from supervisor.control_messages import MAX_ANSWER, Answer, Request, Stacks, Status, decode_answer, encode
 from supervisor.errors import ControlDeniedError, NoSupervisorError
@@ -34,7 +32,7 @@ def ask(directory: Path, request: Request) -> Answer:
             raise NoSupervisorError(
                 f"the supervisor ended the connection ({error.strerror}); look at its log"
             ) from error
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             raise NoSupervisorError("the supervisor ended before it answered; look at its log") from error
 
 

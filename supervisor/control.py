@@ -14,8 +14,6 @@ import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
-
 from supervisor.control_messages import MAX_REQUEST, Answer, AnyRequest, decode_request, encode
 from supervisor.errors import CannotListenError
 
@@ -124,7 +122,7 @@ class Control:
     async def _answered(self, line: bytes, uid: int) -> Answer:
         try:
             request = decode_request(line)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             return Answer(exit_code=USAGE, errors=[f"the request is not understood: {error}"])
         name = type(request).__name__.lower()
         try:

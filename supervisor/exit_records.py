@@ -111,7 +111,7 @@ def previous_ends(state_dir: Path) -> dict[str, PreviousEnd]:
             ends[folder.name] = _UNSEEN
             continue
         for path in _newest_first(folder)[:1]:
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
                 ends[folder.name] = msgspec.json.decode(path.read_bytes(), type=PreviousEnd)
     return ends
 

@@ -176,7 +176,7 @@ class EventRefused(SlotFact, frozen=True):
     """A message that the slot's state has no use for; it changed nothing."""
 
     state: str
-    event: str
+    refused: str
 
 
 class MessageRefused(SlotFact, frozen=True):

@@ -381,7 +381,7 @@ def _drained(child: Slot) -> DrainedSlot:
 
 def _refused(event: Event) -> EventRefused:
     return EventRefused(
-        pool="", slot=event.slot, incarnation=event.incarnation, state="gone", event=type(event).__name__
+        pool="", slot=event.slot, incarnation=event.incarnation, state="gone", refused=type(event).__name__
     )
 
 

@@ -1,29 +1,28 @@
-"""Facts and the lines of children -> log lines. The only file that knows how a line looks.
-
-Lines are written by a thread of their own from a bounded queue: whoever reads the log may be slow or gone, and the
-supervisor's loop must not wait for it.
-"""
+"""Facts and the lines of children -> log lines or journal entries. The only file that knows how they look."""
 
 import datetime as dt
-import os
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 import structlog
+from msgspec import Struct
 
+from service_manager import journal
+from service_manager.log_writer import LogWriter, to_stream
 from supervisor import facts
+from supervisor.errors import ConfigurationError
 from supervisor.facts import Fact
+from supervisor.output import Line
 
 Format = Literal["console", "json", "journald"]
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _SYSLOG = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-_MAX_WAITING = 8 * 1024 * 1024
-"""Bytes that wait for the log's reader."""
+IDENTIFIER = "mobius-supervisor"
+_JOB_FIELDS = {"job_id": "job", "run_id": "run", "action": "action", "attempt": "attempt"}
+"""What a child's line may say of itself in fields of the journal. All that it says is in the text."""
 
-_CLOSE_PATIENCE = 2.0
 _MAX_STACKS = 8 * 1024
 """Characters of a line that are Python stacks; the exit record has all of them."""
 
@@ -66,68 +65,22 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
 }
 
 
-class LineWriter:
-    """Writes lines to a file descriptor from a thread. What would wait beyond a limit is dropped and counted."""
+class Source(Struct, frozen=True, kw_only=True):
+    """Whose lines they are. `pool` is empty for the control plane."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._queue: list[bytes] = []
-        self._waiting = 0
-        self._changed = threading.Condition()
-        self._closing = False
-        self.dropped = 0
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread.start()
-
-    def write(self, line: bytes) -> None:
-        """Never blocks on the reader of the log."""
-        with self._changed:
-            if self._waiting + len(line) >= _MAX_WAITING:
-                self.dropped += 1
-                return
-            self._waiting += len(line) + 1
-            self._queue.append(line)
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Write what is queued, for two seconds at most."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(_CLOSE_PATIENCE)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closing:
-                    self._changed.wait()
-                if not self._queue:
-                    return
-                data = memoryview(b"\n".join(self._queue) + b"\n")
-                self._queue.clear()
-            size = len(data)
-            try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
-            except OSError:
-                pass  # nobody reads the log any more, and there is nowhere left to say so
-            with self._changed:
-                self._waiting -= size
+    pool: str
+    slot: str
+    incarnation: int
 
 
 class Log:
     """`publish` facts, `forward` children's lines."""
 
-    def __init__(self, writer: LineWriter, *, level: str, log_format: Format, colors: bool) -> None:
+    def __init__(self, writer: LogWriter, *, level: str, log_format: Format, colors: bool) -> None:
         self._writer = writer
         self._threshold = _LEVELS[level]
-        console = structlog.dev.ConsoleRenderer(colors=colors)
-        renderers: dict[str, Callable[[dict[str, Any]], bytes]] = {
-            "console": lambda entry: _console(entry, console),
-            "json": msgspec.json.encode,
-            "journald": _journald,
-        }
-        self._render = renderers[log_format]
+        self._format = log_format
+        self._console = structlog.dev.ConsoleRenderer(colors=colors)
 
     def set_level(self, level: str) -> None:
         """Which lines are wanted from now on."""
@@ -140,6 +93,7 @@ class Log:
             return
         level, event = line
         entry = msgspec.structs.asdict(fact)
+        fields = {"event": type(fact).__name__, **entry}
         match fact:
             case facts.ChildDied():
                 level = "info" if fact.asked else "warning"
@@ -157,36 +111,62 @@ class Log:
                 level = "error"
             case facts.Noted():
                 event = entry.pop("sentence")
-        self.write(level, event, entry)
+        self._write(level, event, entry, fields)
 
     def write(self, level: str, event: str, entry: dict[str, Any]) -> None:
         """One line of the supervisor's own. Empty fields are left out."""
+        self._write(level, event, entry, {})
+
+    def forward(self, source: Source, lines: list[Line]) -> None:
+        """A process's lines: a JSON object is an entry of its own log, anything else is what it printed."""
+        of_source = msgspec.structs.asdict(source)
+        shown = {"slot": source.slot} if self._format == "console" else of_source
+        for line in lines:
+            entry = _as_entry(line.text) if line.is_own else None
+            if entry is None:
+                text = line.text.decode("utf-8", "replace").rstrip("\r")
+                entry = {"timestamp": _now(), "level": "info", "event": text, "stream": "output"}
+                fields = {"stream": "output"}
+            else:
+                fields = {name: entry[key] for key, name in _JOB_FIELDS.items() if key in entry}
+                fields["event"] = entry["event"]
+            self._writer.write(self._render({**entry, **shown}, {**fields, **of_source}))
+
+    def _write(self, level: str, event: str, entry: dict[str, Any], fields: Mapping[str, Any]) -> None:
         if _LEVELS[level] >= self._threshold:
             kept = {key: _short(value) for key, value in entry.items() if value not in ("", [], None)}
-            self._writer.write(self._render({"timestamp": _now(), "level": level, "event": event, **kept}))
+            self._writer.write(self._render({"timestamp": _now(), "level": level, "event": event, **kept}, fields))
 
-    def forward(self, slot: str, lines: list[bytes]) -> None:
-        """A child's lines: a JSON object is an entry of its own log, anything else is what it printed."""
-        for line in lines:
-            entry = _as_entry(line)
-            if entry is None:
-                text = line.decode("utf-8", "replace").rstrip("\r")
-                entry = {"timestamp": _now(), "level": "info", "event": text, "stream": "output"}
-            self._writer.write(self._render({**entry, "slot": slot}))
+    def _render(self, entry: dict[str, Any], fields: Mapping[str, Any]) -> bytes:
+        match self._format:
+            case "console":
+                return _console(entry, self._console)
+            case "json":
+                return msgspec.json.encode(entry)
+            case "journald":
+                return _journal_entry(entry, fields)
 
 
-def resolve_format(wanted: str, *, is_terminal: bool) -> Format:
-    """`auto` is console for people and JSON for programs."""
+def resolve_format(wanted: str, *, is_terminal: bool, is_behind_journal: bool) -> Format:
+    """`auto` is console for people, the journal's own protocol where the journal reads, and JSON for programs."""
     if wanted == "auto":
-        return "console" if is_terminal else "json"
+        return "console" if is_terminal else "journald" if is_behind_journal else "json"
     return wanted  # type: ignore[return-value]
 
 
-def open_log(level: str, wanted_format: str) -> tuple[Log, LineWriter]:
-    """The log on standard error, and the writer to close after it."""
-    is_terminal = sys.stderr.isatty()
-    writer = LineWriter(sys.stderr.fileno())
-    log_format = resolve_format(wanted_format, is_terminal=is_terminal)
+def open_log(level: str, wanted_format: str, environ: Mapping[str, str]) -> tuple[Log, LogWriter]:
+    """The log, on standard error or in the journal, and the writer to close after it. Raises ConfigurationError."""
+    fd, is_terminal = sys.stderr.fileno(), sys.stderr.isatty()
+    is_behind_journal = journal.is_behind(fd, environ)
+    log_format = resolve_format(wanted_format, is_terminal=is_terminal, is_behind_journal=is_behind_journal)
+    put = to_stream(fd)
+    if log_format == "journald":
+        try:
+            put = journal.Journal().put
+        except OSError as error:
+            problem = f"expected a journal that listens at {journal.SOCKET}, but none does ({error.strerror})"
+            raise ConfigurationError([f'supervisor.log_format: {problem}; write log_format = "json"']) from error
+    writer = LogWriter(put)
     return Log(writer, level=level, log_format=log_format, colors=is_terminal), writer
 
 
@@ -195,7 +175,7 @@ def _as_entry(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         entry = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also text that is no UTF-8, which msgspec lets through as it is
         return None
     known = isinstance(entry, dict) and isinstance(entry.get("event"), str) and entry.get("level") in _LEVELS
     return entry if known else None
@@ -216,16 +196,45 @@ def _harmless(text: str) -> str:
     )
 
 
-def _journald(entry: dict[str, Any]) -> bytes:
-    """The level as sd-daemon(3) has it, in front of the line; the journal has the time itself."""
-    fields = {key: value for key, value in entry.items() if key not in ("timestamp", "level", "event")}
-    text = " ".join([str(entry["event"]), *(f"{key}={_word(value)}" for key, value in fields.items())])
-    return f"<{_SYSLOG[entry['level']]}>{text}".replace("\n", "\\n").encode("utf-8", "replace")
+def _journal_entry(entry: dict[str, Any], fields: Mapping[str, Any]) -> bytes:
+    """The text says everything; fields are for what one searches by. The journal has the time itself."""
+    shown, texts = _without_texts({**entry, "timestamp": None, "level": None, "event": None})
+    line = " ".join([str(entry["event"]), *(f"{key}={_word(value)}" for key, value in shown.items())])
+    told = {
+        "MESSAGE": _harmless("\n".join([line, *texts])),
+        "PRIORITY": str(_SYSLOG[entry["level"]]),
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+    }
+    named = {
+        f"MOBIUS_{name.upper()}": _text(value)
+        for name, value in fields.items()
+        if isinstance(value, str | int | float) and value != ""
+    }
+    return journal.entry({**named, **told})
+
+
+def _without_texts(entry: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Tracebacks and stacks are read as they were written, below the line."""
+    line: dict[str, Any] = {}
+    texts: list[str] = []
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            line[key], more = _without_texts(value)
+            texts += more
+        elif isinstance(value, str) and "\n" in value:
+            texts.append(value.rstrip("\n"))
+        elif value is not None:
+            line[key] = value
+    return line, texts
 
 
 def _word(value: Any) -> str:
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return msgspec.json.encode(text).decode() if " " in text or "\n" in text else text
+    bare = isinstance(value, str) and value and not {" ", '"'} & set(value)
+    return str(value) if bare else msgspec.json.encode(value).decode()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _short(value: Any) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from service_manager.log_writer import LogWriter
+from service_manager.notify import Notifier
 from supervisor import journals
 from supervisor.child_settings import child_settings, mold_settings
 from supervisor.children import Children, Program
@@ -36,11 +38,12 @@ from supervisor.facts import (
     Overslept,
 )
 from supervisor.fleet import CONTROL_PLANE_SLOT, Fleet, Phase
-from supervisor.log import LineWriter, Log
+from supervisor.log import Log, Source
 from supervisor.memory import KillCounter, MemoryUse, Sampler
 from supervisor.metrics import Metrics
 from supervisor.oom import Blame
 from supervisor.ops import Ops
+from supervisor.output import Line
 from supervisor.slots import (
     AbandonSpawn,
     Action,
@@ -56,7 +59,6 @@ from supervisor.slots import (
     Step,
     ThreadBeat,
 )
-from supervisor.systemd import Notifier
 from wire.pipe import MOLD_FD, PIPE_FD_VARIABLE
 
 ROUND_INTERVAL = 1.0
@@ -88,7 +90,7 @@ class Loop:
         instance_prefix: str,
         environ: Mapping[str, str],
         log: Log,
-        writer: LineWriter,
+        writer: LogWriter,
         notifier: Notifier,
     ) -> None:
         self._settings = settings
@@ -126,7 +128,7 @@ class Loop:
         """
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._unexpected)
-        self._children = Children(self._loop, deliver=self._deliver, publish=self._publish, forward=self._log.forward)
+        self._children = Children(self._loop, deliver=self._deliver, publish=self._publish, forward=self._forward)
         ops = Ops(self._fleet, self._metrics)
         self._commands = Commands(
             self._fleet, self._children, self._records, perform=self._ordered, publish=self._publish, load=load
@@ -145,7 +147,7 @@ class Loop:
             self._wake()
             await self._over.wait()
         finally:
-            self._notifier.stopping()
+            self._notifier.stopping("draining")
             ops.close()
             control.close()
             self._children.close()
@@ -223,7 +225,7 @@ class Loop:
             elif number is signal.SIGQUIT:
                 self._perform(self._fleet.kill(number.name, now))
             else:
-                self._notifier.stopping()
+                self._notifier.stopping("draining")
                 self._perform(self._fleet.stop(number.name, now))
 
     def _attribute_kills(self, now: float) -> None:
@@ -379,6 +381,10 @@ class Loop:
         self._log.publish(fact)
         if isinstance(fact, ChangeAdopted):
             self._log.set_level(self._fleet.settings.supervisor.log_level)
+
+    def _forward(self, slot: str, incarnation: int, lines: list[Line]) -> None:
+        pool = self._fleet.pool_of(slot)
+        self._log.forward(Source(pool=pool.name if pool is not None else "", slot=slot, incarnation=incarnation), lines)
 
     def _complain(self, sentence: str) -> None:
         """Of the thread that writes exit records, which may not touch anything of the loop."""

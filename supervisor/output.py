@@ -5,23 +5,40 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 KEPT_LINES = 100
-MAX_LINE = 8 * 1024
+MAX_KEPT = 8 * 1024
+"""Bytes that are kept of a line."""
+
+MAX_LINE = 32 * 1024
 """Bytes. A longer line is cut into several."""
 
 _READ = 64 * 1024
 _LAST_READS = 16
 
 
-class OutputReader:
-    """Reads a pipe without blocking, so that its writer never does. Owns the file descriptor."""
+class Line(NamedTuple):
+    """One line without its end. `is_own`: the process's own log wrote it, and not any code that prints."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, forward: Callable[[list[bytes]], None]) -> None:
+    text: bytes
+    is_own: bool
+
+
+class OutputReader:
+    """Reads a pipe without blocking, so that its writer never does. Owns the file descriptor.
+
+    `mark` is how the lines of the process's own log end; where it is empty, every line may be one.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, forward: Callable[[list[Line]], None], mark: bytes = b""
+    ) -> None:
         os.set_blocking(fd, False)
         self._loop = loop
         self._fd = fd
         self._forward = forward
+        self._mark = mark
         self._partial = b""
         self._kept: deque[bytes] = deque(maxlen=KEPT_LINES)
         loop.add_reader(fd, self._read)
@@ -66,7 +83,8 @@ class OutputReader:
         )
         return True
 
-    def _take(self, lines: list[bytes]) -> None:
-        self._kept.extend(lines)
+    def _take(self, texts: list[bytes]) -> None:
+        lines = [Line(text.removesuffix(self._mark), text.endswith(self._mark)) for text in texts]
+        self._kept.extend(line.text[:MAX_KEPT] for line in lines)
         if lines:
             self._forward(lines)

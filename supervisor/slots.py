@@ -353,7 +353,7 @@ class Slot:
         """The next state, and what is to be done and told. An event without a cell changes nothing."""
         cell = TABLE.get((self.state, type(event)))
         if cell is None or event.incarnation != self.incarnation:
-            return [self._fact(EventRefused, state=self.state.value, event=type(event).__name__)]
+            return [self._fact(EventRefused, state=self.state.value, refused=type(event).__name__)]
         before = self.state
         if cell.next_state is not before:
             self.state, self._entered_at = cell.next_state, now

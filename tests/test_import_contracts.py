@@ -13,7 +13,7 @@ SETTINGS = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlin
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
 
 BREAKING = {
-    "wire imports nothing of ours": ("wire/codec.py", "import supervisor.config"),
+    "what the programs share imports nothing of ours": ("wire/codec.py", "import supervisor.config"),
     "the three programs never import each other": ("supervisor/errors.py", "import control_plane.errors"),
     "no program imports the command line": ("worker_child/errors.py", "import mobius_cli.http"),
     "the command line imports no worker and no control plane": ("mobius_cli/http.py", "import worker_child.errors"),

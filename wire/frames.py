@@ -97,6 +97,11 @@ class ClaimedJob(Struct, frozen=True, omit_defaults=True, kw_only=True):
     session_id: str | None = None
     tool_call_id: str | None = None
 
+    @property
+    def work(self) -> str:
+        """What logs, journals and metrics call the work: its action, or `provider/model` of a generation."""
+        return f"{self.provider}/{self.model}" if self.kind == "llm_generation" else self.action_name or ""
+
 
 class Register(Frame, frozen=True, tag="worker.register"):
     """First frame of a worker on every connection; the token only when the same process reconnects."""

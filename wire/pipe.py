@@ -52,6 +52,19 @@ class PreviousEnd(Message, frozen=True):
     self_made: bool
 
 
+class ModelProvider(Message, frozen=True):
+    """A model server. `silence` is seconds: the longest wait for the next piece of an answer.
+
+    Its key is in `api_key_file`, read by the child, and read again when the server refuses it.
+    """
+
+    name: str
+    api: Literal["ollama", "openai", "anthropic"]
+    base_url: str
+    api_key_file: str | None = None
+    silence: float = 300.0
+
+
 class ChildSettings(Message, frozen=True):
     """All that one child needs to run. Durations are seconds.
 
@@ -71,6 +84,8 @@ class ChildSettings(Message, frozen=True):
     queues: list[str] = msgspec.field(default_factory=lambda: ["default"])
     actions: list[str] = msgspec.field(default_factory=list)
     models: list[str] = msgspec.field(default_factory=list)
+    """`provider/model` or `provider/*`; empty: every one."""
+    providers: list[ModelProvider] = msgspec.field(default_factory=list)
     modules: list[str] = msgspec.field(default_factory=list)
     """Modules that the mold did not import and the child must."""
     journal: Literal["fsync", "write", "off"] = "write"
@@ -82,6 +97,8 @@ class ChildSettings(Message, frozen=True):
     """How long worker_instance_conflict is retried before the child gives up (contract, "Identity")."""
     log_level: str = "info"
     log_format: Literal["console", "json"] = "console"
+    log_mark: str = ""
+    """What the lines of the child's own log end with, so that nothing that a handler prints passes for one."""
     previous_end: PreviousEnd | None = None
 
 
@@ -97,6 +114,8 @@ class MoldSettings(Message, frozen=True, tag="mold.settings"):
     preload: bool
     stock_actions: bool
     environment_actions: bool
+    model_servers: bool = False
+    """The children will talk to model servers: what that needs is imported before the fork."""
     log_level: str = "info"
     log_format: Literal["console", "json"] = "console"
 
@@ -277,5 +296,5 @@ def decode_to_child(data: bytes) -> ToChild:
 def _decode(decoder: "msgspec.msgpack.Decoder[MessageT]", data: bytes) -> MessageT:
     try:
         return decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:  # also text that is no UTF-8, which is no MsgspecError
         raise PipeMessageError(str(error)) from error

@@ -2,10 +2,22 @@
 
 ```python
 from worker_child import Context, NonRetryableError, action
+from worker_child import Message, Usage, generator
 ```
 """
 
 from worker_child.actions import Context, action
 from worker_child.errors import JobCancelled, NonRetryableError, RetryableError, ValidationError
+from worker_child.generators import Message, Usage, generator
 
-__all__ = ["Context", "JobCancelled", "NonRetryableError", "RetryableError", "ValidationError", "action"]
+__all__ = [
+    "Context",
+    "JobCancelled",
+    "Message",
+    "NonRetryableError",
+    "RetryableError",
+    "Usage",
+    "ValidationError",
+    "action",
+    "generator",
+]

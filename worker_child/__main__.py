@@ -6,8 +6,9 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import uvloop
@@ -16,7 +17,9 @@ from wire import frames, pipe
 from worker_child import log
 from worker_child.actions import Registry, registry
 from worker_child.backoff import Backoff
+from worker_child.catalogue import Catalogue
 from worker_child.errors import ConfigurationError, CredentialError, JournalError
+from worker_child.generators import generators
 from worker_child.journal import Journal, Recovered
 from worker_child.modules import import_module
 from worker_child.parent import Parent
@@ -29,17 +32,20 @@ INTERNAL = 70
 REFUSED = 77
 CONFIGURATION = 78
 
+ResultT = TypeVar("ResultT")
+
 
 def run(spawn: pipe.Spawn, channel: socket.socket, *, build_id: str, late_modules: list[str]) -> int:
     """Runs one worker until it is drained or refused. Returns the exit code of its process.
 
     `build_id` is the mold's, whose code this process runs; `late_modules` are those that the mold could not import.
     """
-    log.configure(level=spawn.settings.log_level, log_format=spawn.settings.log_format)
+    settings = spawn.settings
+    log.configure(level=settings.log_level, log_format=settings.log_format, mark=settings.log_mark)
     child = _Child(spawn, channel)
     child.parent.hello(build_id)
     try:
-        actions = _actions(spawn.settings, late_modules)
+        actions, catalogue = _work(spawn.settings, late_modules)
         key = ApiKey(spawn.settings.api_key, spawn.settings.api_key_file)
         where = target(spawn.settings.api_url, spawn.settings.project, key.project)
     except (ConfigurationError, CredentialError) as error:
@@ -47,7 +53,7 @@ def run(spawn: pipe.Spawn, channel: socket.socket, *, build_id: str, late_module
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(child.live(actions, key, where))
+        return loop.run_until_complete(child.live(actions, catalogue, key, where))
     except JournalError as error:
         return child.fail(str(error), INTERNAL)
     except Exception as error:  # noqa: BLE001 - the last resort of a process: its supervisor learns why it ended
@@ -64,23 +70,24 @@ class _Child:
         self._worker: Worker | None = None
         self._stop_asked: asyncio.Future[None]
 
-    async def live(self, actions: Registry, key: ApiKey, where: Target) -> int:
-        """Takes the journal, works, says goodbye."""
+    async def live(self, actions: Registry, catalogue: Catalogue, key: ApiKey, where: Target) -> int:
+        """Takes the journal, looks for models, works, says goodbye."""
         loop = asyncio.get_running_loop()
         self._stop_asked = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"{number.name} was received")
         self.parent.attach(loop, self)
         journal = Journal(Path(self._settings.journal_path), self._settings.journal)
-        recovered = await self._recover(journal)
-        if recovered is None:
+        recovered = await self._unless_stopped(self._recover(journal))
+        await self._unless_stopped(catalogue.first_look())
+        if recovered is None or self._stop_asked.done():
             self.parent.bye("asked to stop before it started to work")
             return DRAINED
-        settings = self._session_settings(actions, where)
+        settings = self._session_settings(actions, catalogue, where)
         leftover = [*recovered.reported, *_crashed(recovered, self._settings.previous_end)]
         backoff = Backoff(random.random)
         session = Session(settings, backoff, time.monotonic(), leftover)
-        self._worker = Worker(session, journal, actions, key, where, self.parent)
+        self._worker = Worker(session, journal, actions, key, where, self.parent, catalogue)
         end = await self._worker.run()
         self.parent.detach(loop)
         counts = session.counts
@@ -114,20 +121,23 @@ class _Child:
         self.parent.bye(reason)
         return code
 
-    async def _recover(self, journal: Journal) -> Recovered | None:
-        """What the predecessor left, once it has let go of the journal; None when asked to stop meanwhile.
+    async def _recover(self, journal: Journal) -> Recovered:
+        """What the predecessor left, once it has let go of the journal.
 
         A predecessor whose interpreter is stuck ends itself after `hang_limit` plus the grace; so long we wait.
         """
         settings = self._settings
-        deadline = settings.hang_limit + settings.drain_grace + 10.0
-        recovering = asyncio.ensure_future(asyncio.to_thread(journal.recover, deadline))
-        both: list[asyncio.Future[Any]] = [recovering, self._stop_asked]
+        return await asyncio.to_thread(journal.recover, settings.hang_limit + settings.drain_grace + 10.0)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
+        """What the work results in; None when asked to stop meanwhile."""
+        working = asyncio.ensure_future(work)
+        both: list[asyncio.Future[Any]] = [working, self._stop_asked]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         # Both may have happened: then there is no worker yet that the request could reach.
-        return None if self._stop_asked.done() else recovering.result()
+        return None if self._stop_asked.done() else working.result()
 
-    def _session_settings(self, actions: Registry, where: Target) -> SessionSettings:
+    def _session_settings(self, actions: Registry, catalogue: Catalogue, where: Target) -> SessionSettings:
         terms = {
             name: ActionTerms(concurrency=actions.get(name).concurrency, idempotent=actions.get(name).idempotent)
             for name in actions.names()
@@ -138,6 +148,7 @@ class _Child:
             concurrency=settings.concurrency,
             queues=settings.queues,
             actions=terms,
+            models=catalogue.models,
             id_prefix=secrets.token_hex(6),
             name=settings.name,
             version=settings.version,
@@ -152,20 +163,27 @@ class _Child:
         return self._worker.beat(now)
 
 
-def _actions(settings: pipe.ChildSettings, late_modules: list[str]) -> Registry:
-    """The actions that this worker offers. Raises ConfigurationError that names the key."""
+def _work(settings: pipe.ChildSettings, late_modules: list[str]) -> tuple[Registry, Catalogue]:
+    """The actions and the models that this worker offers. Raises ConfigurationError, CredentialError."""
     for name in dict.fromkeys([*late_modules, *settings.modules]):
         import_module(name)
-    if settings.models:
-        raise ConfigurationError(f"models: no generator is registered for {settings.models[0]!r}")
     if not settings.queues:
         raise ConfigurationError('queues: name at least one queue, such as "default"')
     if settings.journal != "off" and not settings.journal_path:
         raise ConfigurationError('journal_path: is empty; set journal = "off" to work without a journal')
     actions = registry.restricted(settings.actions or registry.names())
-    if not actions.names():
-        raise ConfigurationError("modules: they register no action, and stock_actions is off: nothing to work on")
-    return actions
+    made = []
+    if settings.providers:
+        # Only now: a worker without models does not pay for an HTTP client.
+        from worker_child.providers import provider  # noqa: PLC0415
+
+        made = [provider(one) for one in settings.providers]
+    catalogue = Catalogue(settings.models, generators, made)
+    if not actions.names() and catalogue.is_empty:
+        raise ConfigurationError(
+            "modules: they register no action, stock_actions is off, and there are no models: nothing to work on"
+        )
+    return actions, catalogue
 
 
 def _crashed(recovered: Recovered, previous: pipe.PreviousEnd | None) -> list[frames.Report]:

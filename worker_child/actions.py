@@ -64,7 +64,7 @@ class Context:
         self._cancelled: Cancelled | None = None
         self._log: Any = None
         self._times_out_at = times_out_at
-        self.action = job.action_name or ""
+        self.action = job.work
         self.lease_lost = False
         self.worker_instance_id = worker_instance_id
 
@@ -213,7 +213,7 @@ class Registry:
                         result_decoder=signature.result_decoder,
                         arguments=signature.arguments,
                         concurrency=_concurrency(concurrency),
-                        timeout=_seconds(timeout),
+                        timeout=timeout_seconds(timeout),
                         idempotent=idempotent,
                         isolation=_isolation(isolation, asynchronous=signature.asynchronous),
                     )
@@ -275,7 +275,8 @@ def _isolation(isolation: Isolation | None, *, asynchronous: bool) -> Isolation:
     return isolation
 
 
-def _seconds(timeout: float | str | None) -> float | None:
+def timeout_seconds(timeout: float | str | None) -> float | None:
+    """A decorator's `timeout` in seconds. Raises ValueError."""
     if isinstance(timeout, str):
         seconds = seconds_of(timeout) or 0.0
     elif timeout is None:

@@ -6,11 +6,13 @@ WorkerError
 │   ├── NonRetryableError       another attempt would fail too
 │   │   ├── ValidationError     parameters or result do not fit the handler's types
 │   │   ├── UnknownAction       this worker has no handler of that name
-│   │   └── ResultTooLarge      the result does not fit into one frame
+│   │   ├── ResultTooLarge      the result does not fit into one frame
+│   │   └── RequestRefused      a model server says that it will not answer this request
 │   ├── RetryableError          another attempt may succeed
+│   │   └── ModelServerError    a model server cannot be reached, failed, or broke off
 │   └── JobCancelled            the handler stops because it was told to
 ├── ConfigurationError          the settings or the handlers cannot work: exit code 78
-│   ├── ActionDefinitionError   an `@action` that cannot be registered
+│   ├── ActionDefinitionError   an `@action` or `@generator` that cannot be registered
 │   └── ModuleImportError       a module of `modules` cannot be imported
 ├── CredentialError             the API key cannot be read or was refused for good: exit code 77
 └── JournalError                the journal cannot be used
@@ -49,6 +51,14 @@ class RetryableError(HandlerError):
     """Another attempt may succeed: what any other exception means too, said on purpose."""
 
 
+class RequestRefused(NonRetryableError):  # noqa: N818 - an answer rather than a fault
+    """A model server says that it will not answer this request, however often it is asked."""
+
+
+class ModelServerError(RetryableError):
+    """A model server cannot be reached, answered with an error, broke off, or said what its API does not have."""
+
+
 class JobCancelled(HandlerError):  # noqa: N818 - what happened to the job, which is no error
     """The handler stops because it was told to (`ctx.raise_if_cancelled`)."""
 
@@ -58,7 +68,7 @@ class ConfigurationError(WorkerError):
 
 
 class ActionDefinitionError(ConfigurationError):
-    """An `@action` that cannot be registered: a name taken twice, or a signature that cannot be called."""
+    """An `@action` or `@generator` that cannot be registered: a name taken twice, a signature that cannot be called."""
 
 
 class ModuleImportError(ConfigurationError):

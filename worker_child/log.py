@@ -16,9 +16,10 @@ _SECRET_KEYS = frozenset({"api_key", "authorization", "lease_token", "session_to
 
 
 def configure(
-    *, level: str, log_format: Literal["console", "json"], stream: TextIO | None = None, **bound: Any
+    *, level: str, log_format: Literal["console", "json"], mark: str = "", stream: TextIO | None = None, **bound: Any
 ) -> None:
-    """Sends every line of this process to `stream` (standard output when None), with `bound` on each of them.
+    """Sends every line of this process to `stream` (standard output when None), with `bound` on each of them, the job
+    that logs, and `mark` at its end.
 
     The standard library's loggers are sent the same way. Those of our own libraries are heard from WARNING up: they
     are talkative, and `websockets` would print request headers, which carry the API key.
@@ -40,7 +41,7 @@ def configure(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=lambda *_: _LineWriter(stream or sys.stdout),
+        logger_factory=lambda *_: _LineWriter(stream or sys.stdout, f"{mark}\n"),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
@@ -75,14 +76,15 @@ def _cut_exception(_logger: Any, _method: str, event: structlog.typing.EventDict
 class _LineWriter:
     """Writes whole lines. A reader that is gone must not fail the job that logs."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_end", "_stream")
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, end: str) -> None:
         self._stream = stream
+        self._end = end
 
     def msg(self, line: str) -> None:
         try:
-            self._stream.write(line + "\n")
+            self._stream.write(line + self._end)
             self._stream.flush()
         except (OSError, ValueError):
             return

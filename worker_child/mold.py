@@ -81,6 +81,8 @@ class Mold:
         sys.path[:0] = [str(Path(entry).resolve()) for entry in settings.module_path]
         if settings.stock_actions:
             import_module("worker_child.stock.basic")
+        if settings.model_servers:
+            import_module("worker_child.providers.server")
         if not settings.preload:
             self._late = list(settings.modules)
             return

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import datetime as dt
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from wire.depth import MAX_DEPTH, is_deeper
 from wire.frames import ClaimedJob
 from worker_child import signatures
 from worker_child.actions import Action, Context, Registry, current
+from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Outcome
 from worker_child.errors import JobCancelled, NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
 
@@ -79,7 +81,8 @@ class Runner:
     """Runs the jobs of one worker.
 
     `finished(execution, outcome, returned)` is called once for each `start`; when `returned` is false, `came_back` is
-    called as soon as the code that ran on has returned. Both are called on the event loop's thread.
+    called as soon as the code that ran on has returned. `produced(execution, delta)` is called for every delta of a
+    generation, before it has finished. All are called on the event loop's thread.
     """
 
     def __init__(
@@ -90,8 +93,12 @@ class Runner:
         threads: int,
         finished: Callable[[int, Outcome, bool], None],
         came_back: Callable[[int], None],
+        produced: Callable[[int, dict[str, Any]], None] | None = None,
+        catalogue: Catalogue = NOTHING,
     ) -> None:
         self._registry = registry
+        self._catalogue = catalogue
+        self._produced = produced or (lambda _execution, _delta: None)
         self._worker_instance_id = worker_instance_id
         self._finished = finished
         self._came_back = came_back
@@ -156,10 +163,11 @@ class Runner:
     def _prepare(self, execution: _Execution) -> tuple[Action, list[Any]]:
         job = execution.job
         if job.kind == "llm_generation":
-            raise UnknownAction(f"this worker generates nothing, asked for {job.provider}/{job.model}")
-        if job.kind != "action_execution":
+            action = self._catalogue.action(job, functools.partial(self._produced, execution.number))
+        elif job.kind == "action_execution":
+            action = self._registry.get(job.action_name or "")
+        else:
             raise UnknownAction(f"this worker cannot do jobs of the kind {job.kind!r}")
-        action = self._registry.get(job.action_name or "")
         execution.action = action
         times_out_at = None
         if action.timeout is not None:
@@ -277,7 +285,7 @@ def _timed_out(execution: _Execution) -> Outcome:
     return Outcome(
         status="failed",
         error_type="TimeoutError",
-        error_message=f"action {execution.job.action_name!r} did not end within its timeout of {seconds:g} s",
+        error_message=f"{execution.job.work!r} did not end within its timeout of {seconds:g} s",
     )
 
 

@@ -8,7 +8,7 @@ import bisect
 import enum
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -33,6 +33,7 @@ from worker_child.decisions import (
     Send,
     StartJob,
 )
+from worker_child.deltas import DeltaStream, DeltaTraffic, Sent
 
 REGISTER_DEADLINE = 30.0
 CLAIM_DEADLINE_FLOOR = 30.0
@@ -118,6 +119,7 @@ class SessionSettings(Struct, frozen=True, kw_only=True):
     queues: list[str]
     actions: dict[str, ActionTerms]
     id_prefix: str
+    models: tuple[frames.ModelCapability, ...] = ()
     name: str | None = None
     version: str | None = None
     environment_id: str | None = None
@@ -139,13 +141,15 @@ class _Job:
         "lease_duration",
         "lease_lost",
         "lease_until",
+        "stream",
         "token",
     )
 
     def __init__(self, execution: int, job: frames.ClaimedJob, now: float) -> None:
         self.execution = execution
         self.id = job.id
-        self.action = job.action_name or ""
+        self.action = job.work
+        self.stream: DeltaStream | None = None
         self.claimed_at = now
         self.cancel_asked = False
         self.lease(job, now)
@@ -186,14 +190,18 @@ class _Tally:
 
 
 class _Kept:
-    """A report that is kept until it is settled. It holds its job's slot until `slot_until`, or (_NO_SLOT) none."""
+    """A report that is kept until it is settled. It holds its job's slot until `slot_until`, or (_NO_SLOT) none.
 
-    __slots__ = ("again_at", "frame", "slot_until")
+    `stream` has the deltas of a generation, which come before its report on every connection.
+    """
+
+    __slots__ = ("again_at", "frame", "slot_until", "stream")
 
     def __init__(self, frame: frames.Report, again_at: float, slot_until: float) -> None:
         self.frame = frame
         self.again_at = again_at
         self.slot_until = slot_until
+        self.stream: DeltaStream | None = None
 
 
 class Session:
@@ -227,6 +235,9 @@ class Session:
         self._running: Counter[str] = Counter()
         self._limits = {name: terms.concurrency for name, terms in settings.actions.items() if terms.concurrency}
         self._all_actions = sorted(settings.actions)
+        self._models = list(settings.models)
+        self._had_models = bool(self._models)
+        self._tallied = {*settings.actions, *_names(settings.models)}
         self._register_id = ""
         self._claim_id: str | None = None
         self._claim_deadline = _NEVER
@@ -246,6 +257,7 @@ class Session:
         self._registered_at: float | None = None
         self._is_old = False
         self._last_acknowledgement = now
+        self._deltas = DeltaTraffic()
         self._conflict_since: float | None = None
         self._refused_once = False
         self._garbage = 0
@@ -316,6 +328,7 @@ class Session:
             self._read_check_at,
             self._old_at,
             self._scan_at,
+            self._deltas.next_at,
             self._cut_off_at,
             self._drain_settles_at,
             self._drain_ends_at,
@@ -339,12 +352,13 @@ class Session:
                     worker_instance_id=settings.worker_instance_id,
                     worker_session_token=self._token,
                     concurrency_limit=settings.concurrency,
-                    available_slots=0 if self._drain_asked else self.free_slots,
+                    available_slots=0 if self._drain_asked or not self._offers_anything else self.free_slots,
                     name=settings.name,
                     version=settings.version,
                     environment_id=settings.environment_id,
                     queues=settings.queues,
                     action_names=self._all_actions,
+                    models=self._models or None,
                 )
             )
         ]
@@ -418,13 +432,91 @@ class Session:
         self.counts[outcome.status] += 1
         self._tally(job.action, outcome.status, now - job.claimed_at)
         frame = self._keep(job.id, job.token, outcome, now, slot_until=now + job.lease_duration)
-        return [JournalReported(frame), *self._send_report(frame)]
+        # The last deltas wait for nothing: what the report completes comes before it.
+        last: list[Decision] = []
+        if job.stream is not None:
+            self._kept[str(frame.message_id)].stream = job.stream
+            if self.state in _REPORTING:
+                last = _as_frames(job.id, job.token, self._deltas.flush(job.stream, now))
+        return [JournalReported(frame), *last, *self._send_report(frame)]
+
+    # --- deltas of generations --------------------------------------------------------------------------------------
+
+    def delta_produced(self, execution: int, delta: dict[str, Any], now: float) -> list[Decision]:
+        """A generation has produced a piece of its answer."""
+        job = self._jobs.get(execution)
+        if job is None:
+            return []
+        if job.stream is None:
+            job.stream = DeltaStream()
+        skipped = job.stream.skipped
+        job.stream.add(delta)
+        note = Note("warning", "session.deltas_skipped", {"job_id": job.id})
+        return [*([note] if job.stream.skipped > skipped else []), *self._release_deltas(job, now)]
+
+    @property
+    def awaits_written(self) -> bool:
+        """Whether `written` is to be called once no bytes wait to be sent any more."""
+        return self._deltas.awaits_written
+
+    def written(self, now: float) -> list[Decision]:
+        """All that was handed over to be sent has left."""
+        self._deltas.written()
+        return [decision for job in self._jobs.values() for decision in self._release_deltas(job, now)]
+
+    def _release_due_deltas(self, now: float) -> list[Decision]:
+        if now < self._deltas.next_at:
+            return []
+        self._deltas.next_at = _NEVER
+        return [decision for job in self._jobs.values() for decision in self._release_deltas(job, now)]
+
+    def _release_deltas(self, job: _Job, now: float) -> list[Decision]:
+        if job.stream is None or self.state not in _REPORTING:
+            return []
+        return _as_frames(job.id, job.token, self._deltas.release(job.stream, now))
+
+    def _on_delta_ack(self, frame: frames.GenerationDeltaAck, now: float) -> list[Decision]:
+        self._acknowledged(now)
+        job = self._by_id.get(frame.job_id)
+        if job is not None:
+            self._deltas.acknowledged(job.stream, frame.received_sequence)
+            return self._release_deltas(job, now)
+        kept = self._kept.get(self._kept_by_job.get(frame.job_id, ""))
+        self._deltas.acknowledged(kept.stream if kept is not None else None, frame.received_sequence)
+        return []
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    def models_changed(self, models: Sequence[frames.ModelCapability], now: float) -> list[Decision]:
+        """The models that this worker can generate with are now these."""
+        if list(models) == self._models:
+            return []
+        self._models = list(models)
+        self._had_models = True
+        self._tallied.update(_names(models))
+        if self.state is not State.REGISTERED:
+            return []
+        if not self._offers_anything:
+            # Two empty lists would mean "everything" (contract, "Obligations of a worker").
+            return [Send(frames.Ready(message_id=self._message_id(), available_slots=0))]
+        ready = frames.Ready(
+            message_id=self._message_id(),
+            available_slots=self.free_slots,
+            queues=self.settings.queues,
+            action_names=self._all_actions,
+            models=self._models,
+        )
+        self._claim_pause = _NEVER
+        self._claim_wanted = True
+        return self._concluded([Send(ready)], now)
+
+    @property
+    def _offers_anything(self) -> bool:
+        return bool(self._all_actions or self._models)
 
     def _tally(self, action: str, status: str, seconds: float) -> None:
         """By names that we registered, never by what a server might call a job: they become labels of metrics."""
-        if action not in self.settings.actions or (
-            action not in self._tallies and len(self._tallies) >= pipe.MOST_ACTIONS - 1
-        ):
+        if action not in self._tallied or (action not in self._tallies and len(self._tallies) >= pipe.MOST_ACTIONS - 1):
             action = pipe.OTHER_ACTIONS
         tally = self._tallies.get(action)
         if tally is None:
@@ -491,6 +583,7 @@ class Session:
             decisions += self._exchange_if_old(now)
         if now >= self._scan_at:
             decisions += self._scan(now)
+        decisions += self._release_due_deltas(now)
         if now >= self._claim_pause:
             self._claim_pause = _NEVER
             self._claim_wanted = True
@@ -520,9 +613,15 @@ class Session:
         ]
         # Contract, "Obligations of a worker": reports are sent again after every register, and before the next claim.
         for kept in self._kept.values():
+            if kept.stream is not None:
+                repeated = self._deltas.repeat(kept.stream, now)
+                decisions += _as_frames(kept.frame.job_id, kept.frame.lease_token, repeated)
             decisions.append(Send(kept.frame))
             self._wake(kept, now)
         decisions += [self._heartbeat(job, now) for job in self._jobs.values() if job.heartbeat_at < _NEVER]
+        for job in self._jobs.values():
+            if job.stream is not None:
+                decisions += _as_frames(job.id, job.token, self._deltas.repeat(job.stream, now))
         if self._drain_asked:
             decisions += self._begin_drain()
         self._claim_wanted = True
@@ -628,20 +727,26 @@ class Session:
             slots = min(
                 [slots, *(self._limits[name] - self._running[name] for name in actions if name in self._limits)]
             )
-        if slots <= 0 or not actions:
-            # An empty list would mean "everything" (contract, "Obligations of a worker").
+        if not self._offers_anything:
+            return self._announce_ready()
+        if slots <= 0 or not (actions or self._models):
+            # Two empty lists would mean "everything" (contract, "Obligations of a worker").
             return []
         self._claim_id = self._message_id()
         self._claim_deadline = now + max(2 * self._cadence, CLAIM_DEADLINE_FLOOR)
         claim = Send(
             frames.Claim(
-                message_id=self._claim_id, available_slots=slots, queues=self.settings.queues, action_names=actions
+                message_id=self._claim_id,
+                available_slots=slots,
+                queues=self.settings.queues,
+                action_names=actions,
+                models=self._models if self._had_models else None,
             )
         )
         return [claim, *self._announce_ready()]
 
     def _announce_ready(self) -> list[Decision]:
-        """Once: the worker claims, or is held back by the control plane alone."""
+        """Once: the worker claims, or is held back by others than itself."""
         if self._ready_announced:
             return []
         self._ready_announced = True
@@ -863,6 +968,7 @@ class Session:
         self._claim_answered()
         self._claim_pause = _NEVER
         self._hinted = False
+        self._deltas.disconnected()
         self._register_deadline = self._read_check_at = self._old_at = _NEVER
         self._registered_at, self._is_old = None, False
         self._drain_acknowledged = False
@@ -932,7 +1038,7 @@ class Session:
         self._claim_answered()
         self._retry_at = self._register_deadline = self._claim_pause = self._read_check_at = self._scan_at = _NEVER
         self._old_at, self._is_old = _NEVER, False
-        self._cut_off_at = self._drain_settles_at = self._drain_ends_at = _NEVER
+        self._cut_off_at = self._drain_settles_at = self._drain_ends_at = self._deltas.next_at = _NEVER
         return [End(reason, refused)]
 
     def _message_id(self) -> str:
@@ -943,6 +1049,7 @@ class Session:
         frames.Claimed: _on_claimed,
         frames.ReportAck: _on_report_ack,
         frames.HeartbeatAck: _on_heartbeat_ack,
+        frames.GenerationDeltaAck: _on_delta_ack,
         frames.WorkAvailable: _on_work_available,
         frames.Registered: _on_registered,
         frames.Keepalive: _on_keepalive,
@@ -951,3 +1058,14 @@ class Session:
         frames.DrainingAck: _on_draining_ack,
         frames.Error: _on_error,
     }
+
+
+def _as_frames(job_id: str, lease_token: str, deltas: Iterable[Sent]) -> list[Decision]:
+    return [
+        Send(frames.GenerationDelta(job_id=job_id, lease_token=lease_token, sequence=sent.sequence, delta=sent.delta))
+        for sent in deltas
+    ]
+
+
+def _names(models: Iterable[frames.ModelCapability]) -> list[str]:
+    return [f"{model.provider}/{model.model}" for model in models]

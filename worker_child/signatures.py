@@ -51,15 +51,33 @@ def read(handler: Callable[..., Any], context_type: type) -> Signature:
     return Signature(
         asynchronous=inspect.iscoroutinefunction(called),
         arguments=arguments,
-        parameters_holder=_holder(parameters_type),
+        parameters_holder=holder_of(parameters_type, "parameters"),
         result_decoder=_result_decoder(hints),
     )
 
 
-def convert(parameters: Any, holder: type[Struct]) -> Any:
-    """A job's `spec.parameters` as the handler's type. Raises ValidationError, which names the field."""
+def read_generator(handler: Callable[..., Any], context_type: type) -> tuple[tuple[str, ...], type[Struct] | None]:
+    """The arguments of a generator, and the holder of its `request`. Raises SignatureError."""
+    called = _called(handler)
+    if not inspect.isasyncgenfunction(called):
+        raise SignatureError(
+            "expected an `async def` that yields its deltas and at last a Message; what blocks is called by "
+            "`await asyncio.to_thread(...)`"
+        )
     try:
-        return msgspec.convert({"parameters": parameters}, holder).parameters  # type: ignore[attr-defined]
+        parameters = inspect.signature(handler).parameters.values()
+        hints = typing.get_type_hints(called, include_extras=True)
+    except (TypeError, ValueError, NameError) as error:
+        raise SignatureError(f"the signature cannot be read: {error}") from error
+    arguments, request_type = _arguments(list(parameters), hints, context_type)
+    return arguments, holder_of(request_type, "request")
+
+
+def convert(value: Any, holder: type[Struct]) -> Any:
+    """What a job gives, as the type that the holder has. Raises ValidationError, which names the field."""
+    (name,) = holder.__struct_fields__
+    try:
+        return getattr(msgspec.convert({name: value}, holder), name)
     except msgspec.ValidationError as error:
         raise ValidationError(_sentence("", error)) from error
 
@@ -138,11 +156,12 @@ def _check_parameters_type(hint: Any) -> None:
         )
 
 
-def _holder(parameters_type: Any) -> type[Struct] | None:
-    """msgspec reads a type anew at every conversion, which takes 5 us for a dict; what is within a Struct, once."""
-    if parameters_type is None:
-        return None
-    return msgspec.defstruct("Parameters", [("parameters", parameters_type)], gc=False)
+def holder_of(kind: Any, name: str) -> type[Struct] | None:
+    """A Struct whose one field is called `name`; None for None.
+
+    msgspec reads a type anew at every conversion, which takes 5 us for a dict; what is within a Struct, once.
+    """
+    return msgspec.defstruct(name.capitalize(), [(name, kind)], gc=False) if kind is not None else None
 
 
 def _result_decoder(hints: dict[str, Any]) -> Any:

@@ -55,6 +55,9 @@ class Receiver(Protocol):
     def binary_received(self) -> None:
         """A binary message: no frame of the contract is one."""
 
+    def writable(self) -> None:
+        """Bytes that had to wait have all been taken by the kernel."""
+
     def connection_closed(self, reason: str, *, going_away: bool) -> None:
         """The connection is gone, `going_away` if the server closed it to restart. Nothing else of it follows."""
 
@@ -246,6 +249,17 @@ class Connection(ClientConnection):
         if frame.fin:
             message, self._fragments = b"".join(self._fragments), None
             self._message(message, self._opcode)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the connection is there. From now on `resume_writing` means that no byte waits."""
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=0)
+
+    def resume_writing(self) -> None:
+        """asyncio: the write buffer is empty again."""
+        super().resume_writing()
+        if self.receiver is not None:
+            self.receiver.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ import structlog
 from wire import codec, frames, pipe
 from worker_child import decisions
 from worker_child.actions import Registry
+from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Decision, End, Outcome
 from worker_child.errors import CredentialError
 from worker_child.journal import Claimed, Journal
@@ -32,7 +33,14 @@ class Worker:
     """Events in, decisions of the session carried out. One for the life of the process."""
 
     def __init__(
-        self, session: Session, journal: Journal, registry: Registry, key: ApiKey, where: Target, parent: Parent
+        self,
+        session: Session,
+        journal: Journal,
+        registry: Registry,
+        key: ApiKey,
+        where: Target,
+        parent: Parent,
+        catalogue: Catalogue = NOTHING,
     ) -> None:
         self._session = session
         self._journal = journal
@@ -49,7 +57,10 @@ class Worker:
             threads=settings.concurrency,
             finished=self._job_finished,
             came_back=self._job_came_back,
+            produced=self._delta_produced,
+            catalogue=catalogue,
         )
+        self._catalogue = catalogue
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
@@ -96,7 +107,9 @@ class Worker:
         self._watch_at = now
         self._watch()
         self._step(self._session.tick)
+        looking_for_models = self._loop.create_task(self._catalogue.watch(self._models_changed))
         end = await self._ended
+        looking_for_models.cancel()
         self._runner.stop()
         self._turn_over()
         if self._syncing is not None:
@@ -108,6 +121,7 @@ class Worker:
         if self._journal.compaction_due(outstanding=any(self._session.outstanding())):
             self._rewrite_journal()
         self._journal.close()
+        await self._catalogue.close()
         return end
 
     def drain(self, grace: float, reason: str, *, ordered: bool) -> None:
@@ -150,6 +164,17 @@ class Worker:
 
     def _job_came_back(self, execution: int) -> None:
         self._step(self._session.code_returned, execution)
+
+    def _delta_produced(self, execution: int, delta: dict[str, Any]) -> None:
+        self._step(self._session.delta_produced, execution, delta)
+
+    def _models_changed(self, models: Sequence[frames.ModelCapability]) -> None:
+        self._step(self._session.models_changed, models)
+
+    def writable(self) -> None:
+        """Every byte that was handed to the connection has left."""
+        if self._session.awaits_written and not self._outgoing:
+            self._step(self._session.written)
 
     # --- carrying decisions out -------------------------------------------------------------------------------------
 
@@ -254,6 +279,8 @@ class Worker:
         if self._outgoing and self._connection is not None:
             outgoing, self._outgoing = self._outgoing, []
             self._connection.transmit(outgoing)
+        if self._connection is not None and not self._connection.unsent:
+            self.writable()
 
     def _connect(self, _decision: decisions.Connect) -> None:
         self._connecting = self._loop.create_task(self._open())

@@ -26,7 +26,7 @@ from tests.support.mobius_command import MobiusCommand
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text()
-PROGRAMS = ("wire", "supervisor", "worker_child", "control_plane", "mobius_cli")
+PROGRAMS = ("wire", "service_manager", "supervisor", "worker_child", "control_plane", "mobius_cli")
 
 
 def section(begins: str) -> str:
@@ -100,7 +100,7 @@ def test_exit_codes() -> None:
 def test_environment_variables() -> None:
     listed = re.findall(r"`([A-Z_]+)`", "\n".join(first_cells(section("**Environment variables**"))))
     pattern = re.compile(
-        r"\"(MOBIUS_[A-Z_]+|(?:STATE|RUNTIME|CREDENTIALS)_DIRECTORY|XDG_[A-Z]+_[A-Z]+|NOTIFY_SOCKET|WATCHDOG_[A-Z]+"
+        r"\"(MOBIUS_[A-Z_]+|(?:STATE|RUNTIME|CREDENTIALS)_DIRECTORY|XDG_[A-Z]+_[A-Z]+|NOTIFY_SOCKET|JOURNAL_STREAM|WATCHDOG_[A-Z]+"
         r"|HOSTNAME|K_REVISION|[A-Z]+_MACHINE_ID|[A-Z]+_REPLICA_ID|[A-Z]+_INSTANCE_ID)\""
     )
     read = {name for text in sources().values() for name in pattern.findall(text)}

@@ -14,6 +14,7 @@ import pytest
 from supervisor import facts
 from supervisor.children import Children, Program, become_subreaper
 from supervisor.evidence import children_of
+from supervisor.output import MAX_LINE, Line
 from supervisor.slots import (
     BecameReady,
     Booted,
@@ -48,8 +49,8 @@ class Nursery:
             forward=self._forward,
         )
 
-    def _forward(self, slot: str, lines: list[bytes]) -> None:
-        self.lines.setdefault(slot, []).extend(lines)
+    def _forward(self, slot: str, _incarnation: int, lines: list[Line]) -> None:
+        self.lines.setdefault(slot, []).extend(line.text for line in lines)
         self._printed.set()
 
     def start(self, behaviour: str, slot: str = "a", incarnation: int = 1) -> None:
@@ -281,7 +282,7 @@ async def test_a_sweep_leaves_ordered_and_inherited_processes_alone() -> None:
 async def test_a_flood_of_output_blocks_nobody_and_long_lines_are_cut(nursery: Nursery) -> None:
     nursery.start("flooding")
     await nursery.wait_for(Booted)
-    assert len(await nursery.line(302)) == 20_000 - 2 * 8192
+    assert len(await nursery.line(302)) == 80_000 - 2 * MAX_LINE
     assert len(nursery.lines["a"][0]) == 1000
 
 

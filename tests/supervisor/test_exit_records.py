@@ -111,8 +111,9 @@ def test_a_process_that_outlived_its_supervisor_ended_unseen(tmp_path: Path) -> 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert previous_ends(tmp_path) == {}
     record(tmp_path, DIED)
-    files(tmp_path)[0].write_text("no json")
-    assert previous_ends(tmp_path) == {}
+    for torn in (b"no json", b'{"cause": "\xff"}', b"[" * 100_000):
+        files(tmp_path)[0].write_bytes(torn)
+        assert previous_ends(tmp_path) == {}
 
 
 def test_a_disk_that_refuses_is_told_and_harms_nobody(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Facts become lines; children's lines become entries; a reader that does not read holds up nobody."""
 
+import functools
 import json
-import os
-import threading
+from pathlib import Path
 
 import pytest
 
+from service_manager.journal import Journal
 from supervisor import facts, log
-from supervisor.log import LineWriter, Log, resolve_format
+from supervisor.errors import ConfigurationError
+from supervisor.log import Log, Source, open_log, resolve_format
+from supervisor.output import Line
+from tests.support.journal import fields_of
 
 
 class Lines:
@@ -62,23 +66,131 @@ def test_console_and_journald() -> None:
     out.publish(SILENT)
     assert b"event loop is silent" in lines[0]
     assert b"slot=rig-1" in lines[0]
+
+
+def test_a_fact_in_the_journal_has_its_fields() -> None:
     out, lines = written("journald")
     out.publish(SILENT)
-    assert lines[0].startswith(b"<4>event loop is silent pool=rig slot=rig-1")
+    fields = fields_of(lines[0])
+    assert fields.pop("MESSAGE").startswith("event loop is silent pool=rig slot=rig-1 incarnation=2 silent_for=10.123")
+    assert fields == {
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "mobius-supervisor",
+        "MOBIUS_EVENT": "ChildSilent",
+        "MOBIUS_POOL": "rig",
+        "MOBIUS_SLOT": "rig-1",
+        "MOBIUS_INCARNATION": "2",
+        "MOBIUS_SILENT_FOR": "10.123456",
+        "MOBIUS_THREAD_SILENT_FOR": "0.5",
+        "MOBIUS_JOBS_IN_HAND": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in vars(facts).values() if isinstance(kind, type) and issubclass(kind, facts.Fact)]
+)
+def test_no_fact_hides_what_a_line_is_made_of(kind: type[facts.Fact]) -> None:
+    assert not {"event", "level", "timestamp"} & set(kind.__struct_fields__)
+
+
+def test_stacks_are_read_below_the_line() -> None:
+    out, lines = written("journald")
+    evidence = facts.ProcessEvidence(state="S", stacks='Thread 0x1:\n  File "a.py", line 1\n')
+    hung = facts.ChildHung(
+        pool="rig",
+        slot="rig-1",
+        incarnation=1,
+        why="hung",
+        silent_for=45.0,
+        thread_silent_for=0.1,
+        jobs_in_hand=1,
+        session="registered",
+        evidence=evidence,
+    )
+    out.publish(hung)
+    line, *below = fields_of(lines[0])["MESSAGE"].split("\n")
+    assert line.endswith('session=registered evidence={"state":"S"}')
+    assert below == ["Thread 0x1:", '  File "a.py", line 1']
+
+
+RIG = Source(pool="rig", slot="rig-1", incarnation=2)
+OF_RIG = {"MOBIUS_POOL": "rig", "MOBIUS_SLOT": "rig-1", "MOBIUS_INCARNATION": "2"}
+
+
+def own(*texts: bytes) -> list[Line]:
+    return [Line(text, is_own=True) for text in texts]
+
+
+def printed(*texts: bytes) -> list[Line]:
+    return [Line(text, is_own=False) for text in texts]
 
 
 def test_nothing_that_is_logged_steers_a_terminal() -> None:
-    out, lines = written("console")
     steering = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r"
-    out.forward("rig-1", [steering.encode(), json.dumps({"event": "print", "level": "info", "m": steering}).encode()])
-    assert [line.count(b"\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\u202e") for line in lines] == [1, 1]
-    assert all(line.decode().isprintable() for line in lines)
+    for log_format in ("console", "journald"):
+        out, lines = written(log_format)  # type: ignore[arg-type]
+        out.forward(RIG, printed(steering.encode()))
+        out.forward(RIG, own(json.dumps({"event": "print", "level": "info", "m": steering}).encode()))
+        shown = [fields_of(line)["MESSAGE"] if log_format == "journald" else line.decode() for line in lines]
+        assert [text.count("\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\u202e") for text in shown] == [1, 1]
+        assert all(text.isprintable() for text in shown)
 
 
-def test_a_line_in_the_journal_stays_one_line() -> None:
+def test_a_childs_line_in_the_journal_says_which_job_wrote_it() -> None:
     out, lines = written("journald")
-    out.forward("rig-1", [b'{"event":"two\\nlines","level":"error","detail":"a b"}'])
-    assert lines == [b'<3>two\\nlines detail="a b" slot=rig-1']
+    entry = {
+        "event": "resized",
+        "level": "error",
+        "job_id": "job_1",
+        "run_id": "run_1",
+        "action": "image.resize",
+        "attempt": 3,
+        "width": 640,
+        "exception": "Traceback:\nKeyError",
+    }
+    out.forward(RIG, own(json.dumps(entry).encode()))
+    assert fields_of(lines[0]) == OF_RIG | {
+        "MESSAGE": "resized job_id=job_1 run_id=run_1 action=image.resize attempt=3 width=640 pool=rig slot=rig-1 "
+        "incarnation=2\nTraceback:\nKeyError",
+        "PRIORITY": "3",
+        "SYSLOG_IDENTIFIER": "mobius-supervisor",
+        "MOBIUS_EVENT": "resized",
+        "MOBIUS_JOB": "job_1",
+        "MOBIUS_RUN": "run_1",
+        "MOBIUS_ACTION": "image.resize",
+        "MOBIUS_ATTEMPT": "3",
+    }
+
+
+FORGED = (
+    b'{"event":"x\\nPRIORITY=0","level":"info","slot":"rig-9","pool":"p","incarnation":7,"PRIORITY":"0","job_id":[1]}'
+)
+
+
+def test_no_text_of_a_child_pretends_to_a_field() -> None:
+    out, lines = written("journald")
+    out.forward(RIG, own(FORGED))
+    assert fields_of(lines[0]) == OF_RIG | {
+        "MESSAGE": "x\nPRIORITY=0 slot=rig-1 pool=rig incarnation=2 PRIORITY=0 job_id=[1]",
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "mobius-supervisor",
+        "MOBIUS_EVENT": "x\nPRIORITY=0",
+    }
+
+
+def test_what_is_printed_is_text_whatever_it_looks_like() -> None:
+    out, lines = written("journald")
+    out.forward(RIG, printed(FORGED, b"MOBIUS_JOB=job_1"))
+    assert [fields_of(line) for line in lines] == [
+        OF_RIG
+        | {
+            "MESSAGE": f"{text} stream=output pool=rig slot=rig-1 incarnation=2",
+            "PRIORITY": "6",
+            "SYSLOG_IDENTIFIER": "mobius-supervisor",
+            "MOBIUS_STREAM": "output",
+        }
+        for text in (FORGED.decode(), "MOBIUS_JOB=job_1")
+    ]
 
 
 def test_what_is_below_the_level_is_left_out() -> None:
@@ -92,53 +204,32 @@ def test_what_is_below_the_level_is_left_out() -> None:
 
 def test_lines_of_children_get_the_name_of_their_slot() -> None:
     out, lines = written("json")
-    out.forward(
-        "rig-1", [b'{"event":"claimed","level":"info","job_id":"job_1"}', b"printed", b'{"not":"a line"}', b"\xff"]
-    )
+    torn = [b"printed", b'{"not":"a line"}', b"\xff", b'{"event":"\xed\xa0\x80","level":"info"}', b"[" * 10_000]
+    out.forward(RIG, own(b'{"event":"claimed","level":"info","job_id":"job_1"}', *torn))
     entries = [json.loads(line) for line in lines]
-    assert {entry["slot"] for entry in entries} == {"rig-1"}
-    assert [entry["event"] for entry in entries] == ["claimed", "printed", '{"not":"a line"}', "\ufffd"]
-    assert [entry.get("stream") for entry in entries] == [None, "output", "output", "output"]
+    assert {(entry["slot"], entry["pool"], entry["incarnation"]) for entry in entries} == {("rig-1", "rig", 2)}
+    assert [entry["event"] for entry in entries] == ["claimed", *(text.decode("utf-8", "replace") for text in torn)]
+    assert [entry.get("stream") for entry in entries] == [None, *["output"] * len(torn)]
     assert entries[0]["job_id"] == "job_1"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "is_terminal", "expected"),
-    [("auto", True, "console"), ("auto", False, "json"), ("journald", True, "journald"), ("console", False, "console")],
+    ("wanted", "is_terminal", "is_behind_journal", "expected"),
+    [
+        ("auto", True, False, "console"),
+        ("auto", False, False, "json"),
+        ("auto", False, True, "journald"),
+        ("journald", True, False, "journald"),
+        ("console", False, True, "console"),
+        ("json", False, True, "json"),
+    ],
 )
-def test_the_format_follows_the_reader(wanted: str, is_terminal: bool, expected: str) -> None:
-    assert resolve_format(wanted, is_terminal=is_terminal) == expected
+def test_the_format_follows_the_reader(wanted: str, is_terminal: bool, is_behind_journal: bool, expected: str) -> None:
+    assert resolve_format(wanted, is_terminal=is_terminal, is_behind_journal=is_behind_journal) == expected
 
 
-def test_a_reader_that_does_not_read_loses_lines_and_stops_nobody() -> None:
-    reader, writer_fd = os.pipe()
-    writer = LineWriter(writer_fd)
-    line = b"x" * 1000
-    lines = log._MAX_WAITING // 1000 + 1000
-    for _ in range(lines):
-        writer.write(line)
-    dropped = writer.dropped
-    assert dropped > 0
-    received = 0
-
-    def read_all() -> None:
-        nonlocal received
-        while data := os.read(reader, 1 << 20):
-            received += len(data)
-
-    thread = threading.Thread(target=read_all)
-    thread.start()
-    writer.close()
-    os.close(writer_fd)
-    thread.join()
-    os.close(reader)
-    assert received == (lines - dropped) * 1001
-
-
-def test_a_reader_that_is_gone_stops_nobody() -> None:
-    reader, writer_fd = os.pipe()
-    os.close(reader)
-    writer = LineWriter(writer_fd)
-    writer.write(b"into the void")
-    writer.close()
-    os.close(writer_fd)
+def test_a_journal_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = functools.partial(Journal, str(tmp_path / "socket"))
+    monkeypatch.setattr(log.journal, "Journal", missing)
+    with pytest.raises(ConfigurationError, match=r"supervisor\.log_format"):
+        open_log("info", "journald", {})

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from service_manager.log_writer import LogWriter, to_stream
+from service_manager.notify import Notifier
 from supervisor import config, facts
 from supervisor.children import Children
 from supervisor.fleet import Fleet
-from supervisor.log import LineWriter, Log
+from supervisor.log import Log
 from supervisor.loop import OVERSLEPT, ROUND_INTERVAL, Loop
 from supervisor.slots import BecameReady, Booted, Spawned, SpawnFailed, SpawnProcess, Start
-from supervisor.systemd import Notifier
 
 
 class Told(Log):
@@ -38,7 +39,7 @@ async def loop(tmp_path: Path) -> Loop:
         tmp_path,
         {"MOBIUS_API_KEY": "mbx_test"},
     )
-    writer = LineWriter(2)
+    writer = LogWriter(to_stream(2))
     made = Loop(
         settings,
         fleet=Fleet(settings, "build"),
@@ -50,7 +51,7 @@ async def loop(tmp_path: Path) -> Loop:
     )
     made._loop = asyncio.get_running_loop()
     made._children = Children(
-        made._loop, deliver=made._deliver, publish=made._publish, forward=lambda _slot, _lines: None
+        made._loop, deliver=made._deliver, publish=made._publish, forward=lambda _slot, _incarnation, _lines: None
     )
     writer.close()
     return made
@@ -116,7 +117,7 @@ async def test_rounds_come_often_enough_for_the_watchdog(
     tmp_path: Path, interval: float | None, expected: float
 ) -> None:
     settings = config.build({"pool": [{}], "supervisor": {"state_dir": "state"}}, tmp_path, {"MOBIUS_API_KEY": "mbx_t"})
-    writer = LineWriter(2)
+    writer = LogWriter(to_stream(2))
     loop = Loop(
         settings,
         fleet=Fleet(settings, "build"),

@@ -176,7 +176,7 @@ def test_every_cell(state: State, kind: type[Event]) -> None:
     if kind in REFUSED[state]:
         (refusal,) = steps
         assert isinstance(refusal, facts.EventRefused)
-        assert (refusal.state, refusal.event) == (state.value, kind.__name__)
+        assert (refusal.state, refusal.refused) == (state.value, kind.__name__)
         assert vars(life.slot) == before
         assert (state, kind) not in TABLE
     else:

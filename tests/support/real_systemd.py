@@ -155,7 +155,7 @@ class Machine:
     def journal(self, unit: str) -> list[Entry]:
         """All entries of and about a unit, the oldest first."""
         self.run("journalctl", "--sync")
-        text = self.run("journalctl", "--output=json", "--quiet", f"--unit={unit}").stdout
+        text = self.run("journalctl", "--output=json", "--all", "--quiet", f"--unit={unit}").stdout
         return [json.loads(line) for line in text.splitlines()]
 
     def wait_for(self, unit: str, wanted: Callable[[Entry], bool], *, seconds: float = 30, after: str = "") -> Entry:
@@ -164,7 +164,7 @@ class Machine:
         Raises AssertionError, with what the journal has, when it does not come within `seconds`.
         """
         place = [f"--after-cursor={after}"] if after else []
-        follow = ["journalctl", "--follow", "--lines=all", "--output=json", f"--unit={unit}", *place]
+        follow = ["journalctl", "--follow", "--lines=all", "--output=json", "--all", f"--unit={unit}", *place]
         deadline = time.monotonic() + seconds
         seen: list[str] = []
         with self.started(*follow) as reader:

@@ -2,6 +2,8 @@
 
 from typing import Any, TypeVar
 
+import msgspec
+
 from wire import frames
 from worker_child.backoff import Backoff
 from worker_child.decisions import Decision, Outcome, Send
@@ -31,6 +33,18 @@ def claimed_job(
     )
 
 
+def model(name: str) -> frames.ModelCapability:
+    """`provider/model` as a frame has it."""
+    provider, _, of_it = name.partition("/")
+    return frames.ModelCapability(provider=provider, model=of_it)
+
+
+def claimed_generation(number: int | str, *, token: str | None = None, **fields: Any) -> frames.ClaimedJob:
+    """A generation `job-<number>` with the model `m` of the provider `p`, whose request is in `fields`' `spec`."""
+    given: dict[str, Any] = {"provider": "p", "model": "m", "spec": {"request": {}}} | fields
+    return msgspec.structs.replace(claimed_job(number, token=token), kind="llm_generation", action_name=None, **given)
+
+
 class SessionDriver:
     """Drives one session. `decided` is what the last event led to, `history` everything so far."""
 
@@ -43,13 +57,15 @@ class SessionDriver:
         leftover: list[frames.Report] | None = None,
         identity_conflict: float = 180.0,
         address: str = "",
+        models: tuple[str, ...] = (),
     ) -> None:
         self.now = 1000.0
         self.settings = SessionSettings(
             worker_instance_id="rig-1",
             concurrency=concurrency,
             queues=["default"],
-            actions=actions or {"work": ActionTerms()},
+            actions={"work": ActionTerms()} if actions is None else actions,
+            models=tuple(model(name) for name in models),
             id_prefix="m",
             identity_conflict=identity_conflict,
             address=address,
@@ -112,6 +128,22 @@ class SessionDriver:
         """A job ends; the report that is sent (or, when disconnected, kept)."""
         self.took(self.session.job_finished(execution, outcome, self.now))
         return self.session.outstanding()[1][-1]
+
+    def produce(self, *texts: str, execution: int = 1) -> list[frames.GenerationDelta]:
+        """A generation produces texts; the deltas that are sent at once."""
+        decided: list[Decision] = []
+        for text in texts:
+            decided += self.session.delta_produced(execution, {"text": text}, self.now)
+        return self.took(decided).sent(frames.GenerationDelta)
+
+    def written(self) -> list[frames.GenerationDelta]:
+        """All bytes have left; the deltas that are sent now."""
+        return self.took(self.session.written(self.now)).sent(frames.GenerationDelta)
+
+    def acknowledge_delta(self, sequence: int, number: int | str = 1) -> list[frames.GenerationDelta]:
+        """The server acknowledges a delta; those that are sent now."""
+        ack = frames.GenerationDeltaAck(job_id=f"job-{number}", received_sequence=sequence)
+        return self.receive(ack).sent(frames.GenerationDelta)
 
     def acknowledge(self, report: frames.Report) -> "SessionDriver":
         """The server acknowledges a report."""

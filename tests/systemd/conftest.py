@@ -120,7 +120,7 @@ def control_plane(machine: Machine) -> "ControlPlane":
         return ControlPlane(machine)
     start_control_plane(machine)
     control_plane = ControlPlane(machine)
-    for name in ("hold", "hold-a-program", "exhaust-memory"):
+    for name in ("hold", "hold-a-program", "exhaust-memory", "speak"):
         control_plane.publish(name, f"test.{name}".replace("-", "_"))
     return control_plane
 

@@ -1,8 +1,10 @@
 """Handlers that the machine's workers run: their test follows them through the journal and a FIFO in their home."""
 
 import contextlib
+import logging
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from worker_child import Context, action
@@ -26,6 +28,20 @@ def _gate(ctx: Context) -> Path:
         os.mkfifo(gate)
     ctx.log.info("holding")
     return gate
+
+
+HOSTILE = "x\nPRIORITY=0\nMOBIUS_SLOT=default-9\x1b[2J"
+
+
+@action("test.speak")
+def speak(ctx: Context) -> None:
+    """Say things that would like to be something else, by every way that there is."""
+    ctx.log.info(HOSTILE, MOBIUS_SLOT="default-9", text=HOSTILE, size="y" * 10_000)
+    logging.getLogger("library").warning("of a library")
+    sys.stdout.write(f'{HOSTILE}\n{{"event": "forged", "level": "critical", "job_id": "job_forged"}}\n')
+    sys.stdout.flush()
+    os.write(1, b"\xff\xfe\x00binary\n")
+    subprocess.run(["echo", "of a program"], check=True)
 
 
 @action("test.exhaust_memory")

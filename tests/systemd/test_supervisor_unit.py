@@ -1,5 +1,6 @@
 """The supervisor's unit under a real systemd: what an operator and a running job see of it."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,6 @@ POOL_FILE = """
 [control_plane]
 api_url = "http://127.0.0.1:8780"
 [supervisor]
-log_format = "journald"
 [[pool]]
 workers = 2
 modules = ["handlers"]
@@ -105,7 +105,8 @@ def test_a_wrong_configuration_is_said_once_and_not_tried_again(
     assert machine.run("systemctl", "start", SUPERVISOR, check=False).returncode != 0
     shown = machine.show(SUPERVISOR, "ActiveState", "ExecMainStatus", "NRestarts")
     assert shown == {"ActiveState": "failed", "ExecMainStatus": "78", "NRestarts": "0"}
-    assert any(sentence in message(entry) for entry in machine.journal(SUPERVISOR))
+    (said,) = [entry for entry in machine.journal(SUPERVISOR) if sentence in message(entry)]
+    assert said["PRIORITY"] == "3"
 
 
 def test_a_reload_ends_when_the_file_is_adopted_and_fails_when_it_is_refused(
@@ -203,12 +204,94 @@ def test_a_worker_that_runs_out_of_memory_is_replaced_and_the_unit_goes_on(
     assert shown == {"ActiveState": "active", "MainPID": main, "NRestarts": "0"}
 
 
-def test_the_journal_knows_how_grave_a_line_is(supervisor: Machine) -> None:
+def test_an_end_is_in_the_journal_with_its_fields(supervisor: Machine) -> None:
     supervisor.run("systemctl", "start", SUPERVISOR)
     supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-1 "))
-    worker = supervisor.wait_for(SUPERVISOR, says("session.registered", "slot=default-1 "))
-    assert (worker["PRIORITY"], worker["SYSLOG_IDENTIFIER"]) == ("6", "mobius-supervisor")
+    main = main_process(supervisor)
+    supervisor.run("pkill", "-KILL", "--oldest", "--parent", main)
+    death = supervisor.wait_for(SUPERVISOR, lambda entry: entry.get("MOBIUS_EVENT") == "ChildDied")
+    expected = {
+        "_TRANSPORT": "journal",
+        "_PID": main,
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "mobius-supervisor",
+        "MOBIUS_INCARNATION": "1",
+        "MOBIUS_CAUSE": "signal",
+        "MOBIUS_SIGNAL": "9",
+        "MOBIUS_POOL": "default",
+    }
+    assert expected.items() <= death.items()
+    assert death["MOBIUS_SLOT"] in ("default-1", "default-2", "mold:default")
+    assert message(death).startswith("process ended ")
+    said = supervisor.run("journalctl", "--output=cat", "MOBIUS_EVENT=ChildDied").stdout
+    assert said.splitlines() == [message(death)]
+
+
+def test_what_a_job_logs_and_prints_has_its_fields_and_can_make_no_others(
+    supervisor: Machine, control_plane: ControlPlane
+) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    assert control_plane.attempts(control_plane.start("speak")) == [1]
+    supervisor.wait_for(SUPERVISOR, says("of a program"))
+    spoken = [entry for entry in supervisor.journal(SUPERVISOR) if entry.get("MOBIUS_POOL") == "default"]
+    logged = next(entry for entry in spoken if message(entry).startswith("x\nPRIORITY=0"))
+    job = logged["MOBIUS_JOB"]
+    slot = {"MOBIUS_SLOT": logged["MOBIUS_SLOT"], "MOBIUS_INCARNATION": "1"}
+    ours = {"PRIORITY": "6", "MOBIUS_ACTION": "test.speak", "MOBIUS_ATTEMPT": "1"}
+    assert slot["MOBIUS_SLOT"] in ("default-1", "default-2")
+    assert (slot | ours).items() <= logged.items()
+    assert "y" * 10_000 in message(logged)
+    assert "\x1b" not in message(logged)
+    library = next(entry for entry in spoken if message(entry).startswith("of a library"))
+    assert (slot | {"PRIORITY": "4", "MOBIUS_JOB": job}).items() <= library.items()
+    printed = [entry for entry in spoken if entry.get("MOBIUS_STREAM") == "output"]
+    texts = [message(entry).removesuffix(f" stream=output pool=default {named(slot)}") for entry in printed]
+    assert texts == [
+        "x",
+        "PRIORITY=0",
+        "MOBIUS_SLOT=default-9\\x1b[2J",
+        '{"event": "forged", "level": "critical", "job_id": "job_forged"}',
+        "\ufffd\ufffd\\x00binary",
+        "of a program",
+    ]
+    for entry in printed:
+        assert (slot | {"PRIORITY": "6"}).items() <= entry.items()
+        assert "MOBIUS_JOB" not in entry
+    assert supervisor.run("journalctl", "--quiet", "MOBIUS_JOB=job_forged", check=False).stdout == ""
+    of_the_job = supervisor.run("journalctl", "--quiet", "--output=cat", f"MOBIUS_JOB={job}").stdout
+    assert "of a library" in of_the_job
+
+
+def named(slot: dict[str, str]) -> str:
+    return f"slot={slot['MOBIUS_SLOT']} incarnation={slot['MOBIUS_INCARNATION']}"
+
+
+SEND_LARGE = """
+from service_manager.journal import Journal, entry
+assert Journal().put([entry({"MESSAGE": "z" * 1_000_000 + chr(10) + "MOBIUS_SLOT=x", "MOBIUS_EVENT": "Large"})]) == []
+"""
+
+
+def test_the_journal_takes_an_entry_that_is_larger_than_a_datagram(machine: Machine) -> None:
+    machine.run("/opt/mobius/bin/python", "-c", SEND_LARGE)
+    machine.run("journalctl", "--sync")
+    text = machine.run("journalctl", "--output=json", "--all", "--quiet", "MOBIUS_EVENT=Large").stdout
+    (entry,) = [json.loads(line) for line in text.splitlines()]
+    assert message(entry) == "z" * 1_000_000 + "\nMOBIUS_SLOT=x"
+    assert "MOBIUS_SLOT" not in entry
+
+
+def test_a_journal_that_starts_again_loses_no_line(supervisor: Machine) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-1 "))
+    supervisor.run("systemctl", "restart", "systemd-journald")
     supervisor.run("pkill", "-KILL", "--oldest", "--parent", main_process(supervisor))
-    death = supervisor.wait_for(SUPERVISOR, says("process ended"))
-    assert death["PRIORITY"] == "4"
-    assert not message(death).startswith("<")
+    supervisor.wait_for(SUPERVISOR, lambda entry: entry.get("MOBIUS_EVENT") == "ChildDied")
+
+
+def test_json_lines_are_there_for_whoever_wants_them(supervisor: Machine) -> None:
+    supervisor.write("/etc/mobius/pool.toml", POOL_FILE.replace("[supervisor]", '[supervisor]\nlog_format = "json"'))
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    ready = supervisor.wait_for(SUPERVISOR, lambda entry: '"event":"ready"' in message(entry))
+    assert json.loads(message(ready))["level"] == "info"
+    assert ready["_TRANSPORT"] == "stdout"

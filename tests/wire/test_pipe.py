@@ -28,6 +28,12 @@ def test_a_message_fits_into_one_datagram_or_is_refused() -> None:
         pipe.encode(pipe.MoldFailed(message="x" * pipe.MAX_MESSAGE))
 
 
+def test_text_that_is_no_text_is_no_message() -> None:
+    hello = pipe.encode(pipe.Hello(slot="a", incarnation=1, pid=1, build="x"))
+    with pytest.raises(pipe.PipeMessageError):
+        pipe.decode_from_child(hello.replace(b"\xa1x", b"\xa1\xff"))
+
+
 @given(st.binary())
 def test_only_pipe_message_error_comes_out(data: bytes) -> None:
     for decode in (pipe.decode_to_mold, pipe.decode_from_mold, pipe.decode_from_child, pipe.decode_to_child):

@@ -60,3 +60,11 @@ def test_a_reader_that_is_gone_fails_nobody() -> None:
     log.configure(level="info", log_format="json", stream=stream)
     stream.close()
     structlog.get_logger().info("nobody hears it")
+
+
+def test_a_line_of_the_log_ends_with_its_mark() -> None:
+    stream = io.StringIO()
+    log.configure(level="info", log_format="json", mark="\x1fmark", stream=stream)
+    structlog.get_logger().info("one\ntwo")
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line.removesuffix("\x1fmark"))["event"] == "one\ntwo"

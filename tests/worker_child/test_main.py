@@ -18,6 +18,7 @@ from tests.support.session_driver import claimed_job
 from wire import frames, pipe
 from worker_child import __main__ as child_program
 from worker_child.actions import Registry
+from worker_child.catalogue import NOTHING
 from worker_child.journal import Journal, Recovered
 from worker_child.transport import ApiKey, target
 
@@ -134,7 +135,10 @@ async def test_actions_can_be_restricted(rig: Rig) -> None:
         ({"api_key": None}, "there is no API key"),
         ({"api_key": None, "api_key_file": "/nowhere/key"}, "api_key_file /nowhere/key: No such file"),
         ({"queues": []}, "queues: name at least one"),
-        ({"models": ["ollama/llama3"]}, "models: no generator is registered for 'ollama/llama3'"),
+        (
+            {"models": ["ollama/llama3"]},
+            "models: no provider is configured and no generator is registered for 'ollama/llama3'",
+        ),
         ({"journal_path": ""}, "journal_path: is empty"),
         ({"api_key": "mbx_key.theirs", "project": "mine"}, "'mine' is not the project of the API key"),
     ],
@@ -296,7 +300,7 @@ async def test_a_stop_that_comes_while_the_journal_is_read_is_not_lost(
     monkeypatch.setattr(Journal, "recover", recover_and_be_stopped)
     key, where = ApiKey("mbx_key", None), target(url, "default", "")
     try:
-        assert await asyncio.wait_for(child.live(Registry(), key, where), 20) == 0
+        assert await asyncio.wait_for(child.live(Registry(), NOTHING, key, where), 20) == 0
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

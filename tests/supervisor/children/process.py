@@ -111,7 +111,7 @@ def flooding() -> None:
     """Prints far more than a pipe holds before it says that it is there: it blocks unless it is read."""
     for _ in range(300):
         sys.stdout.write("x" * 1000 + "\n")
-    sys.stdout.write("y" * 20_000 + "\n")
+    sys.stdout.write("y" * 80_000 + "\n")
     sys.stdout.flush()
     hello()
     PIPE.recv(pipe.MAX_MESSAGE)

@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 
-from supervisor.systemd import Notifier
+from service_manager.notify import Notifier
 
 
 def listening(address: str) -> socket.socket:
@@ -24,7 +24,7 @@ def test_what_is_said(tmp_path: Path) -> None:
         notifier.ready("starting")
         notifier.watchdog()
         notifier.status("2 of 2")
-        notifier.stopping()
+        notifier.stopping("draining")
         heard = [listener.recv(4096) for _ in range(4)]
     assert heard == [b"READY=1\nSTATUS=starting", b"WATCHDOG=1", b"STATUS=2 of 2", b"STOPPING=1\nSTATUS=draining"]
     notifier.status("to nobody")

@@ -5,7 +5,7 @@ import socket
 from collections.abc import MutableMapping
 
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-"""Environment variables that are between the service manager and the supervisor alone."""
+"""Environment variables that are between the service manager and the process that it started alone."""
 
 
 class Notifier:
@@ -21,7 +21,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> "Notifier":
-        """Takes the variables out of the environment: no child may speak for the supervisor."""
+        """Takes the variables out of the environment: no child may speak for its parent."""
         found = {name: environ.pop(name, "") for name in VARIABLES}
         interval = None
         if found["WATCHDOG_USEC"].isdigit() and found["WATCHDOG_PID"] in ("", str(os.getpid())):
@@ -37,12 +37,12 @@ class Notifier:
         """One line for `systemctl status`."""
         self._send(f"STATUS={status}")
 
-    def stopping(self) -> None:
-        """A drain has begun."""
-        self._send("STOPPING=1\nSTATUS=draining")
+    def stopping(self, status: str) -> None:
+        """The end has begun."""
+        self._send(f"STOPPING=1\nSTATUS={status}")
 
     def watchdog(self) -> None:
-        """A round of supervision has really run."""
+        """The work that the program is there for has really got on."""
         if self.watchdog_interval is not None:
             self._send("WATCHDOG=1")
 
