@@ -60,9 +60,9 @@ bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by sid
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
 
-campaign: $(VENV)/dev ## 500 random faults against 20 workers under load: SEED= to have one again, FAULTS=, WORKERS=, OUTPUT=json
-	$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \
-	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(OUTPUT),--output $(OUTPUT))
+campaign: $(VENV)/dev ## random faults against workers under load (SEED= FAULTS=500 WORKERS=20), then KILLS=10 of the quickstart's supervisor
+	@$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \
+	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(KILLS),--kills $(KILLS)) $(if $(OUTPUT),--output $(OUTPUT))
 
 format: $(VENV)/dev ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .

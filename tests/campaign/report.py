@@ -24,7 +24,9 @@ class Sample(Struct, frozen=True, kw_only=True):
 
 
 class Findings(Struct, kw_only=True):
-    """Of one campaign. `recoveries` are seconds by kind of fault; `problems` is empty when everything was proved."""
+    """Of one campaign. `recoveries` are seconds by kind of fault, `kills` those from a kill of the quickstart's
+    supervisor until none of its processes was left. `problems` is empty when everything was proved.
+    """
 
     seed: int
     faults: int
@@ -37,6 +39,7 @@ class Findings(Struct, kw_only=True):
     orphans_ended: int = 0
     recoveries: dict[str, list[float]] = {}
     samples: list[Sample] = []
+    kills: list[float] = []
     problems: list[str] = []
 
     def add(self, recovery: Recovery) -> None:
@@ -75,6 +78,20 @@ def as_json(findings: Findings) -> str:
 
 def as_text(findings: Findings) -> str:
     """A table of recoveries, the figures, and the verdict."""
+    lines = _faults(findings) if findings.faults else []
+    if findings.kills:
+        lines.append(
+            f"the quickstart's supervisor killed {len(findings.kills)} times: nothing was left after "
+            f"{statistics.median(findings.kills):.1f} s (median; worst {max(findings.kills):.1f} s)"
+        )
+    if findings.problems:
+        lines += ["", *(f"NOT SO: {problem}" for problem in findings.problems), "", f"again: {replay(findings)}"]
+    else:
+        lines += ["", f"proved (seed {findings.seed})"]
+    return "\n".join(lines)
+
+
+def _faults(findings: Findings) -> list[str]:
     lines = [f"{'fault':<24} {'times':>5}  {'median s':>8}  {'worst s':>8}"]
     for kind in KINDS:
         seconds = findings.recoveries.get(kind, [])
@@ -86,19 +103,13 @@ def as_text(findings: Findings) -> str:
         f"USS {sample.uss / MIB:.2f} MiB, PSS {sample.pss / MIB:.2f} MiB"
         for sample in findings.samples
     ]
-    lines.append(
-        f"{findings.faults} faults on {findings.workers} workers in {findings.seconds:.0f} s; "
-        f"{findings.runs} runs, {findings.jobs} jobs"
-    )
-    lines.append(f"ends as the supervisor called them: {_counts(findings.causes)}")
-    lines.append(
-        f"left behind and ended: {findings.orphans_ended}; failed attempts: {_counts(findings.failed_attempts)}"
-    )
-    if findings.problems:
-        lines += ["", *(f"NOT SO: {problem}" for problem in findings.problems), "", f"again: {replay(findings)}"]
-    else:
-        lines += ["", f"proved (seed {findings.seed})"]
-    return "\n".join(lines)
+    done = f"{findings.runs} runs, {findings.jobs} jobs"
+    return [
+        *lines,
+        f"{findings.faults} faults on {findings.workers} workers in {findings.seconds:.0f} s; {done}",
+        f"ends as the supervisor called them: {_counts(findings.causes)}",
+        f"left behind and ended: {findings.orphans_ended}; failed attempts: {_counts(findings.failed_attempts)}",
+    ]
 
 
 def _counts(counted: dict[str, int]) -> str:

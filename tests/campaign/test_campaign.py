@@ -9,13 +9,13 @@ from tests.campaign.campaign import Campaign, Terms
 from tests.campaign.report import as_text
 from tests.campaign.schedule import KINDS
 
-SEED = 13029
+SEED = 28696
 """Whose first faults are of every kind."""
 
 
 @pytest.mark.timeout(300)
 def test_a_short_campaign(tmp_path: Path) -> None:
-    terms = Terms(seed=SEED, faults=22, workers=6)
+    terms = Terms(seed=SEED, faults=18, workers=6)
     findings = asyncio.run(Campaign(terms, tmp_path, print).run())
     assert findings.problems == [], as_text(findings)
     assert set(findings.recoveries) == set(KINDS)

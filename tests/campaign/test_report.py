@@ -56,6 +56,14 @@ def test_a_campaign_that_failed_tells_how_to_have_it_again() -> None:
     assert "proved" not in text
 
 
+def test_kills_alone() -> None:
+    text = as_text(Findings(seed=7, faults=0, workers=20, kills=[5.0, 6.0, 5.5]))
+    assert text.startswith(
+        "the quickstart's supervisor killed 3 times: nothing was left after 5.5 s (median; worst 6.0 s)"
+    )
+    assert text.endswith("proved (seed 7)")
+
+
 def test_json() -> None:
     found = json.loads(as_json(findings()))
     assert found["seed"] == 7

@@ -1,10 +1,7 @@
 """`make run`: the quickstart as a process, on a copy of its files with free ports and a state directory of its own."""
 
-import contextlib
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,67 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.mobius_command import MOBIUS, MobiusCommand
-
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-TIMEOUT = 100.0
-
-
-class Copy:
-    """A copy of configs/ and what runs from it. The ports are bound here, never listening, so nobody else gets them."""
-
-    def __init__(self, directory: Path, reserved: list[socket.socket]) -> None:
-        self.configs = directory / "configs"
-        self.state = directory / ".quickstart"
-        self.ports = [one.getsockname()[1] for one in reserved]
-        shutil.copytree(CONFIGS, self.configs, ignore=shutil.ignore_patterns("__pycache__"))
-        path = self.configs / "quickstart.toml"
-        text = path.read_text()
-        for usual, port in zip((8780, 9464), self.ports, strict=True):
-            assert text.count(f":{usual}") == 1
-            text = text.replace(f":{usual}", f":{port}")
-        path.write_text(text)
-
-    @contextlib.contextmanager
-    def start(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """In a session of its own, with a shell's environment that points elsewhere: it must not matter."""
-        with subprocess.Popen(
-            [MOBIUS, "quickstart", "--config", str(self.configs / "quickstart.toml"), *arguments],
-            env=os.environ
-            | {"MOBIUS_API_URL": "http://127.0.0.1:9", "MOBIUS_PROJECT": "elsewhere", "MOBIUS_API_KEY": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                if process.poll() is None:
-                    process.kill()
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """To the end."""
-        with self.start(*arguments) as process:
-            output, errors = process.communicate(timeout=TIMEOUT)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-    def log(self) -> str:
-        """The supervisor's."""
-        path = self.state / "supervisor.log"
-        return path.read_text() if path.exists() else "(no log)"
-
-
-def read_until(process: subprocess.Popen[str], words: str) -> list[str]:
-    """Lines of the output up to the one that contains `words`."""
-    assert process.stdout is not None
-    lines: list[str] = []
-    while not lines or words not in lines[-1]:
-        line = process.stdout.readline()
-        assert line, "".join(lines)
-        lines.append(line)
-    return lines
+from tests.support.mobius_command import MobiusCommand
+from tests.support.quickstart_copy import TIMEOUT, Copy, quickstart_copy, read_until
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -90,13 +28,8 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Iterator[Copy]:
-    with contextlib.ExitStack() as reserved:
-        sockets = []
-        for _ in range(2):
-            sockets.append(reserved.enter_context(socket.socket()))
-            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sockets[-1].bind(("127.0.0.1", 0))
-        yield Copy(tmp_path, sockets)
+    with quickstart_copy(tmp_path) as copy:
+        yield copy
 
 
 def events_of(output: str) -> list[list[str]]:
@@ -161,8 +94,7 @@ def test_it_stays_up_until_ctrl_c_which_drains_and_a_second_start_reuses_what_is
 
 
 def test_a_second_ctrl_c_shortens_the_drain(copy: Copy) -> None:
-    path = copy.configs / "quickstart.toml"
-    path.write_text(path.read_text().replace('drain_timeout = "10s"', 'drain_timeout = "600s"'))
+    copy.change('drain_timeout = "10s"', 'drain_timeout = "600s"')
     step = {"action_name": "quickstart.work", "parameters": {"label": "long", "milliseconds": 60_000}}
     long = {"handle": "long", "spec": {"steps": [{"key": "long", "kind": "action", "config": step}]}}
     with copy.start() as process:
@@ -238,8 +170,7 @@ def test_a_file_that_is_not_there(copy: Copy) -> None:
     ],
 )
 def test_a_wrong_file(copy: Copy, old: str, new: str, says: str) -> None:
-    path = copy.configs / "quickstart.toml"
-    path.write_text(path.read_text().replace(old, new))
+    copy.change(old, new)
     done = copy.run("--once")
     assert done.returncode == 78
     assert says in done.stderr

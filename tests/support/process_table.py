@@ -21,6 +21,22 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
     return found
 
 
+def related(variable: str, value: str, members: dict[int, float]) -> list[psutil.Process]:
+    """Those, and whoever is in a session of a member or the child of one, and as old: a number may be given away.
+
+    `members` are process numbers, and when each was looked at (seconds since the epoch).
+    """
+    found = {process.pid: process for process in marked(variable, value)}
+    for process in psutil.process_iter():
+        try:
+            near = [number for number in (os.getsid(process.pid), process.ppid()) if number in members]
+            if near and process.create_time() <= max(members[number] for number in near):
+                found[process.pid] = process
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return [process for process in found.values() if process.status() != psutil.STATUS_ZOMBIE]
+
+
 def descriptors(pid: int) -> Counter[str]:
     """Open file descriptors of a process by what they are: pipes, sockets and the like by their kind, files by path."""
     held: Counter[str] = Counter()
