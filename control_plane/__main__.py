@@ -7,6 +7,8 @@ is in use or the handle is taken, 78 configuration.
 import asyncio
 import contextlib
 import errno
+import faulthandler
+import os
 import signal
 import socket
 import sys
@@ -36,6 +38,8 @@ from control_plane.keys import hash_secret, new_api_key
 from control_plane.parent import Parent, inherited_pipe
 from control_plane.server import ControlPlane
 from control_plane.store import store_at
+from service_manager import journal
+from service_manager.notify import Notifier
 from wire.build import package_version
 
 EX_OK, EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_CONFIG = 0, 64, 66, 69, 70, 73, 78
@@ -99,8 +103,11 @@ def serve_command(**options: Any) -> None:
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
     store = store_at(config.store, terms)
     pipe = inherited_pipe()
-    with contextlib.closing(_bind(config.listen)) as listening:
-        _run(_serve(ControlPlane(config, terms, store), listening, pipe))
+    with (
+        contextlib.closing(Notifier.from_environment(os.environ)) as notifier,
+        contextlib.closing(_bind(config.listen)) as listening,
+    ):
+        _run(_serve(ControlPlane(config, terms, store, notifier), listening, pipe, notifier))
 
 
 @cli.group("keys")
@@ -145,15 +152,20 @@ async def _with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
         await store.close()
 
 
-async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.socket | None) -> None:
+async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.socket | None, notifier: Notifier) -> None:
+    def stop(reason: str) -> None:
+        notifier.stopping(f"stopping: {reason}")
+        plane.stop(reason)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, plane.stop, f"received {number.name}")
-    parent = None if pipe is None else Parent(pipe, loop, plane.stop)
+        loop.add_signal_handler(number, stop, f"received {number.name}")
+    parent = None if pipe is None else Parent(pipe, loop, stop)
     host, port = listening.getsockname()[:2]
 
     def on_listening() -> None:
         structlog.get_logger(__name__).info("listening", url=f"http://{Address(host=host, port=port)}")
+        notifier.ready()
         if parent is not None:
             parent.ready()
 
@@ -192,6 +204,8 @@ def _bind(address: Address) -> socket.socket:
 
 def main() -> None:
     """Entry point: every failure is one sentence on standard error and an exit code that means something."""
+    # Whoever kills it for standing still (a watchdog sends ABRT) learns where it stood.
+    faulthandler.enable()
     sys.exit(_exit_code(sys.argv[1:]))
 
 
@@ -212,7 +226,9 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _failed(error: ControlPlaneError, code: int) -> int:
-    click.echo(f"mobius-control-plane: {error}", err=True)
+    # In the journal, as grave as it is: sd-daemon(3).
+    grave = "<3>" if journal.is_behind(sys.stderr.fileno(), os.environ) else ""
+    click.echo(f"{grave}mobius-control-plane: {error}", err=True)
     return code
 
 

@@ -11,6 +11,9 @@ from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, new_api_key
 
 BOOTSTRAP_KEY_VARIABLE = "MOBIUS_BOOTSTRAP_API_KEY"
+CREDENTIAL_NAME = "bootstrap-key"
+"""Name of the systemd credential that holds the first key."""
+
 KEY_NAME = "bootstrap"
 
 _log = structlog.get_logger(__name__)
@@ -19,21 +22,22 @@ _log = structlog.get_logger(__name__)
 async def ensure_key(store: Store, key_file: Path | None) -> None:
     """Make sure that the store has an API key. Raises ConfigurationError, StoreUnavailable.
 
-    The variable leaves the environment, so that no child and no dump of it shows the key. A key file is written before
-    the store is, and a key that is in the file already is taken: a crash between the two leaves nothing to repair.
+    A key that was given (by the variable, or as a credential) is taken, else one is made. The variable leaves the
+    environment, so that no child and no dump of it shows the key. A key file is written before the store is, and a key
+    that is in the file already is taken: a crash between the two leaves nothing to repair.
     """
-    given = os.environ.pop(BOOTSTRAP_KEY_VARIABLE, None)
+    given, origin = _given()
     if await store.has_keys():
-        await _check_given(store, given)
+        await _check_given(store, given, origin)
         return
     if given is not None:
-        key = parse_api_key(given, BOOTSTRAP_KEY_VARIABLE)
+        key = parse_api_key(given, origin)
     elif key_file is not None:
         key = _key_in(key_file)
     else:
         raise ConfigurationError(
             "the store has no API key yet, so nobody could use this control plane: pass --bootstrap-key-file FILE "
-            f"to have one written there, or set {BOOTSTRAP_KEY_VARIABLE}"
+            f"to have one written there, set {BOOTSTRAP_KEY_VARIABLE}, or give the credential {CREDENTIAL_NAME}"
         )
     try:
         await store.create_project(BOOTSTRAP_PROJECT, BOOTSTRAP_PROJECT.capitalize())
@@ -43,11 +47,32 @@ async def ensure_key(store: Store, key_file: Path | None) -> None:
     _log.info("first API key created", project=BOOTSTRAP_PROJECT, key_file=None if given else str(key_file))
 
 
-async def _check_given(store: Store, given: str | None) -> None:
+def _given() -> tuple[str | None, str]:
+    """The key that somebody chose, and where: the variable before the credential."""
+    variable = os.environ.pop(BOOTSTRAP_KEY_VARIABLE, None)
+    directory = _credentials()
+    if variable is not None or directory is None:
+        return variable, BOOTSTRAP_KEY_VARIABLE
+    path, origin = directory / CREDENTIAL_NAME, f"the credential {CREDENTIAL_NAME}"
+    try:
+        return path.read_text().strip(), origin
+    except FileNotFoundError:
+        return None, origin
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{origin} cannot be read: {error}") from error
+
+
+def _credentials() -> Path | None:
+    """Where a service manager has put secrets for this process alone."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(directory) if directory else None
+
+
+async def _check_given(store: Store, given: str | None, origin: str) -> None:
     if given is not None and await store.key(hash_secret(given)) is None:
         _log.warning(
             "bootstrap key ignored",
-            reason=f"the store has API keys already and the one in {BOOTSTRAP_KEY_VARIABLE} is not among them",
+            reason=f"the store has API keys already and the one in {origin} is not among them",
         )
 
 
@@ -68,9 +93,15 @@ def _key_in(path: Path) -> str:
 
 def _key_left_in(path: Path) -> str:
     try:
-        if path.stat().st_mode & 0o077:
+        if path.stat().st_mode & 0o077 and not _is_credential(path):
             raise ConfigurationError(f"--bootstrap-key-file {path} can be read by others: chmod 600 it, or remove it")
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--bootstrap-key-file {path} exists and cannot be read: {error}") from error
     return parse_api_key(text.strip(), f"--bootstrap-key-file {path}")
+
+
+def _is_credential(path: Path) -> bool:
+    """systemd gives them a mode with more bits (0440), in a directory that only this process can enter."""
+    directory = _credentials()
+    return directory is not None and path.resolve().is_relative_to(directory.resolve())

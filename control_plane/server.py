@@ -16,6 +16,8 @@ from control_plane.domain.store import Committed, LeaseTerms, Store
 from control_plane.hub import Hub
 from control_plane.keys import new_lease_token, new_session_token
 from control_plane.services import (
+    Pulse,
+    PulseConfig,
     Reaper,
     ReaperConfig,
     Service,
@@ -30,6 +32,7 @@ from control_plane.web.authentication import Authenticator
 from control_plane.web.events import RunStreams
 from control_plane.web.http_protocol import HttpProtocol
 from control_plane.web.worker_socket import WorkerGate, WorkerSocket
+from service_manager.notify import Notifier
 
 STOP_TIMEOUT = 10
 """Seconds that open requests and sockets have to end once a stop was asked for."""
@@ -89,7 +92,7 @@ class Server(uvicorn.Server):
 class ControlPlane:
     """One server: `run` it once, `stop` it from a signal handler or the supervisor's pipe."""
 
-    def __init__(self, config: ServeConfig, terms: LeaseTerms, store: Store) -> None:
+    def __init__(self, config: ServeConfig, terms: LeaseTerms, store: Store, notifier: Notifier | None = None) -> None:
         self._config = config
         self._store = store
         self._listener = Listener()
@@ -103,6 +106,8 @@ class ControlPlane:
             SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
             wakeups,
         ]
+        if notifier is not None and notifier.is_heard:
+            self._services.append(Pulse(store, self.hub.live_sessions, notifier, PulseConfig()))
         for target in (self._streams.committed, self._gate.committed, wakeups.notice):
             self._listener.add(target)
         services = Services(store=store, streams=self._streams, clock=time.monotonic, wall_clock=store.now)

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 import structlog
 from msgspec import Struct
 
-from control_plane.domain.store import Committed, JobClaimable, Listener, Store
+from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Store
 from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreUnavailable
+from service_manager.notify import Notifier
 
 _log = structlog.get_logger("control_plane.services")
 
@@ -132,6 +133,47 @@ class SessionSweeper(Service):
         if seen:
             await self.store.sessions_seen(dict.fromkeys(seen, now))
         await self.store.end_sessions(unseen_since=now - self._end_after, except_for=self._live(), now=now)
+
+
+class PulseConfig(Struct, frozen=True, kw_only=True):
+    """`interval` in seconds."""
+
+    interval: float = 10.0
+
+
+class Pulse(Service):
+    """Tells the service manager that the event loop turns and the store's writer writes, and what there is to do.
+
+    The watchdog is fed by a write that came back, and by nothing else. A write that was refused (a full disk, a
+    database that is away) came back too: starting again would not help, and would take the API away besides.
+    """
+
+    def __init__(
+        self, store: Store, live: Callable[[], Sequence[str]], notifier: Notifier, config: PulseConfig
+    ) -> None:
+        super().__init__(store, min(config.interval, notifier.watchdog_interval or config.interval))
+        self._live = live
+        self._notifier = notifier
+
+    async def run_once(self, now: int) -> None:  # noqa: ARG002 - the shape of a service
+        """One write, one look."""
+        try:
+            await self.store.ping()
+        except StoreUnavailable as error:
+            self._notifier.watchdog()
+            self._notifier.status(f"not serving: {error}")
+            raise
+        self._notifier.watchdog()
+        load = await self.store.load()
+        self._notifier.status(
+            f"serving: {_counted(len(self._live()), 'worker session')}; {_counted(load.jobs_claimed, 'job')} in hand, "
+            f"{_counted(load.jobs_pending)} waiting; {_counted(load.runs_open, 'open run')}"
+        )
+
+
+def _counted(number: int, what: str = "") -> str:
+    more = "+" if number >= COUNTED_UP_TO else ""
+    return f"{number}{more} {what}{'s' if number != 1 else ''}" if what else f"{number}{more}"
 
 
 class WakeupsConfig(Struct, frozen=True, kw_only=True):

@@ -29,9 +29,14 @@ class Notifier:
             interval = int(found["WATCHDOG_USEC"]) / 1e6 / 2
         return cls(found["NOTIFY_SOCKET"], interval)
 
-    def ready(self, status: str) -> None:
+    @property
+    def is_heard(self) -> bool:
+        """There is a service manager that wants to know."""
+        return self._socket is not None
+
+    def ready(self, status: str = "") -> None:
         """The configuration is valid and the sockets listen."""
-        self._send(f"READY=1\nSTATUS={status}")
+        self._send(f"READY=1\nSTATUS={status}" if status else "READY=1")
 
     def status(self, status: str) -> None:
         """One line for `systemctl status`."""

@@ -10,6 +10,7 @@ import structlog
 from msgspec import Struct
 
 from service_manager import journal
+from service_manager.entries import harmless, journal_entry
 from service_manager.log_writer import LogWriter, to_stream
 from supervisor import facts
 from supervisor.errors import ConfigurationError
@@ -18,9 +19,8 @@ from supervisor.output import Line
 
 Format = Literal["console", "json", "journald"]
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-_SYSLOG = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 IDENTIFIER = "mobius-supervisor"
-_JOB_FIELDS = {"job_id": "job", "run_id": "run", "action": "action", "attempt": "attempt"}
+_JOB_FIELDS = ("job_id", "run_id", "action", "attempt")
 """What a child's line may say of itself in fields of the journal. All that it says is in the text."""
 
 _MAX_STACKS = 8 * 1024
@@ -128,7 +128,7 @@ class Log:
                 entry = {"timestamp": _now(), "level": "info", "event": text, "stream": "output"}
                 fields = {"stream": "output"}
             else:
-                fields = {name: entry[key] for key, name in _JOB_FIELDS.items() if key in entry}
+                fields = {name: entry[name] for name in _JOB_FIELDS if name in entry}
                 fields["event"] = entry["event"]
             self._writer.write(self._render({**entry, **shown}, {**fields, **of_source}))
 
@@ -144,7 +144,7 @@ class Log:
             case "json":
                 return msgspec.json.encode(entry)
             case "journald":
-                return _journal_entry(entry, fields)
+                return journal_entry(IDENTIFIER, entry, fields)
 
 
 def resolve_format(wanted: str, *, is_terminal: bool, is_behind_journal: bool) -> Format:
@@ -182,59 +182,8 @@ def _as_entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _console(entry: dict[str, Any], renderer: structlog.dev.ConsoleRenderer) -> bytes:
-    shown = {key: _harmless(value) if isinstance(value, str) else value for key, value in entry.items()}
+    shown = {key: harmless(value) if isinstance(value, str) else value for key, value in entry.items()}
     return str(renderer(None, entry["level"], shown)).encode("utf-8", "replace")
-
-
-def _harmless(text: str) -> str:
-    """What could steer a terminal is shown, not obeyed: a job's parameters and a server's words come from anywhere."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
-def _journal_entry(entry: dict[str, Any], fields: Mapping[str, Any]) -> bytes:
-    """The text says everything; fields are for what one searches by. The journal has the time itself."""
-    shown, texts = _without_texts({**entry, "timestamp": None, "level": None, "event": None})
-    line = " ".join([str(entry["event"]), *(f"{key}={_word(value)}" for key, value in shown.items())])
-    told = {
-        "MESSAGE": _harmless("\n".join([line, *texts])),
-        "PRIORITY": str(_SYSLOG[entry["level"]]),
-        "SYSLOG_IDENTIFIER": IDENTIFIER,
-    }
-    named = {
-        f"MOBIUS_{name.upper()}": _text(value)
-        for name, value in fields.items()
-        if isinstance(value, str | int | float) and value != ""
-    }
-    return journal.entry({**named, **told})
-
-
-def _without_texts(entry: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Tracebacks and stacks are read as they were written, below the line."""
-    line: dict[str, Any] = {}
-    texts: list[str] = []
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            line[key], more = _without_texts(value)
-            texts += more
-        elif isinstance(value, str) and "\n" in value:
-            texts.append(value.rstrip("\n"))
-        elif value is not None:
-            line[key] = value
-    return line, texts
-
-
-def _word(value: Any) -> str:
-    bare = isinstance(value, str) and value and not {" ", '"'} & set(value)
-    return str(value) if bare else msgspec.json.encode(value).decode()
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _short(value: Any) -> Any:

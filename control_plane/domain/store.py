@@ -134,6 +134,18 @@ class Reaped(Struct, frozen=True, kw_only=True):
     pending_renewed: int = 0
 
 
+COUNTED_UP_TO = 10_000
+"""So far the numbers of a Load are counted, so that asking for them stays cheap however much there is."""
+
+
+class Load(Struct, frozen=True, kw_only=True):
+    """What there is to do now, of all projects together, each number up to COUNTED_UP_TO."""
+
+    jobs_pending: int
+    jobs_claimed: int
+    runs_open: int
+
+
 class SessionView(Struct, frozen=True, kw_only=True):
     """A presence row with the jobs it holds now and the last that it finished."""
 
@@ -158,6 +170,9 @@ class Store(Protocol):
 
     async def ping(self) -> None:
         """Raises StoreUnavailable when a write would not succeed now."""
+
+    async def load(self) -> Load:
+        """What there is to do now."""
 
     # --- projects and keys
 

@@ -38,6 +38,7 @@ from control_plane.domain.store import (
     Lease,
     LeaseTerms,
     Listener,
+    Load,
     Page,
     Reaped,
     ReportOutcome,
@@ -123,6 +124,10 @@ class SqliteStore:
     async def ping(self) -> None:
         """See Store.ping."""
         await self._writer.submit(_nothing)
+
+    async def load(self) -> Load:
+        """See Store.load."""
+        return await self._read(self._queries.load)
 
     def _open(self) -> apsw.Connection:
         if tuple(int(part) for part in apsw.sqlite_lib_version().split(".")) < OLDEST_SQLITE:

@@ -19,7 +19,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
-from control_plane.domain.store import JobClaimable, Page, SessionView
+from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, Load, Page, SessionView
 from control_plane.errors import Invalid, NotFound
 from control_plane.store import sqlite_rows as rows
 from control_plane.store.lanes import NEVER
@@ -198,6 +198,11 @@ class Queries:
                 if row is not None:
                     return rows.job(row, rows.from_json(self._one(connection, "spec_of_job", seq)[0]))
         raise NotFound(f"job {job_id} has no state")
+
+    def load(self, connection: apsw.Connection) -> Load:
+        """See Store.load."""
+        pending, claimed, runs = self._one(connection, "load", *[COUNTED_UP_TO] * 3)
+        return Load(jobs_pending=pending, jobs_claimed=claimed, runs_open=runs)
 
     def next_available_at(self, connection: apsw.Connection, now: int) -> int | None:
         """See Store.next_available_at."""

@@ -137,6 +137,61 @@ def test_a_key_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "bootstrap key ignored" in plane.log()
 
 
+def test_a_key_that_is_a_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "bootstrap-key").write_text(KEY + "\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    with ControlPlaneProcess(tmp_path) as plane:
+        assert not plane.key_file.exists()
+        with plane.http(KEY) as http:
+            assert http.get("/v1/projects/default").status_code == 200
+        assert KEY not in plane.log()
+        (credentials / "bootstrap-key").write_text(KEY[:-1] + "x")
+        plane.restart()
+        assert "the credential bootstrap-key is not among them" in plane.log()
+
+
+def test_a_credential_that_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "bootstrap-key").write_text("mbx_secret-and-short")
+    store = f"sqlite://{tmp_path}/x.db"
+    arguments = ["serve", "--store", store, "--listen", "127.0.0.1:0"]
+    result = run(*arguments, CREDENTIALS_DIRECTORY=str(tmp_path))
+    refused(result, 78, "the credential bootstrap-key")
+    assert "secret-and-short" not in result.stderr
+
+
+def test_a_key_file_among_the_credentials_may_have_their_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    plane = ControlPlaneProcess(tmp_path)
+    plane.key_file.write_text(KEY + "\n")
+    plane.key_file.chmod(0o440)
+    with plane, plane.http() as http:
+        assert http.get("/v1/projects/default").status_code == 200
+
+
+def test_a_service_manager_hears_when_it_listens_and_when_it_stops(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        command = [sys.executable, "-m", "control_plane", "serve", "--listen", "127.0.0.1:0"]
+        command += ["--store", f"sqlite://{tmp_path}/x.db", "--bootstrap-key-file", str(tmp_path / "api-key")]
+        environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+            try:
+                heard = []
+                while "READY=1" not in heard:
+                    heard.append(manager.recv(4096).decode())
+                process.terminate()
+                while not heard[-1].startswith("STOPPING=1\n"):
+                    heard.append(manager.recv(4096).decode())
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+    assert heard[-1] == "STOPPING=1\nSTATUS=stopping: received SIGTERM"
+    assert not any("WATCHDOG" in message for message in heard)
+
+
 def test_a_malformed_key_from_the_environment(tmp_path: Path) -> None:
     store = f"sqlite://{tmp_path}/x.db"
     result = run("serve", "--store", store, "--listen", "127.0.0.1:0", MOBIUS_BOOTSTRAP_API_KEY="mbx_secret-and-short")

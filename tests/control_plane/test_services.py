@@ -1,12 +1,18 @@
 """The services on a real store. Rounds are run by hand; what runs by itself is waited for by what it does."""
 
 import asyncio
+import contextlib
+import socket
+import threading
 
 import pytest
 
+from control_plane import services
 from control_plane.domain.store import JobClaimable
 from control_plane.errors import StoreUnavailable
 from control_plane.services import (
+    Pulse,
+    PulseConfig,
     Reaper,
     ReaperConfig,
     Service,
@@ -15,6 +21,8 @@ from control_plane.services import (
     Wakeups,
     WakeupsConfig,
 )
+from control_plane.store import sqlite_queries
+from service_manager.notify import Notifier
 from tests.support.sqlite_store import LEASE, action, at, scenario
 
 
@@ -135,3 +143,83 @@ async def test_a_delayed_job_brings_the_next_round_forward(s):
     assert fact.available_at <= s.store.now()
     await wakeups.stop()
     assert (await s.run(run)).status == "suspended"
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """What a service manager with a watchdog hears; its notifier."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(address)
+        listening.setblocking(False)
+        environ = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "4000000"}
+        with contextlib.closing(Notifier.from_environment(environ)) as notifier:
+            yield listening, notifier
+
+
+def messages(listening):
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(listening.recv(4096).decode())
+    return found
+
+
+async def test_a_write_that_came_back_feeds_the_watchdog(s, heard):
+    listening, notifier = heard
+    await s.publish("a", [action()])
+    for _ in range(3):
+        await s.start("a")
+    await s.claim(limit=1)
+    pulse = Pulse(s.store, lambda: ["wsess_1"], notifier, PulseConfig())
+    assert pulse.interval == 2.0
+    await pulse.run_once(at(1))
+    assert messages(listening) == [
+        "WATCHDOG=1",
+        "STATUS=serving: 1 worker session; 1 job in hand, 2 waiting; 3 open runs",
+    ]
+
+
+async def test_a_write_that_does_not_come_back_feeds_nothing(s, heard):
+    listening, notifier = heard
+    held, gate = threading.Event(), threading.Event()
+
+    def hold(writing):
+        held.set()
+        gate.wait(30)
+
+    holding = asyncio.ensure_future(s.store._writer.submit(hold))
+    await asyncio.to_thread(held.wait)
+    round_ = asyncio.ensure_future(Pulse(s.store, list, notifier, PulseConfig()).run_once(at(1)))
+    # The loop turns and reads are answered meanwhile.
+    await s.store.load()
+    assert messages(listening) == []
+    gate.set()
+    await asyncio.gather(holding, round_)
+    assert messages(listening)[0] == "WATCHDOG=1"
+
+
+async def test_a_disk_that_is_full_is_said_and_is_no_reason_to_start_again(s, heard, monkeypatch):
+    listening, notifier = heard
+
+    async def full():
+        raise StoreUnavailable("the store cannot write now: database or disk is full")
+
+    monkeypatch.setattr(s.store, "ping", full)
+    with pytest.raises(StoreUnavailable):
+        await Pulse(s.store, list, notifier, PulseConfig()).run_once(at(1))
+    assert messages(listening) == [
+        "WATCHDOG=1",
+        "STATUS=not serving: the store cannot write now: database or disk is full",
+    ]
+
+
+async def test_what_there_is_to_do_is_counted_so_far_and_no_further(s, heard, monkeypatch):
+    listening, notifier = heard
+    monkeypatch.setattr(services, "COUNTED_UP_TO", 2)
+    monkeypatch.setattr(sqlite_queries, "COUNTED_UP_TO", 2)
+    await s.publish("a", [action()])
+    for _ in range(3):
+        await s.start("a")
+    await Pulse(s.store, list, notifier, PulseConfig()).run_once(at(1))
+    assert messages(listening)[1] == "STATUS=serving: 0 worker sessions; 0 jobs in hand, 2+ waiting; 2+ open runs"

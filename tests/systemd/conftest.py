@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.real_systemd import Machine, boot, incapable, message, why_not
+from tests.support.real_systemd import Machine, boot, incapable, why_not
 
 REPOSITORY = Path(__file__).parents[2]
 UNITS = REPOSITORY / "systemd"
@@ -118,17 +119,11 @@ def control_plane(machine: Machine) -> "ControlPlane":
     """The control plane's unit, running, with an automation for each of our handlers."""
     if machine.run("systemctl", "is-active", CONTROL_PLANE, check=False).returncode == 0:
         return ControlPlane(machine)
-    start_control_plane(machine)
+    machine.run("systemctl", "start", CONTROL_PLANE)
     control_plane = ControlPlane(machine)
     for name in ("hold", "hold-a-program", "exhaust-memory", "speak"):
         control_plane.publish(name, f"test.{name}".replace("-", "_"))
     return control_plane
-
-
-def start_control_plane(machine: Machine) -> None:
-    """Start its unit, and wait until it listens."""
-    machine.run("systemctl", "start", CONTROL_PLANE)
-    machine.wait_for(CONTROL_PLANE, lambda entry: '"listening"' in message(entry))
 
 
 def ask(
@@ -144,6 +139,13 @@ def ask(
         text = response.read()
     assert response.status < 300, text
     return text
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    """Ask again and again, for what tells nobody when it changes. Raises AssertionError when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
 
 
 class ControlPlane:
@@ -163,6 +165,10 @@ class ControlPlane:
     def start(self, handle: str) -> str:
         """Start a run; its id."""
         return str(self._json("POST", f"automations/{handle}/runs", {})["id"])
+
+    def status(self, run: str) -> str:
+        """Of a run, now."""
+        return str(self._json("GET", f"runs/{run}")["status"])
 
     def attempts(self, run: str) -> list[int]:
         """Follow a run to its end, which must be a success; the attempt that each of its steps ended with."""

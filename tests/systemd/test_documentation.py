@@ -33,7 +33,6 @@ def test_the_commands_of_the_page_install_what_works(bare: Machine) -> None:
         bare.run("sh", "-e", "-c", f"cd {CHECKOUT}\n{snippet(name)}")
 
     follow("control plane")
-    bare.wait_for(CONTROL_PLANE, lambda entry: '"listening"' in message(entry))
     follow("key")
     follow("supervisor")
     bare.wait_for(SUPERVISOR, lambda entry: message(entry).startswith("ready") and "slot=default-2" in message(entry))

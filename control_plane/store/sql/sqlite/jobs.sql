@@ -118,3 +118,12 @@ SELECT id, project_id, queue, action_name, provider, model, environment_id FROM 
 
 -- name: jobs_of_sessions
 SELECT c.session_id, c.seq FROM jobs_claimed c CROSS JOIN jobs j USING (seq) WHERE j.project_id = ? ORDER BY c.claimed_at, c.seq
+
+-- name: load
+SELECT
+    (SELECT count(*) FROM (SELECT 1 FROM jobs_pending LIMIT ?)),
+    (SELECT count(*) FROM (SELECT 1 FROM jobs_claimed LIMIT ?)),
+    (SELECT count(*) FROM (
+        SELECT 1 FROM projects CROSS JOIN runs ON runs.project_id = projects.id
+        WHERE runs.status IN ('queued', 'running', 'suspended') LIMIT ?
+    ))
