@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from msgspec import Struct
 
 from mobius_cli.connection import resolve
@@ -212,6 +213,8 @@ class Campaign:
             self._findings.problems.append(f"the pools are {answer.status.pools}")
         ours = {supervisor.process.pid, *(slot.pid for slot in answer.status.slots)}
         family = await asyncio.to_thread(marked, DESK, self._desk.address)
+        # What has ended and is not reaped has no environment left to be known by.
+        family += psutil.Process(supervisor.process.pid).children(recursive=True)
         strangers = [str(process) for process in family if process.pid not in ours]
         if strangers:
             self._findings.problems.append(f"processes that nobody ordered: {strangers}")

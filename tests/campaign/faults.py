@@ -54,7 +54,7 @@ class Faults:
         _send(fault, pid, fault.signal)
         await self._end(fault, incarnation, kind.cause)
         if kind.at_boot:
-            await self._end_at_boot(fault, incarnation, kind.cause_at_boot)
+            await self._end_at_boot(fault, incarnation, kind.causes_at_boot)
         what = f"{_told(fault)}: the slot is at work again"
         await self._changes.until(lambda: self._watch.ready_after(fault.slot, incarnation), RECOVERY, what)
         if fault.kind == "leave a process behind":
@@ -69,11 +69,11 @@ class Faults:
         if ends[incarnation] != cause:
             raise CampaignError(f"{_told(fault)}: the supervisor calls the end {ends[incarnation]!r}, not {cause!r}")
 
-    async def _end_at_boot(self, fault: Fault, incarnation: int, cause: str) -> None:
+    async def _end_at_boot(self, fault: Fault, incarnation: int, causes: tuple[str, ...]) -> None:
         """Of the first that came as far as the desk: a mold that is harmed meanwhile forks nobody."""
         ends = self._watch.seat(fault.slot).ends
         await self._changes.until(
-            lambda: any(ends[later] == cause for later in ends if later > incarnation),
+            lambda: any(ends[later] in causes for later in ends if later > incarnation),
             RECOVERY,
             f"{_told(fault)}: a later incarnation than {incarnation} has ended of it",
         )

@@ -23,15 +23,15 @@ class Kind(Struct, frozen=True, kw_only=True):
     """One kind of fault.
 
     `weight` is its share of a schedule, `signals` of which one is sent, `cause` how the supervisor must call the end of
-    the victim ("": it must live on). `at_boot` is what the victim's successor does when it boots, and how its end is
-    called. `mold` is a signal for the pool's mold, sent before the victim's.
+    the victim ("": it must live on). `at_boot` is what the victim's successor does when it boots, and how its end may
+    be called. `mold` is a signal for the pool's mold, sent before the victim's.
     """
 
     weight: int
     signals: tuple[int, ...]
     cause: str
     at_boot: str = ""
-    cause_at_boot: str = ""
+    causes_at_boot: tuple[str, ...] = ()
     mold: int = 0
 
 
@@ -69,8 +69,10 @@ KINDS: dict[str, Kind] = {
     "block the loop": Kind(weight=10, signals=(BLOCK_THE_LOOP,), cause="hung"),
     "hold the interpreter": Kind(weight=6, signals=(HOLD_THE_INTERPRETER,), cause="hung"),
     "leave a process behind": Kind(weight=5, signals=(LEAVE_A_PROCESS_BEHIND,), cause="exit"),
-    "hang at boot": Kind(weight=6, signals=(signal.SIGKILL,), cause="signal", at_boot="hang", cause_at_boot="hung"),
-    "die at boot": Kind(weight=6, signals=(signal.SIGKILL,), cause="signal", at_boot="die", cause_at_boot="exit"),
+    "hang at boot": Kind(
+        weight=6, signals=(signal.SIGKILL,), cause="signal", at_boot="hang", causes_at_boot=("boot_timeout", "hung")
+    ),
+    "die at boot": Kind(weight=6, signals=(signal.SIGKILL,), cause="signal", at_boot="die", causes_at_boot=("exit",)),
     "kill the mold": Kind(weight=3, signals=(signal.SIGKILL,), cause="signal", mold=signal.SIGKILL),
     "stop the mold": Kind(weight=1, signals=(signal.SIGKILL,), cause="signal", mold=signal.SIGSTOP),
 }
