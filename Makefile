@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs bench campaign lock clean
+.PHONY: help run test test-long check format docs bench campaign lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
+
+test-long: $(VENV)/dev ## the same properties, walked much longer than in the tests (minutes)
+	MOBIUS_TEST_LONG=1 $(BIN)/python -m pytest --timeout=3600 tests/integration/test_joined_sessions.py
 
 bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.worker

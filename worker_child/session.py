@@ -940,10 +940,10 @@ class Session:
         return Send(frames.Heartbeat(job_id=job.id, lease_token=job.token))
 
     def _check_reading(self, now: float) -> list[Decision]:
-        idle = now - self.last_read
-        if idle >= READ_DEADLINE:
+        # In sums, as the deadlines are: a difference may be rounded to just below what has passed.
+        if now >= self.last_read + READ_DEADLINE:
             return self._drop(f"nothing was read for {READ_DEADLINE:g} s", now)
-        if idle >= PING_AFTER:
+        if now >= self.last_read + PING_AFTER:
             self._read_check_at = self.last_read + READ_DEADLINE
             return [Ping()]
         self._read_check_at = self.last_read + PING_AFTER
