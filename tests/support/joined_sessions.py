@@ -387,14 +387,17 @@ class Link:
         self.up.put(("gone", None))
 
     def deliver_down(self) -> None:
-        """One item reaches the worker."""
+        """One item reaches the worker, or all the frames that have come together."""
         kind, content = self.down.items.popleft()
         if not self.worker_open or self.process.link is not self:
             return
         session = self.process.session
         session.last_read = self.room.now
         if kind == "frame":
-            self.process.step(session.frame_received, codec.decode_from_server(content))
+            together = [codec.decode_from_server(content)]
+            while self.down.items and self.down.items[0][0] == "frame":
+                together.append(codec.decode_from_server(self.down.items.popleft()[1]))
+            self.process.step(session.frames_received, together)
         elif kind == "ping":
             self.send(("pong", None))
         elif kind in ("close", "gone"):
