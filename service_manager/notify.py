@@ -36,15 +36,15 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         """The configuration is valid and the sockets listen."""
-        self._send(f"READY=1\nSTATUS={status}" if status else "READY=1")
+        self._say(status, "READY=1")
 
     def status(self, status: str) -> None:
         """One line for `systemctl status`."""
-        self._send(f"STATUS={status}")
+        self._say(status)
 
     def stopping(self, status: str) -> None:
         """The end has begun."""
-        self._send(f"STOPPING=1\nSTATUS={status}")
+        self._say(status, "STOPPING=1")
 
     def watchdog(self) -> None:
         """The work that the program is there for has really got on."""
@@ -56,6 +56,10 @@ class Notifier:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _say(self, status: str, *more: str) -> None:
+        # One line, because the next one would be an order to the manager.
+        self._send("\n".join([*more, f"STATUS={' '.join(status.splitlines())}"] if status else more))
 
     def _send(self, text: str) -> None:
         if self._socket is not None:

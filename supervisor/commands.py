@@ -16,6 +16,7 @@ from supervisor.config import Config
 from supervisor.control_messages import (
     Answer,
     AnyRequest,
+    CrashLoopStatus,
     Drain,
     FleetStatus,
     PoolStatus,
@@ -287,7 +288,7 @@ def allow_files_for(children: int) -> None:
 
 
 def _slot_status(fleet: Fleet, slot: Slot, now: float) -> SlotStatus:
-    beat, totals = slot.beat, slot.totals
+    beat, totals, loop = slot.beat, slot.totals, slot.crash_loop
     pool = fleet.pool_of(slot.name)
     lives = slot.pid is not None
     return SlotStatus(
@@ -311,6 +312,7 @@ def _slot_status(fleet: Fleet, slot: Slot, now: float) -> SlotStatus:
         handed_back=totals.handed_back,
         failures=slot.failures,
         retry_in=slot.backoff_left(now),
+        crash_loop=CrashLoopStatus(times=loop.times, how=loop.how, says=loop.says) if loop is not None else None,
     )
 
 

@@ -58,6 +58,14 @@ class Stacks(Request, frozen=True, tag="stacks"):
 AnyRequest = Reload | Scale | Drain | Restart | Status | Stacks
 
 
+class CrashLoopStatus(Struct, frozen=True, kw_only=True):
+    """The slot's processes ended `times` times in a row in the same way: how, and what the last one said."""
+
+    times: int
+    how: str
+    says: str
+
+
 class SlotStatus(Struct, frozen=True, kw_only=True):
     """One slot. Ages are seconds; None where there is nothing to measure. `plan` is a phrase, empty for none."""
 
@@ -81,6 +89,7 @@ class SlotStatus(Struct, frozen=True, kw_only=True):
     handed_back: int
     failures: int
     retry_in: float
+    crash_loop: CrashLoopStatus | None
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):

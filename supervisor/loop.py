@@ -286,6 +286,10 @@ class Loop:
         working = sum(child.is_working for child in self._fleet.children)
         wanted = sum(pool.workers for pool in self._fleet.running.pool)
         status = f"{self._fleet.phase.value}: {min(working, wanted)} of {wanted} workers ready"
+        loops = [slot for slot in self._fleet.slots if slot.crash_loop is not None]
+        if loops and loops[0].crash_loop is not None:
+            more = f" (and {len(loops) - 1} more)" if len(loops) > 1 else ""
+            status += f"; crash loop of {loops[0].name}{more}: {loops[0].crash_loop.says}"
         if status != self._status:
             self._status = status
             self._notifier.status(status)

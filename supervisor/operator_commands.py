@@ -141,7 +141,7 @@ def _ask(context: click.Context, path: Path | None, request: Request) -> Answer:
 
 
 def _overview(found: FleetStatus) -> list[str]:
-    return [view.plain(view.headline(found)), *view.aligned(view.rows(found))]
+    return [view.plain(view.headline(found)), *view.warnings(found), *view.aligned(view.rows(found))]
 
 
 def _told(answer: Answer) -> int:

@@ -145,6 +145,7 @@ def _slot_status(slot: Slot) -> dict[str, Any]:
         "state": slot.state.value,
         "incarnation": slot.incarnation,
         "failures": slot.failures,
+        "crash_loop": slot.crash_loop is not None,
     }
 
 

@@ -6,7 +6,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.control_messages import FleetStatus, SlotDetail, SlotStatus
+from supervisor.control_messages import CrashLoopStatus, FleetStatus, SlotDetail, SlotStatus
 
 _COLUMNS = ("SLOT", "STATE", "SESSION", "INC", "PID", "JOBS", "DONE", "FAILED", "BEAT", "LAG", "READY FOR", "PLAN")
 _COLOURS = {"ready": "green", "backoff": "red", "stuck": "red", "killed": "red", "draining": "yellow"}
@@ -28,6 +28,11 @@ def rows(status: FleetStatus) -> list[tuple[str, ...]]:
     return [_COLUMNS, *(_row(slot) for slot in status.slots)]
 
 
+def warnings(status: FleetStatus) -> list[str]:
+    """What an operator should know and would not find in a table, a line each."""
+    return [plain(f"{slot.slot}: {_crash_loop(slot.crash_loop)}") for slot in status.slots if slot.crash_loop]
+
+
 def aligned(table: list[tuple[str, ...]]) -> list[str]:
     """Columns of equal width, two spaces apart."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
@@ -36,7 +41,8 @@ def aligned(table: list[tuple[str, ...]]) -> list[str]:
 
 def live_table(status: FleetStatus) -> Table:
     """For `top`."""
-    table = Table(title=plain(headline(status)), title_justify="left", box=None, pad_edge=False)
+    above = Text("\n".join([plain(headline(status)), *warnings(status)]))
+    table = Table(title=above, title_justify="left", box=None, pad_edge=False)
     for title in _COLUMNS:
         table.add_column(title)
     for slot in status.slots:
@@ -48,7 +54,10 @@ def live_table(status: FleetStatus) -> Table:
 
 def detail_lines(detail: SlotDetail) -> list[str]:
     """One slot: its state, how the process before it ended, and what this one wrote last."""
-    fields = {name: value for name, value in msgspec.structs.asdict(detail.status).items() if value not in (None, "")}
+    shown = msgspec.structs.asdict(detail.status)
+    if detail.status.crash_loop is not None:
+        shown["crash_loop"] = _crash_loop(detail.status.crash_loop)
+    fields = {name: value for name, value in shown.items() if value not in (None, "")}
     width = max(len(name) for name in fields)
     told = [f"{name.ljust(width)}  {_value(value)}" for name, value in fields.items()]
     if detail.last_exit is not None:
@@ -63,6 +72,11 @@ def plain(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def _crash_loop(loop: CrashLoopStatus) -> str:
+    what = f"; it says: {loop.says}" if loop.says not in ("", loop.how) else ""
+    return f"crash loop, {loop.times} times in a row the same: {loop.how}{what}"
 
 
 def _row(slot: SlotStatus) -> tuple[str, ...]:

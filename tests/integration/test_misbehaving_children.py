@@ -183,6 +183,10 @@ def test_dies_at_boot(tmp_path: Path, server: WorkerSocketServer) -> None:
         assert len(delays) >= SAME_FAULT_LIMIT - 1
         assert all(0 <= delay <= 0.2 for delay in delays)
         supervisor.wait_for("process ended", slot=SLOT, count=SAME_FAULT_LIMIT + 2)
+        for words in (["status"], ["status", SLOT]):
+            told = supervisor.command(*words).stdout
+            assert "times in a row the same: exit code 3; it says: " in told
+            assert "the licence has run out" in told
         assert supervisor.terminate() == 0
 
 

@@ -32,6 +32,17 @@ def test_what_is_said(tmp_path: Path) -> None:
     notifier.close()
 
 
+def test_a_status_is_no_order(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with listening(address) as listener:
+        notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
+        notifier.status("it says: no\nMAINPID=1\r\nSTOPPING=1")
+        notifier.ready()
+        heard = [listener.recv(4096) for _ in range(2)]
+        notifier.close()
+    assert heard == [b"STATUS=it says: no MAINPID=1 STOPPING=1", b"READY=1"]
+
+
 def test_an_abstract_address() -> None:
     name = f"mobius-test-{os.getpid()}"
     with listening(f"\0{name}") as listener:

@@ -43,9 +43,6 @@ class Operated(SupervisorProcess):
             self.wait_for("ready", slot=f"default-{number}")
         return self
 
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return run("-c", str(self.file), *words)
-
     def change_file(self, **settings: Any) -> None:
         pool_file(self.file.parent, self.server, **(self.settings | settings))  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from supervisor import view
-from supervisor.control_messages import FleetStatus, PoolStatus, SlotDetail, SlotStatus
+from supervisor.control_messages import CrashLoopStatus, FleetStatus, PoolStatus, SlotDetail, SlotStatus
 
 
 def slot(**changes: Any) -> SlotStatus:
@@ -31,6 +31,7 @@ def slot(**changes: Any) -> SlotStatus:
         "handed_back": 0,
         "failures": 0,
         "retry_in": 0.0,
+        "crash_loop": None,
     }
     return SlotStatus(**(fields | changes))
 
@@ -63,6 +64,20 @@ def test_rows_are_aligned_and_say_when_a_slot_is_tried_again() -> None:
     titles, first, second = view.aligned(view.rows(fleet(slot(), failing)))
     assert titles.index("STATE") == first.index("ready") == second.index("backoff, again in 90s")
     assert first.split()[-5:] == ["10", "1", "250ms", "-", "2h"]
+
+
+def test_a_crash_loop_says_what_it_says() -> None:
+    loop = CrashLoopStatus(times=7, how="exit code 1", says="KeyError: '[/x]'\x1b[2J")
+    failing = slot(slot="rig-2", state="backoff", crash_loop=loop)
+    sentence = "crash loop, 7 times in a row the same: exit code 1; it says: KeyError: '[/x]'\\x1b[2J"
+    assert view.warnings(fleet(slot(), failing)) == [f"rig-2: {sentence}"]
+    console = Console(file=io.StringIO(), width=160)
+    console.print(view.live_table(fleet(slot(), failing)))
+    assert f"rig-2: {sentence}" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    detail = view.detail_lines(SlotDetail(status=failing, output=[], last_exit=None))
+    assert any(line.startswith("crash_loop ") and line.endswith(sentence) for line in detail)
+    silent = CrashLoopStatus(times=5, how="signal 11", says="signal 11")
+    assert view.warnings(fleet(slot(crash_loop=silent)))[0].endswith("the same: signal 11")
 
 
 def test_the_live_table_has_every_slot() -> None:

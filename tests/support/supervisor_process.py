@@ -129,6 +129,13 @@ class SupervisorProcess:
                 self._changed.wait(left)
         return found[count - 1]
 
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """An operator's command to it, to its end."""
+        command = [sys.executable, "-m", "supervisor", "-c", str(self.file), *words]
+        return subprocess.run(
+            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=90, check=False
+        )
+
     def text(self) -> str:
         """The whole log, for people."""
         return "\n".join(json.dumps(entry) for entry in self.lines)
