@@ -211,6 +211,11 @@ class Metrics(Collector):
                 "Reports in the child's journal that are not acknowledged.",
                 "reports_waiting",
             ),
+            (
+                "mobius_slot_journal_degraded",
+                "1 while the disk refuses the child's journal: finished work is in its memory alone.",
+                "journal_degraded",
+            ),
             ("mobius_slot_oldest_job_age_seconds", "Since the oldest job in hand was claimed.", "oldest_job_age"),
             (
                 "mobius_slot_acknowledgement_age_seconds",

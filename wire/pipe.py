@@ -205,6 +205,7 @@ class Beat(Message, frozen=True, tag="child.beat"):
     """Once a second, from both ticks. Counters are cumulative over the incarnation; ages are seconds.
 
     `overdue` counts handlers that run on long after they were told to stop: nothing but the process's end ends them.
+    `journal_degraded`: the disk refuses the journal, and reports that are not acknowledged are in memory alone.
     """
 
     slot: str
@@ -222,6 +223,7 @@ class Beat(Message, frozen=True, tag="child.beat"):
     cancelled: int = 0
     handed_back: int = 0
     overdue: int = 0
+    journal_degraded: bool = False
     actions: dict[str, ActionCounts] = msgspec.field(default_factory=dict)
 
 

@@ -35,7 +35,7 @@ COMPACT_ABOVE = 4 * 1024 * 1024
 DEAD_LETTERS_LIMIT = 16 * 1024 * 1024
 """Bytes. A longer dead-letter file is moved aside, over the one before it."""
 
-_DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 """What a disk does, as opposed to what a configuration does: it must not stop the work."""
 
 _GROUP = struct.Struct("<II")
@@ -69,11 +69,11 @@ class Settled(Struct, frozen=True, array_like=True, gc=False, tag="s"):
 
 
 class Recovered(Struct, frozen=True, kw_only=True):
-    """What an earlier process left: jobs in hand, reports that were not settled, and bytes that made no record."""
+    """What an earlier process left: jobs in hand, reports that were not settled, and how many bytes make no record."""
 
     claimed: list[Claimed]
     reported: list[frames.Report]
-    torn_bytes: int = 0
+    damaged_bytes: int = 0
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
@@ -124,27 +124,22 @@ class Journal:
         if self._mode == "off":
             return Recovered(claimed=[], reported=[])
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._descriptor = self._locked(time.monotonic() + lock_deadline)
-            os.fchmod(self._descriptor, 0o600)
-            data = self._path.read_bytes()
+            data = self._take_file(lock_deadline)
         except OSError as error:
+            self._let_go()
             if error.errno not in _DISK_FAULTS:
                 raise JournalError(f"journal {self._path}: {error.strerror or error}") from error
             self._fail("open", error)
             return Recovered(claimed=[], reported=[])
-        recovered, good = _read(data)
-        if data and not data.startswith(HEADER) and not HEADER.startswith(data):
-            aside = self._path.with_name(self._path.name + ".unreadable")
-            aside.write_bytes(data)
-            self._log.error("journal.unreadable", moved_to=str(aside), size=len(data))
-        if recovered.torn_bytes:
-            self._log.warning("journal.torn", bytes=recovered.torn_bytes)
+        recovered = _read(data)
+        self.size = len(data)
+        if recovered.damaged_bytes:
+            self._log.warning("journal.damaged", bytes=recovered.damaged_bytes, whole=len(data))
         with self._survive("open"):
-            os.ftruncate(self._descriptor, good)
-            self.size = good
-            if good == 0:
-                self._write(HEADER)
+            if data and not _is_journal(data):
+                self._keep_aside(data)
+            if recovered.damaged_bytes or len(data) < len(HEADER):
+                self._replace(HEADER + _grouped([*recovered.claimed, *map(_record, recovered.reported)]))
         return recovered
 
     def claimed(self, job_id: str, lease_token: str, action: str) -> None:
@@ -165,8 +160,13 @@ class Journal:
             return
         data = _grouped(self._buffer)
         self._buffer.clear()
-        with self._survive("write"):
+        try:
             self._write(data)
+        except OSError as error:
+            # What got there of it must not stand before what comes next.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
+            self._fail("write", error)
 
     def sync(self) -> None:
         """Waits until what was flushed survives a loss of power. Blocks."""
@@ -175,25 +175,29 @@ class Journal:
 
     def compaction_due(self, *, outstanding: bool) -> bool:
         """Whether to `rewrite` now: tokens and reports do not stay on disk once nothing is owed."""
+        if self.degraded:
+            return True
         if self._descriptor < 0:
             return False
-        if self.degraded or not outstanding:
-            return self.degraded or self.size > len(HEADER)
+        if not outstanding:
+            return self.size > len(HEADER)
         return self.size > max(COMPACT_ABOVE, 2 * self._compacted_to)
 
     def rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> None:
         """Replaces the content by what is outstanding: keeps the file small, and heals it after a failure."""
-        if self._descriptor < 0:
+        if self._descriptor < 0 and not self.degraded:
             return
         self._buffer.clear()
         records: list[Claimed | Reported | Settled] = [*claimed, *map(_record, reported)]
         try:
+            if self._descriptor < 0:
+                self._take_file_late()
             if not records and not self.degraded:
                 os.ftruncate(self._descriptor, len(HEADER))
                 self.size = len(HEADER)
             else:
                 self._replace(HEADER + _grouped(records))
-        except OSError as error:
+        except (OSError, JournalLocked) as error:
             self._fail("rewrite", error)
             return
         self._compacted_to = self.size
@@ -230,10 +234,40 @@ class Journal:
 
     def close(self) -> None:
         """Writes what is left and gives the lock up."""
+        self.flush()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._descriptor >= 0:
-            self.flush()
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _take_file(self, lock_deadline: float) -> bytes:
+        """Opens and locks the file, and reads it. Raises OSError, JournalLocked."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._descriptor = self._locked(time.monotonic() + lock_deadline)
+        os.fchmod(self._descriptor, 0o600)
+        return self._path.read_bytes()
+
+    def _take_file_late(self) -> None:
+        """The disk works again that did not at the start. What an earlier process left there is not ours to lose: it
+        gets a name of its own, under which the supervisor gives it to the next worker that starts."""
+        try:
+            left = _read(self._take_file(0.0))
+        except OSError:
+            self._let_go()
+            raise
+        if left.claimed or left.reported:
+            self._path.rename(self._path.with_name(f"{self._path.stem}.left-{os.getpid()}{self._path.suffix}"))
+
+    def _keep_aside(self, data: bytes) -> None:
+        aside = self._path.with_name(self._path.name + ".unreadable")
+        self._log.error("journal.unreadable", moved_to=str(aside), size=len(data))
+        descriptor = self._open(aside, os.O_TRUNC)
+        try:
+            _write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
 
     def _locked(self, deadline: float) -> int:
         while True:
@@ -256,9 +290,7 @@ class Journal:
             self._buffer.append(record)
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        _write_all(self._descriptor, data)
         self.size += len(data)
 
     def _replace(self, data: bytes) -> None:
@@ -266,12 +298,12 @@ class Journal:
         old, descriptor = self._descriptor, self._open(new, os.O_TRUNC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            _write_all(descriptor, data)
             if self._mode == "fsync":
                 os.fsync(descriptor)
             new.rename(self._path)
+            if self._mode == "fsync":
+                _sync_directory(self._path.parent)
         except BaseException:
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -287,9 +319,7 @@ class Journal:
         except OSError as error:
             self._fail(doing, error)
 
-    def _fail(self, doing: str, error: OSError) -> None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._descriptor, self.size)
+    def _fail(self, doing: str, error: Exception) -> None:
         if not self.degraded:
             self.degraded = True
             self._log.error(
@@ -325,24 +355,37 @@ def _result(report: frames.Report) -> bytes | None:
     return None if report.result is None else _json.encode(report.result)
 
 
-def _read(data: bytes) -> tuple[Recovered, int]:
-    """What a journal's bytes say, and how many of them are whole groups."""
+def _is_journal(data: bytes) -> bool:
+    return data.startswith(HEADER) or HEADER.startswith(data)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(path: Path) -> None:
+    """The name of a file is safe only with its directory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(data: bytes) -> Recovered:
+    """What a journal's bytes say. A group that is damaged, or torn at the end, is passed over."""
     if not data.startswith(HEADER):
-        return Recovered(claimed=[], reported=[], torn_bytes=len(data)), 0
+        return Recovered(claimed=[], reported=[], damaged_bytes=len(data))
     claimed: dict[str, Claimed] = {}
     reported: dict[str, frames.Report] = {}
-    position = len(HEADER)
-    while position + _GROUP.size <= len(data):
-        length, checksum = _GROUP.unpack_from(data, position)
-        start = position + _GROUP.size
-        payload = data[start : start + length]
-        if len(payload) != length or zlib.crc32(payload) != checksum:
-            break
-        try:
-            records = _decoder.decode(payload)
-        except msgspec.MsgspecError:
-            break
-        for record in records:
+    position, damaged = len(HEADER), 0
+    while position < len(data):
+        end, records = _group_at(data, position)
+        if records is None:
+            damaged += end - position
+        for record in records or ():
             claimed.pop(record.lease_token, None)
             if isinstance(record, Claimed):
                 claimed[record.lease_token] = record
@@ -350,9 +393,26 @@ def _read(data: bytes) -> tuple[Recovered, int]:
                 reported[record.lease_token] = _report(record)
             else:
                 reported.pop(record.lease_token, None)
-        position = start + length
-    torn = len(data) - position
-    return Recovered(claimed=list(claimed.values()), reported=list(reported.values()), torn_bytes=torn), position
+        position = end
+    return Recovered(claimed=list(claimed.values()), reported=list(reported.values()), damaged_bytes=damaged)
+
+
+def _group_at(data: bytes, position: int) -> tuple[int, list[Claimed | Reported | Settled] | None]:
+    """Where the group ends, and its records; None if they are damaged."""
+    start = position + _GROUP.size
+    if start > len(data):
+        return len(data), None
+    length, checksum = _GROUP.unpack_from(data, position)
+    end = start + length
+    payload = data[start:end]
+    if len(payload) != length:
+        return len(data), None
+    if zlib.crc32(payload) != checksum:
+        return end, None
+    try:
+        return end, _decoder.decode(payload)
+    except ValueError:
+        return end, None
 
 
 def _report(record: Reported) -> frames.Report:

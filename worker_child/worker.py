@@ -130,7 +130,9 @@ class Worker:
 
     def beat(self, now: float) -> pipe.Beat:
         """The worker's part of a beat."""
-        return msgspec.structs.replace(self._session.beat(now), overdue=self._runner.overdue(now))
+        return msgspec.structs.replace(
+            self._session.beat(now), overdue=self._runner.overdue(now), journal_degraded=self._journal.degraded
+        )
 
     # --- what the connection and the runner tell --------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ def test_the_job_is_done_again_and_the_zombie_is_acknowledged(plane: ControlPlan
         automations.publish(http, "held", [step])
         run = automations.start(http, "held")
         first = gate.knock()
-        journal, _ = read_journal((supervisor.state / "journals" / "default-1.journal").read_bytes())
+        journal = read_journal((supervisor.state / "journals" / "default-1.journal").read_bytes())
         (claimed,) = journal.claimed
         assert claimed.job_id == first.says["job_id"]
 

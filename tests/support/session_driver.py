@@ -19,14 +19,14 @@ def claimed_job(
     number: int | str, *, action: str = "work", token: str | None = None, **fields: Any
 ) -> frames.ClaimedJob:
     """A job `job-<number>`, leased for 60 s with a cadence of 20 s unless `fields` say otherwise."""
-    given: dict[str, Any] = {"lease_duration_seconds": 60, "heartbeat_cadence_seconds": 20, "claim_attempt": 1} | fields
+    given: dict[str, Any] = {"lease_duration_seconds": 60, "heartbeat_cadence_seconds": 20, "claim_attempt": 1}
+    given |= {"spec": {"parameters": {}}} | fields
     return frames.ClaimedJob(
         id=f"job-{number}",
         kind="action_execution",
         origin="automation_action_step",
         executor_kind="customer_worker",
         queue="default",
-        spec={"parameters": {}},
         lease_token=token or f"lease-{number}",
         action_name=action,
         **given,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wire import frames
 from worker_child import journal as journal_module
@@ -99,7 +101,7 @@ def test_a_torn_last_record_is_dropped_and_what_follows_is_sound(path: Path, cut
     path.write_bytes(torn[:-cut])
     with contextlib.closing(Journal(path, "write")) as journal:
         found = journal.recover(5)
-        assert (found.reported, found.torn_bytes) == ([report(1)], len(torn) - cut - whole)
+        assert (found.reported, found.damaged_bytes) == ([report(1)], len(torn) - cut - whole)
         assert path.stat().st_size == whole
         journal.reported(report(3))
     assert recovered(path).reported == [report(1), report(3)]
@@ -117,13 +119,41 @@ def test_what_one_flush_wrote_is_found_as_a_whole_or_not_at_all(path: Path) -> N
     assert 0 < len(left) < 1000, "what the system was told in one write may be cut between its groups"
 
 
-def test_a_flipped_bit_ends_what_is_believed(path: Path) -> None:
+def test_a_flipped_bit_costs_its_own_group_and_no_other(path: Path) -> None:
+    with contextlib.closing(opened(path)) as journal:
+        for number in (1, 2, 3):
+            journal.reported(report(number))
+            journal.flush()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"lease-2")] ^= 1
+    path.write_bytes(data)
+    found = recovered(path)
+    assert found.reported == [report(1), report(3)]
+    assert 0 < found.damaged_bytes < len(data)
+    assert recovered(path) == Recovered(claimed=[], reported=[report(1), report(3)]), "written anew without it"
+
+
+@pytest.mark.parametrize("hole", [1, 8, 100, 4096])
+def test_a_hole_that_a_power_cut_left_costs_what_was_in_it(path: Path, hole: int) -> None:
     with contextlib.closing(opened(path)) as journal:
         journal.reported(report(1))
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
-    assert recovered(path).reported == []
+        journal.flush()
+        whole = journal.size
+        journal.reported(report(2))
+    path.write_bytes(path.read_bytes()[:whole] + bytes(hole))
+    assert recovered(path).reported == [report(1)]
+    with contextlib.closing(opened(path)) as journal:
+        journal.reported(report(3))
+    assert recovered(path).reported == [report(1), report(3)]
+
+
+@given(data=st.binary(max_size=300), at=st.integers(0, 300))
+def test_whatever_is_in_the_file_is_read(data: bytes, at: int) -> None:
+    sound = HEADER + journal_module._grouped([Claimed("job-1", "lease-1", "work")])
+    journal_module._read(data)
+    journal_module._read(HEADER + data)
+    assert journal_module._read(sound + data).claimed == [Claimed("job-1", "lease-1", "work")]
+    journal_module._read(sound[:at] + data + sound[at:])
 
 
 @pytest.mark.parametrize("size", [0, 5, len(HEADER)])
@@ -158,7 +188,67 @@ def test_a_disk_that_is_full_from_the_start_does_not_stop_the_work(path: Path, m
     assert journal.degraded
     journal.reported(report(1))
     journal.flush()
+    assert journal.compaction_due(outstanding=True)
+    journal.rewrite([], [report(1)])
+    assert journal.degraded
+    monkeypatch.undo()
+    journal.rewrite([], [report(1)])
+    assert not journal.degraded
     journal.close()
+    assert recovered(path).reported == [report(1)]
+
+
+def test_what_a_predecessor_left_on_a_disk_that_comes_back_late_is_left_to_be_adopted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(opened(path)) as journal:
+        journal.reported(report(1))
+    opening = os.open
+
+    def read_only(name: object, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opening(name, flags, *mode)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "open", read_only)
+    journal = opened(path)
+    assert journal.degraded
+    monkeypatch.undo()
+    journal.rewrite([], [report(2)])
+    [left] = [file for file in path.parent.iterdir() if file != path]
+    assert left.suffix == ".journal", "as the supervisor looks for them"
+    assert recovered(left).reported == [report(1)]
+    journal.close()
+    assert recovered(path).reported == [report(2)]
+
+
+def test_a_journal_that_cannot_be_read_is_not_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(opened(path)) as journal:
+        journal.reported(report(1))
+
+    def broken(_: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    journal = opened(path)
+    assert journal.degraded
+    journal.rewrite([], [report(2)])
+    assert journal.degraded
+    journal.close()
+    monkeypatch.undo()
+    assert recovered(path).reported == [report(1)]
+
+
+def test_a_name_is_synced_with_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())), sync(fd)))
+    with contextlib.closing(opened(path, "fsync")) as journal:
+        assert synced == [f"{path}.new", str(path.parent)], "a new journal's name is safe before it is relied on"
+        synced.clear()
+        journal.reported(report(1))
+        journal.rewrite([], [report(1)])
+        assert synced == [f"{path}.new", str(path.parent)]
 
 
 def test_without_anything_owed_no_token_stays_on_disk(journal: Journal, path: Path) -> None:
@@ -364,7 +454,7 @@ def test_a_full_disk_is_said_once_stops_nothing_and_heals(path: Path, mode: str)
     assert run.stdout.count("journal.healed") == 1
     found = recovered(path)
     assert [kept.job_id for kept in found.reported] == ["job-18", "job-19", "job-20"]
-    assert found.torn_bytes == 0
+    assert found.damaged_bytes == 0
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
 
 

@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,54 @@ async def test_the_other_modes_of_the_journal_work(rig: Rig, mode: str) -> None:
     reports = [await rig.server.acknowledge_report() for _ in range(3)]
     assert {report.job_id for report in reports} == {"job-1", "job-2", "job-3"}
     assert (rig.mold.home / "rig-1.journal").exists() is (mode == "fsync")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that is easily full."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+@pytest.mark.parametrize("mode", ["write", "fsync"])
+async def test_a_full_disk_stops_no_work_is_told_and_heals(rig: Rig, small_disk: Path, mode: str) -> None:
+    journal = small_disk / "state" / "rig-1.journal"
+    child = await rig.registered(journal=mode, journal_path=str(journal))
+    await rig.until(child, pipe.Beat, source="loop", journal_degraded=False)
+    ballast = fill(small_disk)
+    for number in range(1, 12):
+        # What is written last still fits into the page that the file has: it takes a few jobs until it does not.
+        job = claimed_job(number, action="echo", spec={"parameters": {"text": "x" * 1000}})
+        await rig.server.answer_claim(job)
+        assert (await rig.server.acknowledge_report()).job_id == f"job-{number}"
+    await rig.server.answer_claim(claimed_job(12, action="echo", spec={"parameters": {"text": "x" * 8000}}))
+    owed = await rig.server.receive(frames.Report)
+    await rig.until(child, pipe.Beat, source="loop", journal_degraded=True)
+    assert "journal.degraded" in child.output()
+    ballast.unlink()
+    await rig.until(child, pipe.Beat, source="loop", journal_degraded=False)
+    child.signal(signal.SIGKILL)
+    assert await rig.exit_code(child) == -signal.SIGKILL
+    await rig.registered(incarnation=2, journal=mode, journal_path=str(journal))
+    again = await rig.server.acknowledge_report()
+    assert (again.lease_token, again.result) == (owed.lease_token, {"text": "x" * 8000})
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
