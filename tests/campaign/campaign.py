@@ -22,7 +22,7 @@ from tests.campaign.report import Findings, Sample, growth
 from tests.campaign.schedule import Fault, schedule, slot_names
 from tests.campaign.watch import MOLD, Watch
 from tests.support.control_plane_process import ControlPlaneProcess
-from tests.support.process_table import descriptors, marked, memory
+from tests.support.process_table import descriptors, end_marked, marked, memory
 from tests.support.supervisor_process import SupervisorProcess
 
 CONCURRENCY = 2
@@ -106,6 +106,7 @@ class Campaign:
                     self._desk.close()
                     await self._abandon()
                     await load.abandon()
+                    end_marked(DESK, self._desk.address)
                     self._keep_log(supervisor)
         self._findings.seconds = time.monotonic() - began
         return self._findings

@@ -19,7 +19,7 @@ from msgspec import Struct
 from tests.campaign.effects import problems_of
 from tests.support import automations
 from tests.support.gate import Gate, Visit
-from tests.support.process_table import related
+from tests.support.process_table import end_marked, related
 from tests.support.quickstart_copy import Copy, quickstart_copy, read_until
 
 MARK = "MOBIUS_QUICKSTART_KILLED"
@@ -111,6 +111,10 @@ class Killed:
         effects = {file.name: file.read_text().splitlines() for file in self._effects.iterdir()}
         return told + problems_of(effects, attempts)
 
+    def end(self) -> None:
+        """Nothing goes on running, whatever went wrong."""
+        end_marked(MARK, self._mark)
+
     def _publish(self, http: httpx.Client) -> None:
         for handle, port in (("quick", 0), ("held", self._gate.port)):
             parameters = {"directory": str(self._effects), "port": port}
@@ -163,7 +167,10 @@ def kill_again_and_again(
     with Gate() as gate, quickstart_copy(directory) as copy:
         killed = Killed(copy, gate)
         done = []
-        for number in range(1, kills + 1):
-            done.append(killed.kill(number))
-            say(f"kill {number:>2} of {kills}: {done[-1].processes} processes, gone {done[-1].seconds:.1f} s later")
-        return done, killed.go_on()
+        try:
+            for number in range(1, kills + 1):
+                done.append(killed.kill(number))
+                say(f"kill {number:>2} of {kills}: {done[-1].processes} processes, gone {done[-1].seconds:.1f} s later")
+            return done, killed.go_on()
+        finally:
+            killed.end()

@@ -1,5 +1,6 @@
 """The whole process table, searched for what belongs to a test; and what one process holds."""
 
+import contextlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,13 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
         if mark in environment.split(b"\0") and process.pid != os.getpid():
             found.append(process)
     return found
+
+
+def end_marked(variable: str, value: str) -> None:
+    """SIGKILL to all of them: a test that failed leaves nothing running."""
+    for process in marked(variable, value):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def related(variable: str, value: str, members: dict[int, float]) -> list[psutil.Process]:
