@@ -26,6 +26,7 @@ _FLAGS = {
     "pool[0].actions": "--actions",
     "pool[0].models": "--models",
 }
+_PROVIDERS = "pool[0].providers."
 
 
 @click.command()
@@ -34,7 +35,22 @@ _FLAGS = {
 @click.option("--workers", type=click.IntRange(1, 1000), metavar="N", help="N processes, one job in flight in each.")
 @click.option("--instance-id", metavar="ID", help="Fixed identity (default: detected). With --workers, its prefix.")
 @click.option("--actions", metavar="A,B", help="Advertise only these actions (default: every registered one).")
-@click.option("--models", metavar="P/M,...", help="Models to generate with, as provider/model.")
+@click.option("--models", metavar="P/M,...", help="Models to generate with, as provider/model or provider/*.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="P=API+URL",
+    help="A model server, as lab=openai+http://127.0.0.1:8000/v1. API is ollama, openai or anthropic. Repeatable; "
+    "ollama on this machine is known.",
+)
+@click.option(
+    "--provider-key-file",
+    "provider_keys",
+    multiple=True,
+    metavar="P=FILE",
+    help="The file with the key of a --provider. Repeatable.",
+)
 @click.option("--name", help="Name of the worker for people, shown beside its identity.")
 @click.option("--environment-id", metavar="ID", help="Take only jobs that are pinned to this environment.")
 @click.option("--modules", metavar="M1,M2", help="Python modules with @action handlers to import.")
@@ -60,7 +76,8 @@ def worker(
 ) -> int:
     """Run a worker: claim jobs, execute them, report. Ctrl-C drains it.
 
-    It registers the stock actions (print, fail, json, time, random) and the handlers of --modules.
+    It registers the stock actions (print, fail, json, time, random) and the handlers of --modules, and generates with
+    the models of --models.
     """
     if concurrency is not None and workers is not None:
         raise UsageError(_BOTH_KNOBS)
@@ -72,6 +89,7 @@ def worker(
         "queues": _queues(flags["queues"]),
         "actions": _checked("--actions", pool_file.Words, _words(flags["actions"])),
         "models": _checked("--models", pool_file.Models, _words(flags["models"])),
+        "providers": _providers(flags["providers"], flags["provider_keys"]),
         "modules": _checked("--modules", pool_file.Modules, _words(flags["modules"])),
         "module_path": [str(flags["module_path"])],
         "environment_id": flags["environment_id"] or "",
@@ -122,6 +140,9 @@ def _complain(error: SupervisorError) -> None:
 def _with_flags(sentence: str) -> str:
     """The same sentence about flags and variables instead of keys of a file."""
     key, colon, rest = sentence.partition(":")
+    if key.startswith(_PROVIDERS):
+        name, _, field = key.removeprefix(_PROVIDERS).partition(".")
+        return f"{'--provider-key-file' if field == 'api_key_file' else '--provider'} {name}{colon}{rest}"
     rest = rest.replace("`module_path`", "--module-path").replace('write listen = ""', "leave --listen out")
     return f"{_FLAGS.get(key, key)}{colon}{rest}"
 
@@ -137,6 +158,25 @@ def _queues(option: str | None) -> list[str]:
         return _checked("MOBIUS_QUEUES", pool_file.Queues, _words(variable))  # type: ignore[no-any-return]
     except UsageError as error:
         raise SettingError(str(error)) from error
+
+
+def _providers(providers: tuple[str, ...], key_files: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """The tables that a pool file would have."""
+    tables: dict[str, dict[str, str]] = {}
+    for text in providers:
+        name, equals, where = text.partition("=")
+        api, plus, url = where.partition("+")
+        if not name or not equals or not plus or "://" not in url:
+            raise UsageError(
+                f"--provider: expected NAME=API+URL, got {text!r}; write for example lab=openai+http://127.0.0.1:8000/v1"
+            )
+        tables[name] = {"api": api, "base_url": url}
+    for text in key_files:
+        name, equals, file = text.partition("=")
+        if not name or not equals or not file:
+            raise UsageError(f"--provider-key-file: expected NAME=FILE, got {text!r}; write for example lab=./lab-key")
+        tables.setdefault(name, {})["api_key_file"] = str(Path(file).absolute())
+    return tables
 
 
 def _words(text: str | None) -> list[str]:

@@ -1,12 +1,14 @@
 """The pool file -> what one mold and one child are told. Decides only."""
 
-from typing import Literal
+from typing import Literal, cast
 
-from supervisor.config import Config, Pool
-from wire.pipe import ChildSettings, MoldSettings, PreviousEnd
+from supervisor.config import Config, ModelServer, Pool
+from wire.pipe import ChildSettings, ModelProvider, MoldSettings, PreviousEnd
 
 # Children write JSON, and the supervisor's log turns it into what its own reader wants.
 _CHILD_LOG: Literal["json"] = "json"
+
+Api = Literal["ollama", "openai", "anthropic"]
 
 
 def mold_settings(config: Config, pool: Pool) -> MoldSettings:
@@ -18,6 +20,7 @@ def mold_settings(config: Config, pool: Pool) -> MoldSettings:
         preload=pool.preload,
         stock_actions=pool.stock_actions,
         environment_actions=pool.environment_actions,
+        model_servers=bool(pool.providers),
         log_level=config.supervisor.log_level,
         log_format=_CHILD_LOG,
     )
@@ -39,6 +42,7 @@ def child_settings(
         queues=pool.queues,
         actions=pool.actions,
         models=pool.models,
+        providers=[_provider(name, server) for name, server in pool.providers.items()],
         journal=pool.journal,
         journal_path="" if pool.journal == "off" else f"{config.supervisor.state_dir}/journals/{slot}.journal",
         drain_grace=float(config.supervisor.drain_timeout),
@@ -47,6 +51,16 @@ def child_settings(
         log_level=config.supervisor.log_level,
         log_format=_CHILD_LOG,
         previous_end=previous_end,
+    )
+
+
+def _provider(name: str, server: ModelServer) -> ModelProvider:
+    return ModelProvider(
+        name=name,
+        api=cast("Api", server.api),  # the configuration has given it one
+        base_url=server.base_url,
+        api_key_file=server.api_key_file or None,
+        silence=float(server.silence),
     )
 
 

@@ -1,6 +1,7 @@
 """The pool file: TOML -> frozen Structs, once. What does not fit is refused with a sentence that names the key."""
 
 import difflib
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -27,7 +28,21 @@ _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h)")
 _SIZE = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB|TiB|)")
 _PERCENT = re.compile(r"(\d{1,3})%")
 _API_KEY = re.compile(r"mb[xc]_[^\s.]+(?:\.(?P<project>[^\s/]+))?")
-_SYNONYMS = {"count": "workers", "processes": "workers", "children": "workers", "threads": "concurrency"}
+_OLLAMA = "ollama"
+_MODEL_SERVERS = {
+    _OLLAMA: "http://127.0.0.1:11434",
+    "openai": "https://api.openai.com/v1",
+    "anthropic": "https://api.anthropic.com",
+}
+"""The APIs that model servers speak, and where each is found if nothing else is said."""
+
+_SYNONYMS = {
+    "count": "workers",
+    "processes": "workers",
+    "children": "workers",
+    "threads": "concurrency",
+    "url": "base_url",
+}
 
 
 class Duration(float):
@@ -162,6 +177,10 @@ Models = Annotated[
     list[Annotated[str, Meta(pattern=r"^[^\s/]+/\S+$")]],
     Meta(description="a list of `provider/model` names", examples=[["ollama/llama3"]]),
 ]
+ModelApi = Annotated[
+    Literal["ollama", "openai", "anthropic"] | None,
+    Meta(description='one of "ollama", "openai", "anthropic"', examples=["openai"]),
+]
 Modules = Annotated[
     list[Annotated[str, Meta(pattern=_MODULE)]],
     Meta(description="a list of Python module names", examples=[["my_handlers"]]),
@@ -224,8 +243,24 @@ class Restart(Struct, frozen=True, kw_only=True):
     max_unavailable: Share = Percent(25)
 
 
+class ModelServer(Struct, frozen=True, kw_only=True):
+    """`[pool.providers.NAME]`: where models are generated with. After loading every field has its value.
+
+    `silence` is seconds: the longest wait for the next piece of an answer.
+    """
+
+    api: ModelApi = None
+    base_url: str = ""
+    api_key_file: PathText = ""
+    silence: PositiveTime = PositiveDuration(300)
+
+
 class Pool(Struct, frozen=True, kw_only=True):
-    """One `[[pool]]`. Directories of `module_path` are absolute after loading."""
+    """One `[[pool]]`. Directories of `module_path` are absolute after loading.
+
+    `providers` has what `[pool.providers.NAME]` says, and Ollama's usual place if `models` names it and nothing else is
+    said of it.
+    """
 
     name: PoolName = "default"
     workers: Workers = 2
@@ -233,6 +268,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     queues: Queues = msgspec.field(default_factory=lambda: ["default"])
     actions: Words = msgspec.field(default_factory=list)
     models: Models = msgspec.field(default_factory=list)
+    providers: dict[str, ModelServer] = msgspec.field(default_factory=dict)
     modules: Modules = msgspec.field(default_factory=list)
     module_path: PathList = msgspec.field(default_factory=lambda: ["."])
     preload: bool = True
@@ -304,7 +340,7 @@ def build(document: dict[str, Any], directory: Path, environ: Mapping[str, str])
             f"supervisor.listen: expected an address of its own, got {_shown(supervisor.listen)}, which "
             "control_plane.listen has already; change one of the two ports"
         )
-    found = [_resolve_pool(pool, index, directory, problems) for index, pool in enumerate(found)]
+    found = [_resolve_pool(pool, index, directory, environ, problems) for index, pool in enumerate(found)]
     _check_pool_names(found, problems)
     credential = _credential(control_plane, environ, problems)
     project_named = "project" in named or "MOBIUS_PROJECT" in environ
@@ -367,6 +403,8 @@ def _struct(struct: type[Any], table: dict[str, Any], path: str, problems: list[
         where = f"{path}.{key}"
         if key not in fields:
             problems.append(_unknown(key, path, tuple(fields)))
+        elif typing.get_origin(fields[key].type) is dict:
+            values[key] = _named(typing.get_args(fields[key].type)[1], value, where, problems)
         elif isinstance(fields[key].type, type) and issubclass(fields[key].type, Struct):
             if isinstance(value, dict):
                 values[key] = _struct(fields[key].type, value, where, problems)
@@ -375,6 +413,19 @@ def _struct(struct: type[Any], table: dict[str, Any], path: str, problems: list[
         else:
             values[key] = _value(fields[key].type, value, where, problems)
     return struct(**values) if len(problems) == before else None
+
+
+def _named(struct: type[Any], tables: Any, where: str, problems: list[str]) -> Any:
+    """Tables with names of the user's own, such as `[pool.providers.lab]`."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        problems.append(f"{where}: expected tables, got {_shown(tables)}; write [pool.providers.NAME] above keys")
+        return {}
+    problems.extend(
+        f"{where}: expected names as those of pools, got {_shown(name)}; rename it"
+        for name in tables
+        if re.fullmatch(_NAME, name) is None
+    )
+    return {name: _struct(struct, table, f"{where}.{name}", problems) for name, table in tables.items()}
 
 
 def _value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -569,7 +620,7 @@ def _check_loopback(listen: str, problems: list[str]) -> None:
         )
 
 
-def _resolve_pool(pool: Pool, index: int, directory: Path, problems: list[str]) -> Pool:
+def _resolve_pool(pool: Pool, index: int, directory: Path, environ: Mapping[str, str], problems: list[str]) -> Pool:
     path = f"pool[{index}]"
     module_path = [str(directory / entry) for entry in pool.module_path]
     for position, entry in enumerate(module_path):
@@ -594,7 +645,64 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, problems: list[str]) 
             f"{path}.environment_actions: expected false, because this version has no environment actions; "
             "remove the key"
         )
-    return msgspec.structs.replace(pool, module_path=module_path)
+    providers = dict(pool.providers)
+    if any(model.startswith(f"{_OLLAMA}/") for model in pool.models):
+        providers.setdefault(_OLLAMA, ModelServer())
+    providers = {
+        name: _resolve_provider(name, server, f"{path}.providers.{name}", directory, environ, problems)
+        for name, server in providers.items()
+    }
+    return msgspec.structs.replace(pool, module_path=module_path, providers=providers)
+
+
+# --- model servers ------------------------------------------------------------------------------------------------
+
+
+def _resolve_provider(
+    name: str, server: ModelServer, path: str, directory: Path, environ: Mapping[str, str], problems: list[str]
+) -> ModelServer:
+    api = server.api or (name if name in _MODEL_SERVERS else None)
+    if api is None:
+        expected, example = _expectation(ModelApi)
+        problems.append(f"{path}.api: expected {expected}, got nothing; write for example api = {example}")
+        return server
+    base_url = server.base_url or _MODEL_SERVERS[api]
+    credential = Path(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent") / f"{name}-{CREDENTIAL_NAME}"
+    key_file = ""
+    if credential.exists():
+        key_file = str(credential)
+    elif server.api_key_file:
+        key_file = str(directory / server.api_key_file)
+    elif not server.base_url and api != _OLLAMA:
+        problems.append(
+            f"{path}.api_key_file: expected a file with the key for {base_url}, got none; name the file, or give a "
+            f"systemd credential {name}-{CREDENTIAL_NAME}"
+        )
+    if key_file and not os.access(key_file, os.R_OK):
+        problems.append(f"{path}.api_key_file: expected a readable file with the key, but {key_file} is not one")
+    _check_provider_url(base_url, path, problems, with_key=bool(key_file))
+    return msgspec.structs.replace(
+        server, api=typing.cast("Any", api), base_url=base_url.rstrip("/"), api_key_file=key_file
+    )
+
+
+def _check_provider_url(url: str, path: str, problems: list[str], *, with_key: bool) -> None:
+    """The URL is not repeated in the sentence: it might hold a password."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not host or parts.username is not None or parts.query or parts.fragment:
+        problems.append(
+            f"{path}.base_url: expected a URL of http:// or https://, host and optional port and path, without user, "
+            f'query or fragment; write for example base_url = "{_MODEL_SERVERS[_OLLAMA]}"'
+        )
+    elif with_key and parts.scheme == "http" and not is_loopback(host):
+        problems.append(
+            f"{path}.base_url: expected https:// for a host that is not this machine, because http would send the key "
+            "in clear text; use https, or leave the key out if the server needs none"
+        )
 
 
 def _check_pool_names(pools: list[Pool], problems: list[str]) -> None:
