@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -9,22 +10,22 @@ from typing import Any, Self
 import pytest
 
 from control_plane.domain.model import TERMINAL_JOB, Job
+from supervisor import config as pool_file
 from tests.support.control_plane_server import Serving, serving
 from tests.support.generation import enqueue_generation
 from tests.support.mobius_command import MobiusCommand
 from tests.support.model_server import ModelServer, model_server, ndjson, sse
+from worker_child.providers.server import REFUSALS
 
 DEADLINE = 60.0
 REQUEST = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
-MODULE = """
-from worker_child import Context, Message, Usage, generator
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 
-@generator("mine", "parrot")
-async def parrot(request, ctx: Context):
-    for word in request["messages"][0]["content"].split():
-        yield word + " "
-    yield Message(usage=Usage(input_tokens=1, output_tokens=2))
-"""
+
+def snippet(name: str) -> str:
+    match = re.search(rf"<!-- test: {re.escape(name)} -->\n```\w+\n(.*?)```", DOCUMENT, re.DOTALL)
+    assert match is not None, name
+    return match[1]
 
 
 @pytest.fixture
@@ -96,12 +97,12 @@ async def test_a_generation_by_ollama_and_one_by_a_generator_of_our_own(
 ) -> None:
     models.answers("/api/tags", ndjson({"models": [{"name": "llama3:latest"}]}))
     models.answers("/api/chat", ndjson({"message": {"content": "yes"}, "done": True, "eval_count": 1}))
-    (tmp_path / "parrots.py").write_text(MODULE)
+    (tmp_path / "parrot.py").write_text(snippet("parrot.py"))
     jobs = [
         await enqueue_generation(plane.store, "ollama", "llama3", REQUEST),
         await enqueue_generation(plane.store, "mine", "parrot", REQUEST),
     ]
-    flags = ["--modules", "parrots", "--module-path", str(tmp_path), "--provider", f"ollama=ollama+{models.url}"]
+    flags = ["--modules", "parrot", "--module-path", str(tmp_path), "--provider", f"ollama=ollama+{models.url}"]
     async with Worker(plane, tmp_path, *flags, "--models", "ollama/llama3,mine/parrot"):
         texts = [message(await ended(plane, job_id))["content"][0]["text"] for job_id in jobs]
     assert texts == ["yes", "hi "]
@@ -124,3 +125,21 @@ async def test_a_model_that_nobody_has_is_told_at_once(plane: Serving, tmp_path:
     assert done.stderr.splitlines()[-1] == (
         "mobius: --models: no provider is configured and no generator is registered for 'lab/x' (known: none)"
     )
+
+
+def test_the_pool_file_of_the_documentation_loads(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(snippet("pool.toml"))
+    (tmp_path / "lab-key").write_text("sk-very-secret")
+    (pool,) = pool_file.load(tmp_path / "pool.toml", {"HOME": str(tmp_path), "MOBIUS_API_KEY": "mbx_k"}).pool
+    assert pool.models == ["ollama/llama3", "lab/*"]
+    assert sorted(pool.providers) == ["lab", "ollama"]
+
+
+def test_the_documentation_knows_where_each_api_usually_is() -> None:
+    for api, url in pool_file._MODEL_SERVERS.items():
+        assert re.search(rf"^\| `{api}` \| .* \| `{re.escape(url)}` \|$", DOCUMENT, re.MULTILINE)
+
+
+def test_the_documentation_knows_which_answers_are_refusals() -> None:
+    refusals = [str(status) for status in sorted(REFUSALS)]
+    assert f"| the server answers {', '.join(refusals[:-1])} or {refusals[-1]} |" in DOCUMENT

@@ -28,7 +28,7 @@ MAX_COMPLAINT = 16 * 1024
 MAX_KEY = 4096
 _SHOWN = 500
 
-_REFUSALS = frozenset({400, 404, 405, 413, 415, 422})
+REFUSALS = frozenset({400, 404, 405, 413, 415, 422})
 """The request is at fault: it would be refused again."""
 _KEY_REFUSED = frozenset({401, 403})
 
@@ -238,7 +238,7 @@ class Server:
                         break
         status = response.status_code
         text = self._says(f"answers {status} {response.reason_phrase}: {_shown(bytes(data))}".rstrip(": "))
-        raise RequestRefused(text) if status in _REFUSALS else ModelServerError(text)
+        raise RequestRefused(text) if status in REFUSALS else ModelServerError(text)
 
     def _waited(self, error: httpx.TimeoutException) -> str:
         if isinstance(error, httpx.ConnectTimeout):
