@@ -13,20 +13,24 @@ import random
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import Struct
 
-from supervisor.evidence import children_of, complete, why_no_stacks
+from supervisor.evidence import SuspectT, children_of, complete, why_no_stacks
 from supervisor.facts import Fact, HandlerImportFailed, MessageRefused, OrphanEnded
 from supervisor.output import Line, OutputReader
 from supervisor.slots import (
+    Action,
     BecameReady,
     Booted,
     Died,
     Event,
     EvidenceKept,
+    Examine,
+    Examined,
     KeepEvidence,
     Kind,
     LoopBeat,
@@ -201,19 +205,26 @@ class Children:
         if process is not None and process.pidfd < 0:
             self._fail_spawn(process, "the mold did not answer in time")
 
-    def keep_evidence(self, order: KeepEvidence) -> None:
-        """Learn what can be learned of a process that is to be killed. Answered by EvidenceKept."""
+    def examine(self, order: Examine) -> None:
+        """Learn what can be learned of a process that is silent. Answered by Examined."""
         slot, incarnation = order.slot, order.incarnation
-        process = self._processes.get((slot, incarnation))
+        self._learn(order, order.silent, lambda silent: Examined(slot=slot, incarnation=incarnation, silent=silent))
+
+    def keep_evidence(self, order: KeepEvidence) -> None:
+        """The same of one that is to be killed. Answered by EvidenceKept."""
+        slot, incarnation = order.slot, order.incarnation
+        self._learn(order, order.hung, lambda hung: EvidenceKept(slot=slot, incarnation=incarnation, hung=hung))
+
+    def _learn(self, order: Action, suspect: SuspectT, answer: Callable[[SuspectT], Event]) -> None:
+        process = self._processes.get((order.slot, order.incarnation))
         if process is None or process.pidfd < 0:
-            self._deliver(EvidenceKept(slot=slot, incarnation=incarnation, hung=order.hung))
+            self._deliver(answer(suspect))
             return
-        hung = complete(order.hung, process.pid)
+        seen = complete(suspect, process.pid)
 
         def kept(stacks: str, no_stacks: str) -> None:
-            evidence = msgspec.structs.replace(hung.evidence, stacks=stacks, no_stacks=no_stacks)
-            complete_hung = msgspec.structs.replace(hung, evidence=evidence)
-            self._deliver(EvidenceKept(slot=slot, incarnation=incarnation, hung=complete_hung))
+            evidence = msgspec.structs.replace(seen.evidence, stacks=stacks, no_stacks=no_stacks)
+            self._deliver(answer(msgspec.structs.replace(seen, evidence=evidence)))
 
         self._ask_stacks(process, kept)
 
@@ -281,6 +292,7 @@ class Children:
     def _exited(self, process: Process) -> None:
         if process.pidfd < 0:
             return
+        noticed_at = time.monotonic()
         self._kill_group(process)
         self._read_messages(process)
         process.output.drain()
@@ -306,6 +318,7 @@ class Children:
                 signal=number,
                 jitter=_random.random(),
                 output=process.output.last_lines(),
+                noticed_at=noticed_at,
             )
         )
         if process.kind == "mold":

@@ -10,6 +10,8 @@ import resource
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from supervisor import reload
 from supervisor.children import Children
 from supervisor.config import Config
@@ -207,6 +209,7 @@ class Commands:
         detail = SlotDetail(
             status=_slot_status(self._fleet, slot, time.monotonic()),
             output=self._children.last_lines(name)[-_OUTPUT_LINES:],
+            silence=msgspec.to_builtins(slot.suspicion) if slot.suspicion is not None else None,
             last_exit=self._records.last(name),
         )
         return Answer(detail=detail)
@@ -297,6 +300,7 @@ def _slot_status(fleet: Fleet, slot: Slot, now: float) -> SlotStatus:
         kind=slot.kind,
         state=slot.state.value,
         plan=pool.role(slot.name) if pool is not None else "",
+        health=slot.health.replace("_", " "),
         session=slot.session if slot.kind == "child" and lives else "",
         incarnation=slot.incarnation,
         pid=slot.pid,

@@ -67,13 +67,15 @@ class CrashLoopStatus(Struct, frozen=True, kw_only=True):
 
 
 class SlotStatus(Struct, frozen=True, kw_only=True):
-    """One slot. Ages are seconds; None where there is nothing to measure. `plan` is a phrase, empty for none."""
+    """One slot. Ages are seconds; None where there is nothing to measure. `plan` is a phrase, empty for none; `health`
+    is "ok" or the class of what is wrong, empty without a process."""
 
     slot: str
     pool: str
     kind: str
     state: str
     plan: str
+    health: str
     session: str
     incarnation: int
     pid: int | None
@@ -115,10 +117,12 @@ class FleetStatus(Struct, frozen=True, kw_only=True):
 
 
 class SlotDetail(Struct, frozen=True, kw_only=True):
-    """One slot with what is known of its process and of the one before: last lines, and the newest exit record."""
+    """One slot with what is known of its process and of the one before: last lines, what was seen of it while it is
+    silent, and the newest exit record."""
 
     status: SlotStatus
     output: list[str]
+    silence: dict[str, Any] | None
     last_exit: dict[str, Any] | None
 
 

@@ -3,21 +3,20 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from supervisor.facts import ChildHung, HangClass, ProcessEvidence
+from supervisor.facts import HangClass, ProcessEvidence, SuspectFact
+from supervisor.slots import HEARD
 from wire.pipe import STACKS_SIGNAL
 
-_HEARD = 3.0
-"""Seconds since a tick's last beat within which it counts as running (it beats once a second)."""
-
-
+SuspectT = TypeVar("SuspectT", bound=SuspectFact)
 _KEPT_LINES = 40
 _STATUS = ("State", "Threads", "TracerPid", "VmRSS", "VmSwap", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
 
 
-def complete(hung: ChildHung, pid: int) -> ChildHung:
+def complete(suspect: SuspectT, pid: int) -> SuspectT:
     """The fact with what /proc says of the process, and what that says of the hang.
 
     Nothing is read that waits for the process's memory lock: whoever holds that may be what hangs.
@@ -30,7 +29,7 @@ def complete(hung: ChildHung, pid: int) -> ChildHung:
         status=[line for line in _lines(f"/proc/{pid}/status") if line.partition(":")[0] in _STATUS],
         children=[_described(child) for child in sorted(children_of(pid))[:_KEPT_LINES]],
     )
-    return msgspec.structs.replace(hung, evidence=evidence, hang=hang_class(state, hung))
+    return msgspec.structs.replace(suspect, evidence=evidence, hang=hang_class(state, suspect))
 
 
 def why_no_stacks(pid: int) -> str:
@@ -47,15 +46,15 @@ def why_no_stacks(pid: int) -> str:
     return "the process does not answer (it has not come so far, or it is not ours)"
 
 
-def hang_class(process_state: str, hung: ChildHung) -> HangClass:
-    """Why a process is condemned, told from the kernel's letter and from its two ticks."""
+def hang_class(process_state: str, suspect: SuspectFact) -> HangClass:
+    """Why a process does not work, told from the kernel's letter and from its two ticks."""
     if process_state in ("T", "t"):
         return "stopped"
     if process_state == "D":
         return "uninterruptible"
-    if hung.silent_for < _HEARD or hung.why == "boot_timeout":
+    if not suspect.loop_silent:
         return "not_progressing"
-    return "loop_blocked" if hung.thread_silent_for < _HEARD else "interpreter_stuck"
+    return "loop_blocked" if suspect.thread_silent_for < min(HEARD, suspect.silent_for) else "interpreter_stuck"
 
 
 def children_of(pid: int) -> set[int]:

@@ -48,7 +48,7 @@ class ExitRecords:
     def __init__(self, state_dir: Path, complain: Callable[[str], None]) -> None:
         self._directory = state_dir / DIRECTORY
         self._complain = complain
-        self._hung: dict[tuple[str, int], facts.ChildHung] = {}
+        self._seen: dict[tuple[str, int], dict[str, facts.SuspectFact]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
         # Not joined at the end of the process: a disk that is stuck must not keep the supervisor from ending.
@@ -60,10 +60,12 @@ class ExitRecords:
         match fact:
             case facts.ChildSpawned():
                 self._enqueue(lambda: self._mark(fact.slot))
+            case facts.ChildSilent():
+                self._seen.setdefault((fact.slot, fact.incarnation), {})["silence"] = fact
             case facts.ChildHung():
-                self._hung[fact.slot, fact.incarnation] = fact
+                self._seen.setdefault((fact.slot, fact.incarnation), {})["hang"] = fact
             case facts.ChildDied():
-                record = _record(fact, self._hung.pop((fact.slot, fact.incarnation), None))
+                record = _record(fact, self._seen.pop((fact.slot, fact.incarnation), {}))
                 self._last[fact.slot] = record
                 self._enqueue(lambda: self._write(fact.slot, record))
 
@@ -134,11 +136,12 @@ def prune(state_dir: Path) -> None:
             folder.rmdir()
 
 
-def _record(died: facts.ChildDied, hung: facts.ChildHung | None) -> dict[str, Any]:
+def _record(died: facts.ChildDied, seen: dict[str, facts.SuspectFact]) -> dict[str, Any]:
+    """`silence` is what was seen when its loop had just fallen silent (the last time), `hang` before it was killed."""
     record = msgspec.to_builtins(died)
     ended = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    evidence = None if hung is None else msgspec.to_builtins(hung)
-    return {"ended_at": ended, **record, "hang": evidence}
+    evidence = {name: msgspec.to_builtins(seen[name]) if name in seen else None for name in ("silence", "hang")}
+    return {"ended_at": ended, **record, **evidence}
 
 
 def _write_file(folder: Path, name: str, data: bytes) -> None:

@@ -79,12 +79,24 @@ class ChildReady(SlotFact, frozen=True):
     seconds: float
 
 
-class ChildSilent(SlotFact, frozen=True):
-    """No beat from the event loop for `silent_for` seconds; `thread_silent_for` is the other tick's silence."""
+class SuspectFact(SlotFact, frozen=True):
+    """Base: a process does not do its work, with what could be learned of it.
+
+    `silent_for` and `thread_silent_for` are seconds since the last beat of its event loop and of its thread;
+    `loop_silent` that a beat of the loop was due. `hang` is empty until /proc was looked at.
+    """
 
     silent_for: float
     thread_silent_for: float
+    loop_silent: bool
     jobs_in_hand: int
+    session: str
+    hang: HangClass | None = None
+    evidence: ProcessEvidence = ProcessEvidence()
+
+
+class ChildSilent(SuspectFact, frozen=True):
+    """No beat from the event loop for as long as the pool allows. Nothing is done yet."""
 
 
 class ChildHeardAgain(SlotFact, frozen=True):
@@ -93,16 +105,27 @@ class ChildHeardAgain(SlotFact, frozen=True):
     silent_for: float
 
 
-class ChildHung(SlotFact, frozen=True):
-    """A process is killed now because it was silent too long (or did not boot, or did not leave), with the evidence."""
+class ChildStalled(SlotFact, frozen=True):
+    """The event loop beats, and for `stalled_for` seconds its session owes a step that it does not make."""
 
-    why: EndCause
-    silent_for: float
-    thread_silent_for: float
-    jobs_in_hand: int
+    stalled_for: float
     session: str
-    hang: HangClass | None = None
-    evidence: ProcessEvidence = ProcessEvidence()
+    jobs_in_hand: int
+
+
+class ChildMovesAgain(SlotFact, frozen=True):
+    """A session that stood still goes on."""
+
+
+class ChildHung(SuspectFact, frozen=True):
+    """A process is killed now, with the evidence: it was silent too long, stood still, did not boot, did not leave.
+
+    `detail` is a sentence where these fields do not say it; `lasted` is seconds from the first sign to this decision.
+    """
+
+    why: EndCause = "hung"
+    detail: str = ""
+    lasted: float = 0.0
 
 
 class ChildBye(SlotFact, frozen=True):
@@ -118,7 +141,8 @@ class ChildBye(SlotFact, frozen=True):
 class ChildDied(SlotFact, frozen=True):
     """The process is gone and reaped. `output` are its last lines, `beat` is its last beat.
 
-    `drained_for`: seconds since it was first asked to drain; None if it was not.
+    `drained_for`: seconds since it was first asked to drain; None if it was not. `detected_in`: seconds from the moment
+    at which the supervisor was woken for its end.
     """
 
     cause: EndCause
@@ -134,6 +158,7 @@ class ChildDied(SlotFact, frozen=True):
     session: str = ""
     beat: Beat | None = None
     drained_for: float | None = None
+    detected_in: float | None = None
 
 
 class CrashLoop(SlotFact, frozen=True):

@@ -33,6 +33,8 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.ChildRegistered: ("debug", "registered"),
     facts.ChildReady: ("info", "ready"),
     facts.ChildSilent: ("warning", "event loop is silent"),
+    facts.ChildStalled: ("warning", "event loop runs and the session does not get on"),
+    facts.ChildMovesAgain: ("warning", "the session gets on again"),
     facts.ChildHeardAgain: ("warning", "event loop is heard again"),
     facts.ChildHung: ("error", "killing a process that hangs"),
     facts.ChildBye: ("debug", "last words"),
@@ -101,10 +103,12 @@ class Log:
                 entry["output"] = fact.output[-5:] if fact.self_made or fact.cause in ("hung", "boot_timeout") else []
                 # What a beat says is in the exit record.
                 entry.pop("beat")
-            case facts.ChildHung():
+            case facts.SuspectFact():
                 evidence = msgspec.to_builtins(fact.evidence)
                 evidence["stacks"] = fact.evidence.stacks[:_MAX_STACKS]
                 entry["evidence"] = {key: value for key, value in evidence.items() if value}
+                # The class says it better.
+                del entry["loop_silent"], fields["loop_silent"]
             case facts.DrainFinished() if fact.killed or fact.stuck or fact.cut_off:
                 level = "warning"
             case facts.ChildBye() if fact.refused:
@@ -134,7 +138,7 @@ class Log:
 
     def _write(self, level: str, event: str, entry: dict[str, Any], fields: Mapping[str, Any]) -> None:
         if _LEVELS[level] >= self._threshold:
-            kept = {key: _short(value) for key, value in entry.items() if value not in ("", [], None)}
+            kept = {key: _short(value) for key, value in entry.items() if value not in ("", [], {}, None)}
             self._writer.write(self._render({"timestamp": _now(), "level": level, "event": event, **kept}, fields))
 
     def _render(self, entry: dict[str, Any], fields: Mapping[str, Any]) -> bytes:

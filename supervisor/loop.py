@@ -50,6 +50,7 @@ from supervisor.slots import (
     AskToDrain,
     Died,
     Event,
+    Examine,
     KeepEvidence,
     KillProcess,
     LoopBeat,
@@ -101,7 +102,11 @@ class Loop:
         self._writer = writer
         self._notifier = notifier
         self._metrics = Metrics(
-            fleet, build=fleet.build, clock=time.monotonic, dropped_lines=lambda: self._writer.dropped
+            fleet,
+            build=fleet.build,
+            clock=time.monotonic,
+            dropped_lines=lambda: self._writer.dropped,
+            round_lag=lambda: self._lag,
         )
         self._records = ExitRecords(Path(settings.supervisor.state_dir), self._complain)
         self._events: deque[Event] = deque()
@@ -110,6 +115,7 @@ class Loop:
         self._timer: asyncio.TimerHandle | None = None
         self._woken = False
         self._expected = time.monotonic()
+        self._lag = 0.0
         self._kill_counter = KillCounter()
         self._blame = Blame()
         # However short the service manager's patience is, two rounds fit into it.
@@ -206,6 +212,7 @@ class Loop:
 
     def _notice_own_absence(self, now: float) -> None:
         late = now - self._expected
+        self._lag = max(0.0, late)
         if late > OVERSLEPT:
             self._fleet.forgive(late)
             self._publish(Overslept(seconds=late))
@@ -324,6 +331,8 @@ class Loop:
                 self._spawn(action)
             case AskToDrain():
                 self._children.drain(action.slot, action.incarnation, action.grace)
+            case Examine():
+                self._children.examine(action)
             case KeepEvidence():
                 self._children.keep_evidence(action)
             case KillProcess():

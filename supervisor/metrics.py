@@ -23,6 +23,7 @@ from wire.pipe import DURATION_BUCKETS, Beat
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SLOT = ("pool", "slot")
 _RESTARTS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_EXIT_DETECTIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 _DETECTIONS = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0)
 _DRAINS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
@@ -31,16 +32,24 @@ class Metrics(Collector):
     """`publish` facts; `render` answers a scrape. Everything is read when asked, nothing is sampled."""
 
     def __init__(
-        self, fleet: Fleet, *, build: str, clock: Callable[[], float], dropped_lines: Callable[[], int]
+        self,
+        fleet: Fleet,
+        *,
+        build: str,
+        clock: Callable[[], float],
+        dropped_lines: Callable[[], int],
+        round_lag: Callable[[], float],
     ) -> None:
         self._fleet = fleet
         self._build = build
         self._clock = clock
         self._dropped_lines = dropped_lines
+        self._round_lag = round_lag
         self._counted: Counter[tuple[str, ...]] = Counter()
         self._died_at: dict[str, float] = {}
         self._restarts: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_RESTARTS))
         self._detections: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_DETECTIONS))
+        self._exit_detections: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_EXIT_DETECTIONS))
         self._drains: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_DRAINS))
         self._jobs = _Jobs()
         self._registry = CollectorRegistry()
@@ -61,8 +70,8 @@ class Metrics(Collector):
                 self._count_end(fact)
             case facts.ChildHung():
                 self._counted["hangs", fact.pool, fact.slot, fact.hang or "unknown"] += 1
-                if fact.why == "hung":
-                    self._detections[fact.pool].observe(fact.silent_for)
+                if fact.why != "killed":
+                    self._detections[fact.pool].observe(fact.lasted)
             case facts.CrashLoop():
                 self._counted["crash_loops", fact.pool, fact.slot] += 1
             case facts.ChildRecycled():
@@ -95,6 +104,8 @@ class Metrics(Collector):
             self._died_at.setdefault(died.slot, self._clock())
         else:
             self._died_at.pop(died.slot, None)
+        if died.detected_in is not None:
+            self._exit_detections[died.pool].observe(died.detected_in)
         if died.drained_for is not None:
             self._drains[died.pool].observe(died.drained_for)
         if died.beat is not None:
@@ -145,6 +156,9 @@ class Metrics(Collector):
             "Processes left behind by handlers and ended.",
             value=self._counted["orphans",],
         )
+        yield GaugeMetricFamily(
+            "mobius_supervisor_round_lag_seconds", "How late the last round came.", value=self._round_lag()
+        )
         yield CounterMetricFamily(
             "mobius_supervisor_log_lines_dropped", "Log lines that nobody read in time.", value=self._dropped_lines()
         )
@@ -159,7 +173,12 @@ class Metrics(Collector):
     def _times(self) -> Iterable[Metric]:
         for name, documentation, found in (
             ("mobius_pool_restart_seconds", "From an unplanned death to the slot's next ready child.", self._restarts),
-            ("mobius_pool_hang_detection_seconds", "From the last beat to the decision to kill.", self._detections),
+            ("mobius_pool_hang_detection_seconds", "From the first sign to the decision to kill.", self._detections),
+            (
+                "mobius_pool_exit_detection_seconds",
+                "From the kernel's word of a child's end to its being known.",
+                self._exit_detections,
+            ),
             ("mobius_pool_drain_seconds", "From the request to drain to the child's end.", self._drains),
         ):
             family = HistogramMetricFamily(name, documentation, labels=["pool"])

@@ -17,10 +17,13 @@ import msgspec
 from supervisor import config
 from supervisor.facts import ChildRecycled
 from supervisor.recycle import Recycler
-from supervisor.slots import AbandonSpawn, DeadlinePassed, Drain, Event, Kill, Slot, Start, State, Step
+from supervisor.slots import AbandonSpawn, DeadlinePassed, Drain, Event, Kill, Slot, Stalled, Start, State, Step
 from wire.pipe import PreviousEnd
 
 _COMING_UP = (State.SPAWNING, State.BOOTING, State.CONNECTING, State.CONNECTING_SILENT, State.READY, State.READY_SILENT)
+
+
+_AT_REST = (State.READY, State.BACKOFF, State.STUCK, State.DRAINING)
 
 
 def mold_slot_name(pool: str, number: int = 1) -> str:
@@ -186,6 +189,7 @@ class Pool:
             steps += self._try_on(now, children_may_start=children_may_start)
             self._sweep()
         if self.filling:
+            steps += self._end_stalled(now)
             steps += self._fill(now, children_may_start=children_may_start)
             steps += self._exchange(now, children_may_start=children_may_start)
             steps += self._close_old_molds(now)
@@ -343,6 +347,15 @@ class Pool:
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
+    def _end_stalled(self, now: float) -> list[Step]:
+        """Children that beat and do not get on: no more at a time than a planned change would take, so that whatever
+        they have in common does not empty the pool, should this ever be a mistake."""
+        stalled = [child for child in self.children if child.is_stalled]
+        busy = [child for child in self.staying if child.state not in _AT_REST and not child.is_stalled]
+        return [
+            step for child in stalled[: max(0, self.share - len(busy))] for step in self._order(child, Stalled, now)
+        ]
+
     def _fill(self, now: float, *, children_may_start: bool) -> list[Step]:
         steps: list[Step] = []
         if self.mold.state is State.EMPTY:
@@ -473,7 +486,7 @@ class Pool:
         concurrency = self.terms(slot.name)[0].concurrency
         return slot.step(Start(slot=slot.name, incarnation=slot.incarnation, concurrency=concurrency), now)
 
-    def _order(self, slot: Slot, order: type[DeadlinePassed | Kill], now: float) -> list[Step]:
+    def _order(self, slot: Slot, order: type[DeadlinePassed | Kill | Stalled], now: float) -> list[Step]:
         return slot.step(order(slot=slot.name, incarnation=slot.incarnation), now)
 
 

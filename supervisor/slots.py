@@ -18,10 +18,12 @@ from supervisor.facts import (
     ChildDied,
     ChildHeardAgain,
     ChildHung,
+    ChildMovesAgain,
     ChildReady,
     ChildRegistered,
     ChildSilent,
     ChildSpawned,
+    ChildStalled,
     ChildStuck,
     CrashLoop,
     CrashLoopOver,
@@ -47,6 +49,12 @@ STUCK_RETRY = 60.0
 
 DRAIN_MARGIN = 2.0
 """Seconds that a drained child has beyond its grace to write its last words, before it is killed."""
+
+HEARD = 3.0
+"""Seconds since a tick's last beat within which it counts as running (it beats once a second)."""
+
+STALLED_BEATS = 3
+"""Beats in a row that must say that a session stands still: one may, of a machine that was paused."""
 
 _NAMED_FAULTS = ("refused", "hung", "boot_timeout", "spawn_failed")
 _SELF_MADE_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
@@ -138,6 +146,16 @@ class SaidBye(Event, frozen=True):
     bye: Bye
 
 
+class Examined(Event, frozen=True):
+    """What could be learned of a process that is silent; it may have been heard meanwhile."""
+
+    silent: ChildSilent
+
+
+class Stalled(Event, frozen=True):
+    """Order: the child beats and does not get on, and nothing that it holds would be lost."""
+
+
 class EvidenceKept(Event, frozen=True):
     """What could be learned of a condemned process is known: nothing keeps it from being killed."""
 
@@ -147,7 +165,8 @@ class EvidenceKept(Event, frozen=True):
 class Died(Event, frozen=True):
     """The process is reaped: an exit code or a signal. `jitter` is a random number in [0, 1).
 
-    `out_of_memory`: the kernel killed it for want of memory; None where that cannot be told.
+    `out_of_memory`: the kernel killed it for want of memory; None where that cannot be told. `noticed_at`: monotonic
+    seconds at which the loop was woken for it.
     """
 
     exit_code: int | None
@@ -155,6 +174,7 @@ class Died(Event, frozen=True):
     jitter: float
     output: list[str]
     out_of_memory: bool | None = False
+    noticed_at: float | None = None
 
 
 class Start(Event, frozen=True):
@@ -187,11 +207,13 @@ EVENTS: tuple[type[Event], ...] = (
     ThreadBeat,
     MemorySampled,
     SaidBye,
+    Examined,
     EvidenceKept,
     Died,
     Start,
     Drain,
     Kill,
+    Stalled,
     DeadlinePassed,
 )
 
@@ -224,6 +246,12 @@ class KillProcess(Action, frozen=True):
 
 class AbandonSpawn(Action, frozen=True):
     """The process was never announced: close what was made for it."""
+
+
+class Examine(Action, frozen=True):
+    """Complete the fact with what can be learned of a silent process. Answered by Examined."""
+
+    silent: ChildSilent
 
 
 class KeepEvidence(Action, frozen=True):
@@ -291,6 +319,8 @@ class Slot:
         self._retry_at = 0.0
         self._kill_cause: EndCause | None = None
         self._hung: ChildHung | None = None
+        self.suspicion: ChildSilent | None = None
+        self._stalled_beats = 0
         self._fault = ""
         self._same_fault = 0
 
@@ -337,6 +367,29 @@ class Slot:
         """Over all incarnations, the present one included."""
         return self._totals if self.beat is None else self._totals.plus(self.beat)
 
+    @property
+    def is_stalled(self) -> bool:
+        """For `kill_after` its session has owed a step. Never with jobs in hand: they may be done all the same."""
+        beat = self.beat
+        return (
+            self.state in (State.CONNECTING, State.READY)
+            and self._stalled_beats >= STALLED_BEATS
+            and beat is not None
+            and beat.stalled_for >= self.limits.kill_after
+            and not beat.jobs_in_hand
+        )
+
+    @property
+    def health(self) -> str:
+        """In a word what is known of the process: "ok", or what is wrong with it; empty without a process."""
+        if self.pid is None:
+            return ""
+        if self.suspicion is not None:
+            return self.suspicion.hang or "silent"
+        if self._hung is not None:
+            return self._hung.hang or self._hung.why
+        return "not_progressing" if self._stalled_beats >= STALLED_BEATS else "ok"
+
     def beat_age(self, now: float) -> float | None:
         """Seconds since the last beat of the event loop; None while no process is expected to beat."""
         if self.state in (State.CONNECTING, State.CONNECTING_SILENT, State.READY, State.READY_SILENT):
@@ -377,8 +430,9 @@ class Slot:
         """A new incarnation with a clean record."""
         self.incarnation += 1
         self.concurrency = event.concurrency
-        self.pid = self.beat = self.bye = self.ready_at = self._kill_cause = self._hung = None
+        self.pid = self.beat = self.bye = self.ready_at = self._kill_cause = self._hung = self.suspicion = None
         self.private_memory = self.shared_memory = None
+        self._stalled_beats = 0
         self.session = "starting"
         self.killed_in_stop = self._stop_asked = False
         self._drain_began = math.inf
@@ -416,7 +470,18 @@ class Slot:
         self._loop_beat_at = now
         self.beat = event.beat
         self.session = event.beat.session
-        return self._end_crash_loop() if self._same_fault and self._is_healthy(now) else []
+        steps = self._note_stall(event.beat)
+        return steps + (self._end_crash_loop() if self._same_fault and self._is_healthy(now) else [])
+
+    def _note_stall(self, beat: Beat) -> list[Step]:
+        """What the parent's own clock cannot tell: the loop turns, and nothing comes of it."""
+        if beat.stalled_for >= self.limits.silence:
+            self._stalled_beats += 1
+            told = ChildStalled, {"stalled_for": beat.stalled_for, "session": beat.session}
+            due = self._stalled_beats == STALLED_BEATS
+            return [self._fact(told[0], **told[1], jobs_in_hand=beat.jobs_in_hand)] if due else []
+        was_stalled, self._stalled_beats = self._stalled_beats >= STALLED_BEATS, 0
+        return [self._fact(ChildMovesAgain)] if was_stalled else []
 
     def note_thread_beat(self, event: ThreadBeat, now: float) -> list[Step]:
         """Only the interpreter runs; its counters are as true as the loop's."""
@@ -431,18 +496,19 @@ class Slot:
 
     def note_heard_again(self, _event: Event, now: float) -> list[Step]:
         """Silence is over."""
+        self.suspicion = None
         return [self._fact(ChildHeardAgain, silent_for=now - self._loop_beat_at)]
 
-    def note_silence(self, _event: DeadlinePassed, now: float) -> list[Step]:
-        """Silent for a while: say so, do nothing yet."""
-        return [
-            self._fact(
-                ChildSilent,
-                silent_for=now - self._loop_beat_at,
-                thread_silent_for=now - self._thread_beat_at,
-                jobs_in_hand=self.jobs_in_hand,
-            )
-        ]
+    def examine(self, _event: DeadlinePassed, now: float) -> list[Step]:
+        """Silent for a while: look at it while it hangs, do nothing yet."""
+        self.suspicion = self._fact(ChildSilent, **self._as_seen(now), loop_silent=True)
+        return [Examine(slot=self.name, incarnation=self.incarnation, silent=self.suspicion)]
+
+    def note_examined(self, event: Examined, _now: float) -> list[Step]:
+        """It is told also if the process was heard, or asked to go, meanwhile."""
+        if self.suspicion is not None:
+            self.suspicion = event.silent
+        return [event.silent]
 
     def note_bye(self, event: SaidBye, _now: float) -> list[Step]:
         """Last words are kept until the end is known."""
@@ -487,15 +553,26 @@ class Slot:
 
     def condemn_as_hung(self, _event: DeadlinePassed, now: float) -> list[Step]:
         """Evidence first."""
-        return self._condemn("hung", now)
+        return self._condemn("hung", now, lasted=now - self._loop_beat_at, loop_silent=True)
+
+    def condemn_as_stalled(self, _event: Stalled, now: float) -> list[Step]:
+        """Evidence first."""
+        stalled_for = self.beat.stalled_for if self.beat is not None else 0.0
+        detail = f"its event loop runs, and for {stalled_for:.0f} s its session owed a step that it did not make"
+        return self._condemn("hung", now, lasted=stalled_for, detail=detail)
+
+    def condemn_as_lingering(self, _event: DeadlinePassed, now: float) -> list[Step]:
+        """Evidence first."""
+        return self._condemn("hung", now, lasted=LEAVE_PATIENCE, detail="it said its last words and did not go")
 
     def condemn_as_not_booted(self, _event: DeadlinePassed, now: float) -> list[Step]:
         """Evidence first."""
-        return self._condemn("boot_timeout", now)
+        return self._condemn("boot_timeout", now, lasted=now - self._asked_at)
 
     def condemn_as_overdue(self, _event: DeadlinePassed, now: float) -> list[Step]:
         """It had its grace, and its last words never came: evidence first, here too."""
-        return self._condemn("killed", now)
+        silent = now - self._loop_beat_at >= HEARD
+        return self._condemn("killed", now, lasted=now - self._drain_began, loop_silent=silent)
 
     def tell_evidence(self, event: EvidenceKept, _now: float) -> list[Step]:
         """Why it is killed, with everything that is known."""
@@ -529,16 +606,20 @@ class Slot:
 
     # --- how an end is judged ------------------------------------------------------------------------------------
 
-    def _condemn(self, cause: EndCause, now: float) -> list[Step]:
+    def _as_seen(self, now: float) -> dict[str, Any]:
+        return {
+            "silent_for": now - self._loop_beat_at,
+            "thread_silent_for": now - self._thread_beat_at,
+            "jobs_in_hand": self.jobs_in_hand,
+            "session": self.session,
+        }
+
+    def _condemn(
+        self, cause: EndCause, now: float, *, lasted: float, detail: str = "", loop_silent: bool = False
+    ) -> list[Step]:
         self._kill_cause = None if cause == "killed" else cause
-        self._hung = self._fact(
-            ChildHung,
-            why=cause,
-            silent_for=now - self._loop_beat_at,
-            thread_silent_for=now - self._thread_beat_at,
-            jobs_in_hand=self.jobs_in_hand,
-            session=self.session,
-        )
+        seen = self._as_seen(now)
+        self._hung = self._fact(ChildHung, **seen, why=cause, lasted=lasted, detail=detail, loop_silent=loop_silent)
         return [KeepEvidence(slot=self.name, incarnation=self.incarnation, hung=self._hung)]
 
     def _cause_of(self, event: Died) -> tuple[EndCause, str]:
@@ -576,6 +657,7 @@ class Slot:
             session=self.session,
             beat=self.beat,
             drained_for=now - self._drain_began if self._drain_began < math.inf else None,
+            detected_in=_since(event.noticed_at, now) if isinstance(event, Died) else None,
         )
         self._totals = self.totals
         self.beat = self.pid = self.private_memory = self.shared_memory = None
@@ -633,6 +715,10 @@ class Slot:
         return fact(pool=self.pool, slot=self.name, incarnation=self.incarnation, **fields)
 
 
+def _since(then: float | None, now: float) -> float | None:
+    return None if then is None else max(0.0, now - then)
+
+
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
@@ -684,7 +770,7 @@ def _orders() -> dict[type[Event], Cell]:
 def _row_of_life(state: State, silent: State, awake: State, after_ready: State) -> dict[type[Event], Cell]:
     """The rows of a process that has booted: connecting and ready, each heard or silent."""
     again = (Slot.note_heard_again,) if state is silent else ()
-    late = Cell(State.CONDEMNED, (Slot.condemn_as_hung,)) if state is silent else Cell(silent, (Slot.note_silence,))
+    late = Cell(State.CONDEMNED, (Slot.condemn_as_hung,)) if state is silent else Cell(silent, (Slot.examine,))
     return {
         **_orders(),
         Registered: Cell(awake, (*again, Slot.note_registered)),
@@ -692,8 +778,11 @@ def _row_of_life(state: State, silent: State, awake: State, after_ready: State) 
         LoopBeat: Cell(awake, (*again, Slot.note_beat)),
         ThreadBeat: Cell(state, (Slot.note_thread_beat,)),
         MemorySampled: Cell(state, (Slot.note_memory,)),
+        Examined: Cell(state, (Slot.note_examined,)),
         SaidBye: Cell(State.LEAVING, (Slot.note_bye,)),
         DeadlinePassed: late,
+        # Silence is the worse of the two, and has a deadline that runs.
+        **({} if state is silent else {Stalled: Cell(State.CONDEMNED, (Slot.condemn_as_stalled,))}),
     }
 
 
@@ -706,6 +795,7 @@ def _row_of_stopping(state: State) -> dict[type[Event], Cell]:
         LoopBeat: Cell(state, (Slot.note_beat,)),
         ThreadBeat: Cell(state, (Slot.note_thread_beat,)),
         MemorySampled: Cell(state, (Slot.note_memory,)),
+        Examined: Cell(state, (Slot.note_examined,)),
         SaidBye: Cell(state, (Slot.note_bye,)),
     }
 
@@ -740,7 +830,8 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         LoopBeat: Cell(State.LEAVING, (Slot.note_beat,)),
         ThreadBeat: Cell(State.LEAVING, (Slot.note_thread_beat,)),
         MemorySampled: Cell(State.LEAVING, (Slot.note_memory,)),
-        DeadlinePassed: Cell(State.CONDEMNED, (Slot.condemn_as_hung,)),
+        Examined: Cell(State.LEAVING, (Slot.note_examined,)),
+        DeadlinePassed: Cell(State.CONDEMNED, (Slot.condemn_as_lingering,)),
     },
     State.DRAINING: {
         **_row_of_stopping(State.DRAINING),

@@ -8,7 +8,21 @@ from rich.text import Text
 
 from supervisor.control_messages import CrashLoopStatus, FleetStatus, SlotDetail, SlotStatus
 
-_COLUMNS = ("SLOT", "STATE", "SESSION", "INC", "PID", "JOBS", "DONE", "FAILED", "BEAT", "LAG", "READY FOR", "PLAN")
+_COLUMNS = (
+    "SLOT",
+    "STATE",
+    "HEALTH",
+    "SESSION",
+    "INC",
+    "PID",
+    "JOBS",
+    "DONE",
+    "FAILED",
+    "BEAT",
+    "LAG",
+    "READY FOR",
+    "PLAN",
+)
 _COLOURS = {"ready": "green", "backoff": "red", "stuck": "red", "killed": "red", "draining": "yellow"}
 
 
@@ -60,6 +74,8 @@ def detail_lines(detail: SlotDetail) -> list[str]:
     fields = {name: value for name, value in shown.items() if value not in (None, "")}
     width = max(len(name) for name in fields)
     told = [f"{name.ljust(width)}  {_value(value)}" for name, value in fields.items()]
+    if detail.silence is not None:
+        told += ["", "its event loop is silent:", *_nested(detail.silence, "  ")]
     if detail.last_exit is not None:
         told += ["", "last exit:", *_nested(detail.last_exit, "  ")]
     if detail.output:
@@ -84,6 +100,7 @@ def _row(slot: SlotStatus) -> tuple[str, ...]:
     return (
         slot.slot,
         slot.state + retry,
+        slot.health or "-",
         slot.session,
         str(slot.incarnation),
         _value(slot.pid),

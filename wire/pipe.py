@@ -204,8 +204,10 @@ class ActionCounts(Message, frozen=True):
 class Beat(Message, frozen=True, tag="child.beat"):
     """Once a second, from both ticks. Counters are cumulative over the incarnation; ages are seconds.
 
-    `overdue` counts handlers that run on long after they were told to stop: nothing but the process's end ends them.
-    `journal_degraded`: the disk refuses the journal, and reports that are not acknowledged are in memory alone.
+    `stalled_for`: how long this end has owed a step that it does not make (whatever the other end owes has a deadline
+    here, after which this end moves again). `overdue` counts handlers that run on long after they were told to stop:
+    nothing but the process's end ends them. `journal_degraded`: the disk refuses the journal, and reports that are not
+    acknowledged are in memory alone.
     """
 
     slot: str
@@ -215,6 +217,7 @@ class Beat(Message, frozen=True, tag="child.beat"):
     jobs_in_hand: int = 0
     oldest_job_age: float = 0.0
     last_acknowledgement_age: float = 0.0
+    stalled_for: float = 0.0
     loop_lag: float = 0.0
     reports_waiting: int = 0
     reconnects: int = 0

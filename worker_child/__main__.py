@@ -1,6 +1,7 @@
 """One child's life, from the settings that its supervisor hands it to its exit code."""
 
 import asyncio
+import math
 import random
 import secrets
 import signal
@@ -43,13 +44,14 @@ def run(spawn: pipe.Spawn, channel: socket.socket, *, build_id: str, late_module
     settings = spawn.settings
     log.configure(level=settings.log_level, log_format=settings.log_format, mark=settings.log_mark)
     child = _Child(spawn, channel)
-    child.parent.hello(build_id)
     try:
         actions, catalogue = _work(spawn.settings, late_modules)
         key = ApiKey(spawn.settings.api_key, spawn.settings.api_key_file)
         where = target(spawn.settings.api_url, spawn.settings.project, key.project)
     except (ConfigurationError, CredentialError) as error:
         return child.fail(str(error), CONFIGURATION)
+    # Only now: until its modules are imported, a process has the time that it has to boot.
+    child.parent.hello(build_id)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -69,6 +71,7 @@ class _Child:
         self._settings = spawn.settings
         self._worker: Worker | None = None
         self._stop_asked: asyncio.Future[None]
+        self._recover_by = math.inf
 
     async def live(self, actions: Registry, catalogue: Catalogue, key: ApiKey, where: Target) -> int:
         """Takes the journal, looks for models, works, says goodbye."""
@@ -127,7 +130,11 @@ class _Child:
         A predecessor whose interpreter is stuck ends itself after `hang_limit` plus the grace; so long we wait.
         """
         settings = self._settings
-        return await asyncio.to_thread(journal.recover, settings.hang_limit + settings.drain_grace + 10.0)
+        deadline = settings.hang_limit + settings.drain_grace + 10.0
+        self._recover_by = time.monotonic() + deadline
+        recovered = await asyncio.to_thread(journal.recover, deadline)
+        self._recover_by = math.inf
+        return recovered
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
         """What the work results in; None when asked to stop meanwhile."""
@@ -159,7 +166,8 @@ class _Child:
 
     def _beat(self, now: float) -> pipe.Beat:
         if self._worker is None:
-            return pipe.Beat(slot="", incarnation=0, source="loop")
+            stalled_for = max(0.0, now - self._recover_by)
+            return pipe.Beat(slot="", incarnation=0, source="loop", stalled_for=stalled_for)
         return self._worker.beat(now)
 
 

@@ -35,6 +35,8 @@ from worker_child.decisions import (
 )
 from worker_child.deltas import DeltaStream, DeltaTraffic, Sent
 
+CONNECT_DEADLINE = 30.0
+"""Above the connection's own: it passes only when whoever should connect has lost the order."""
 REGISTER_DEADLINE = 30.0
 CLAIM_DEADLINE_FLOOR = 30.0
 REPORT_AGAIN = 10.0
@@ -248,7 +250,9 @@ class Session:
         self._hinted = False
         self._ready_announced = False
         self._retry_at = now
+        self._connect_deadline = _NEVER
         self._register_deadline = _NEVER
+        self._ended_at = _NEVER
         self._read_check_at = _NEVER
         self._old_at = _NEVER
         """When the connection has served its time; it is exchanged as soon as no claim is open."""
@@ -309,6 +313,7 @@ class Session:
             jobs_in_hand=len(self._jobs),
             oldest_job_age=now - next(iter(self._jobs.values())).claimed_at if self._jobs else 0.0,
             last_acknowledgement_age=now - self._last_acknowledgement,
+            stalled_for=self.stalled_for(now),
             reports_waiting=len(self._kept),
             reconnects=max(0, self.counts["registered"] - 1),
             completed=self.counts["completed"],
@@ -322,6 +327,7 @@ class Session:
         """When `tick` must be called, at the latest; infinity: an event must come first."""
         return min(
             self._retry_at,
+            self._connect_deadline,
             self._register_deadline,
             self._claim_deadline,
             self._claim_pause,
@@ -334,6 +340,20 @@ class Session:
             self._drain_ends_at,
         )
 
+    def stalled_for(self, now: float) -> float:
+        """Seconds for which this end owes a step that it does not make; 0 while everything is in time.
+
+        A deadline of its own that nobody served, a claim that could be made, or an end that does not come. Whatever the
+        control plane owes has a deadline here, after which this end moves: however long it is silent, this stays 0.
+        """
+        if self.state is State.ENDED:
+            owed_since = self._ended_at
+        elif self._room()[0] > 0:
+            owed_since = min(self.next_deadline(), self._last_acknowledgement)
+        else:
+            owed_since = self.next_deadline()
+        return max(0.0, now - owed_since)
+
     # --- events of the connection -----------------------------------------------------------------------------------
 
     def connected(self, now: float) -> list[Decision]:
@@ -342,6 +362,7 @@ class Session:
         self.last_read = now
         self._garbage = 0
         self._read_check_at = now + PING_AFTER
+        self._connect_deadline = _NEVER
         self._register_deadline = now + REGISTER_DEADLINE
         self._register_id = self._message_id()
         settings = self.settings
@@ -380,7 +401,7 @@ class Session:
         if key_changed and not self._refused_once:
             self._refused_once = True
             return self._lost(f"{reason}; the key file has a new key", now, 0.0)
-        return self._end(reason, refused=True)
+        return self._end(reason, now, refused=True)
 
     def suspended(self, now: float) -> list[Decision]:
         """The machine or this process was asleep: the connection cannot be trusted, and nobody is to blame."""
@@ -566,11 +587,14 @@ class Session:
             self._drain_settles_at = _NEVER
             decisions += self._end_if_drained(now)
         if now >= self._drain_ends_at:
-            decisions += self._end(f"{self._drain_reason}: the grace is over")
+            decisions += self._end(f"{self._drain_reason}: the grace is over", now)
         if now >= self._retry_at:
             self._retry_at = _NEVER
+            self._connect_deadline = now + CONNECT_DEADLINE
             self._move(Event.RETRY)
             decisions.append(Connect())
+        if now >= self._connect_deadline:
+            decisions += self._drop(f"not connected within {CONNECT_DEADLINE:g} s", now)
         if now >= self._register_deadline:
             decisions += self._drop(f"no answer to worker.register within {REGISTER_DEADLINE:g} s", now)
         if now >= self._claim_deadline:
@@ -694,7 +718,7 @@ class Session:
         code, message = frame.error.code, frame.error.message
         decisions: list[Decision] = [Note("warning", "session.error", {"code": code, "message": message})]
         if code == frames.INVALID_ACTOR:
-            return decisions + self._end(f"the control plane revoked the credential: {message}", refused=True)
+            return decisions + self._end(f"the control plane revoked the credential: {message}", now, refused=True)
         if code == frames.WORKER_INSTANCE_CONFLICT:
             return decisions + self._conflict(message, now)
         if frame.message_id is None:
@@ -717,20 +741,10 @@ class Session:
         """One claim, when one may be made and something could come of it."""
         if self._is_old:
             return self._exchange_if_old(now)
-        if self.state is not State.REGISTERED or self._claim_id is not None or self._claim_pause != _NEVER:
-            return []
-        slots = self.free_slots
-        actions = self._all_actions
-        if self._limits:
-            # Saturated actions leave the claim, and none that is left may be claimed beyond its own room.
-            actions = [name for name in actions if self._has_room(name)]
-            slots = min(
-                [slots, *(self._limits[name] - self._running[name] for name in actions if name in self._limits)]
-            )
-        if not self._offers_anything:
+        if self._may_claim and not self._offers_anything:
             return self._announce_ready()
-        if slots <= 0 or not (actions or self._models):
-            # Two empty lists would mean "everything" (contract, "Obligations of a worker").
+        slots, actions = self._room()
+        if slots <= 0:
             return []
         self._claim_id = self._message_id()
         self._claim_deadline = now + max(2 * self._cadence, CLAIM_DEADLINE_FLOOR)
@@ -744,6 +758,25 @@ class Session:
             )
         )
         return [claim, *self._announce_ready()]
+
+    def _room(self) -> tuple[int, list[str]]:
+        """How many jobs may be claimed now, and of which actions; 0 when no claim may be made."""
+        if not (self._may_claim and self._offers_anything):
+            return 0, []
+        slots = self.free_slots
+        actions = self._all_actions
+        if self._limits:
+            # Saturated actions leave the claim, and none that is left may be claimed beyond its own room.
+            actions = [name for name in actions if self._has_room(name)]
+            slots = min(
+                [slots, *(self._limits[name] - self._running[name] for name in actions if name in self._limits)]
+            )
+        # Two empty lists would mean "everything" (contract, "Obligations of a worker").
+        return (slots, actions) if actions or self._models else (0, [])
+
+    @property
+    def _may_claim(self) -> bool:
+        return self.state is State.REGISTERED and self._claim_id is None and self._claim_pause == _NEVER
 
     def _announce_ready(self) -> list[Decision]:
         """Once: the worker claims, or is held back by others than itself."""
@@ -969,7 +1002,7 @@ class Session:
         self._claim_pause = _NEVER
         self._hinted = False
         self._deltas.disconnected()
-        self._register_deadline = self._read_check_at = self._old_at = _NEVER
+        self._connect_deadline = self._register_deadline = self._read_check_at = self._old_at = _NEVER
         self._registered_at, self._is_old = None, False
         self._drain_acknowledged = False
         self._retry_at = now + delay
@@ -993,6 +1026,7 @@ class Session:
             return self._end(
                 f"worker_instance_id {self.settings.worker_instance_id!r} is in use by another live worker "
                 f"({message}); it stayed so for {limit:g} s: give each worker an id of its own",
+                now,
                 refused=True,
             )
         decisions = self._drop("worker_instance_conflict", now)
@@ -1029,14 +1063,17 @@ class Session:
         awaits_claim = self.state in _REPORTING and self._claim_id is not None and not self._drain_acknowledged
         if awaits_claim and now < self._drain_settles_at < _NEVER:
             return []
-        return self._end(self._drain_reason)
+        return self._end(self._drain_reason, now)
 
-    def _end(self, reason: str, *, refused: bool = False) -> list[Decision]:
+    def _end(self, reason: str, now: float, *, refused: bool = False) -> list[Decision]:
         if self.state is State.ENDED:
             return []
         self._move(Event.END)
+        self._ended_at = now
         self._claim_answered()
-        self._retry_at = self._register_deadline = self._claim_pause = self._read_check_at = self._scan_at = _NEVER
+        self._retry_at = self._connect_deadline = self._register_deadline = self._claim_pause = self._read_check_at = (
+            self._scan_at
+        ) = _NEVER
         self._old_at, self._is_old = _NEVER, False
         self._cut_off_at = self._drain_settles_at = self._drain_ends_at = self._deltas.next_at = _NEVER
         return [End(reason, refused)]

@@ -27,6 +27,8 @@ OVERSLEPT = 10.0
 SUSPEND_STEP = 2.0
 """Seconds by which CLOCK_BOOTTIME may run ahead of CLOCK_MONOTONIC between two rounds of the watch."""
 JOURNAL_RETRY = 10.0
+SYNC_PATIENCE = 5.0
+"""Seconds that the end of a worker waits for the journal's last sync."""
 
 
 class Worker:
@@ -113,7 +115,8 @@ class Worker:
         self._runner.stop()
         self._turn_over()
         if self._syncing is not None:
-            await self._syncing
+            # A disk that stands still keeps nobody here: what it has not taken is in the kernel's hands already.
+            await asyncio.wait([self._syncing], timeout=SYNC_PATIENCE)
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:

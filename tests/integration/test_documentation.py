@@ -110,7 +110,11 @@ def test_environment_variables() -> None:
 def test_metrics() -> None:
     """Every family of our own that a scrape shows."""
     fleet = Fleet(pool_file.load(ROOT / "configs" / "quickstart.toml", {}), "build")
-    scrape = Metrics(fleet, build="build", clock=time.monotonic, dropped_lines=lambda: 0).render().decode()
+    scrape = (
+        Metrics(fleet, build="build", clock=time.monotonic, dropped_lines=lambda: 0, round_lag=lambda: 0.0)
+        .render()
+        .decode()
+    )
     shown = re.findall(r"^# TYPE (mobius_\w+) ", scrape, re.MULTILINE)
     assert sorted(cell.strip("`") for cell in first_cells(section("**Metrics.**"))) == sorted(shown)
 

@@ -5,15 +5,17 @@ import datetime as dt
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from supervisor.faults import SAME_FAULT_LIMIT
-from supervisor.slots import DRAIN_MARGIN, EVIDENCE_PATIENCE
+from supervisor.slots import DRAIN_MARGIN, EVIDENCE_PATIENCE, STALLED_BEATS
 from tests.support.gate import Gate
 from tests.support.supervisor_process import SupervisorProcess
 from tests.support.worker_socket_server import WorkerSocketServer
@@ -83,6 +85,7 @@ def hangs(
         hung = supervisor.wait_for("killing a process that hangs", slot=SLOT)
         died = supervisor.wait_for("process ended", slot=SLOT)
         assert 1.5 <= silent["silent_for"] <= 1.5 + BUSY
+        assert silent["hang"]
         assert 3.0 <= hung["silent_for"] <= 3.0 + BUSY
         assert seconds_between(hung, died) <= BUSY
         assert (died["cause"], died["signal"]) == ("hung", signal.SIGKILL)
@@ -121,6 +124,39 @@ def test_silent(tmp_path: Path, server: WorkerSocketServer) -> None:
     assert "in run\n" in hung["evidence"]["stacks"]
 
 
+def test_stands_still(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Both beats come, and say that the session owes a step: named at `silence`, ended at `kill_after`."""
+    with supervising(tmp_path, server, "stands_still") as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.stand_still", {})
+        server.wait_for_report()
+        stalled = supervisor.wait_for("event loop runs and the session does not get on", slot=SLOT)
+        hung = supervisor.wait_for("killing a process that hangs", slot=SLOT)
+        died = supervisor.wait_for("process ended", slot=SLOT)
+        assert 1.5 <= stalled["stalled_for"] <= hung["lasted"]
+        assert 3.0 <= hung["lasted"] <= 3.0 + STALLED_BEATS + BUSY
+        assert (hung["hang"], hung["session"], hung["jobs_in_hand"]) == ("not_progressing", "registered", 0)
+        assert "owed a step" in hung["detail"]
+        assert "in run\n" in hung["evidence"]["stacks"]
+        assert (died["cause"], died["signal"]) == ("hung", signal.SIGKILL)
+        lives_on(supervisor, server)
+
+
+def test_a_control_plane_that_hears_nothing_is_no_fault_of_the_children(tmp_path: Path) -> None:
+    """It takes connections and answers none; the children try again and again, and none of them is touched."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as deaf:
+        plane = SimpleNamespace(url=f"http://127.0.0.1:{deaf.getsockname()[1]}", key_file=tmp_path / "key")
+        plane.key_file.write_text("mbx_0123456789abcdef0123456789abcdef\n")
+        plane.key_file.chmod(0o600)
+        with supervising(tmp_path, plane, workers=2) as supervisor:  # type: ignore[arg-type]
+            # After the connection's own fifteen seconds, which are five times `kill_after`.
+            for slot in (SLOT, "default-2"):
+                supervisor.wait_for("session.disconnected", slot=slot)
+            for event in ("event loop", "killing", "process ended"):
+                assert list(supervisor.matching(event)) == []
+            assert supervisor.terminate() == 0
+
+
 def test_the_exit_record_has_everything(tmp_path: Path, server: WorkerSocketServer) -> None:
     with supervising(tmp_path, server, "blocks_the_loop") as supervisor:
         supervisor.wait_for("ready", slot=SLOT)
@@ -135,6 +171,7 @@ def test_the_exit_record_has_everything(tmp_path: Path, server: WorkerSocketServ
     assert kept["hang"]["jobs_in_hand"] == 1
     assert "in block" in kept["hang"]["evidence"]["stacks"]
     assert any(line.startswith("State:") for line in kept["hang"]["evidence"]["status"])
+    assert "in block" in kept["silence"]["evidence"]["stacks"]
     assert 0 < len(kept["output"]) <= 100
 
 

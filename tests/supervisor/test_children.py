@@ -21,6 +21,8 @@ from supervisor.slots import (
     Died,
     Event,
     EvidenceKept,
+    Examine,
+    Examined,
     KeepEvidence,
     LoopBeat,
     SaidBye,
@@ -141,6 +143,7 @@ async def test_a_process_is_made_heard_drained_and_reaped(nursery: Nursery) -> N
     assert bye.bye.finished == 2
     died = await nursery.wait_for(Died)
     assert (died.exit_code, died.signal, died.output) == (0, None, ["at work", "drain 12"])
+    assert died.noticed_at is not None
     assert not exists(spawned.pid)
 
 
@@ -319,6 +322,7 @@ async def test_evidence_names_the_kernels_view(nursery: Nursery) -> None:
         why="hung",
         silent_for=45.0,
         thread_silent_for=45.0,
+        loop_silent=True,
         jobs_in_hand=1,
         session="registered",
     )
@@ -326,6 +330,10 @@ async def test_evidence_names_the_kernels_view(nursery: Nursery) -> None:
     kept = await nursery.wait_for(EvidenceKept)
     assert (kept.hung.evidence.state, kept.hung.hang) == ("T", "stopped")
     assert any(line.startswith("State:") for line in kept.hung.evidence.status)
+    silent = facts.ChildSilent(**{name: getattr(hung, name) for name in facts.ChildSilent.__struct_fields__})
+    nursery.children.examine(Examine(slot="a", incarnation=1, silent=silent))
+    examined = await nursery.wait_for(Examined)
+    assert (examined.silent.evidence.state, examined.silent.hang) == ("T", "stopped")
 
 
 # --- through a real mold -----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def condemned(why: EndCause, silent_for: float, thread_silent_for: float) -> Chi
         why=why,
         silent_for=silent_for,
         thread_silent_for=thread_silent_for,
+        loop_silent=why != "boot_timeout" and silent_for > 1.0,
         jobs_in_hand=1,
         session="registered",
     )
@@ -46,6 +47,8 @@ def test_a_process_that_is_gone_leaves_no_evidence_and_no_error() -> None:
         ("T", "hung", 45.0, 0.5, "stopped"),
         ("D", "hung", 45.0, 45.0, "uninterruptible"),
         ("S", "hung", 45.0, 0.5, "loop_blocked"),
+        ("S", "hung", 1.5, 0.5, "loop_blocked"),
+        ("S", "hung", 1.5, 1.5, "interpreter_stuck"),
         ("R", "hung", 45.0, 45.0, "interpreter_stuck"),
         ("", "hung", 45.0, 45.0, "interpreter_stuck"),
         ("S", "killed", 0.5, 0.5, "not_progressing"),

@@ -37,10 +37,22 @@ HUNG = facts.ChildHung(
     why="hung",
     silent_for=45.0,
     thread_silent_for=0.5,
+    loop_silent=True,
     jobs_in_hand=2,
     session="registered",
     hang="loop_blocked",
     evidence=facts.ProcessEvidence(state="S", stacks='Thread 0x1:\n  File "x.py", line 1 in block\n'),
+)
+SILENT = facts.ChildSilent(
+    pool="rig",
+    slot="rig-1",
+    incarnation=3,
+    silent_for=10.0,
+    thread_silent_for=0.5,
+    loop_silent=True,
+    jobs_in_hand=2,
+    session="registered",
+    evidence=facts.ProcessEvidence(stacks="in begin_of_the_hang"),
 )
 SPAWNED = facts.ChildSpawned(pool="rig", slot="rig-1", incarnation=1, pid=4711)
 
@@ -64,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_a_record_has_the_end_the_evidence_the_last_beat_and_the_output(tmp_path: Path) -> None:
-    assert record(tmp_path, HUNG, DIED) == []
+    assert record(tmp_path, SILENT, HUNG, DIED) == []
     (path,) = files(tmp_path)
     found = read(path)
     assert (found["cause"], found["signal"], found["pid"], found["lived"]) == ("hung", 9, 4711, 12.5)
@@ -72,6 +84,7 @@ def test_a_record_has_the_end_the_evidence_the_last_beat_and_the_output(tmp_path
     assert found["beat"]["oldest_job_age"] == 40.0
     assert found["hang"]["hang"] == "loop_blocked"
     assert "in block" in found["hang"]["evidence"]["stacks"]
+    assert found["silence"]["evidence"]["stacks"] == "in begin_of_the_hang"
     assert found["ended_at"].endswith("Z")
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -45,7 +46,9 @@ class Story:
         self.embedded = embedded
         self.fleet = Fleet(self.settings(), "build")
         self.now = 1000.0
-        self.metrics = Metrics(self.fleet, build="1+abc", clock=lambda: self.now, dropped_lines=lambda: 7)
+        self.metrics = Metrics(
+            self.fleet, build="1+abc", clock=lambda: self.now, dropped_lines=lambda: 7, round_lag=lambda: 0.0
+        )
 
     def settings(self, concurrency: int = 4) -> config.Config:
         return config.Config(
@@ -161,9 +164,9 @@ def busy_story() -> Story:
         LoopBeat(**first, beat=beat),
         MemorySampled(**first, private=3_000_000, shared_fairly=5_000_000),
     )
-    hung = {"pool": "rig", **first, "why": "hung", "silent_for": 45.0, "thread_silent_for": 0.1, "jobs_in_hand": 1}
+    hung = {"pool": "rig", **first, "silent_for": 45.0, "thread_silent_for": 0.1, "jobs_in_hand": 1, "lasted": 45.0}
     for fact in (
-        facts.ChildHung(**hung, session="registered", hang="loop_blocked"),
+        facts.ChildHung(**hung, loop_silent=True, session="registered", hang="loop_blocked"),
         facts.CrashLoop(pool="rig", **first, times=5, how="exit code 1", says="KeyError"),
         facts.ChildRecycled(pool="rig", **first, reason="age", jobs_done=3, age=100.0, private_memory=None),
         facts.OrphanEnded(pid=1),
@@ -209,10 +212,13 @@ def test_times_of_hangs_and_drains() -> None:
     story = busy_story()
     story.feed(Drain(slot="rig-1", incarnation=1, grace=30.0))
     story.now += 2.0
-    story.feed(Died(slot="rig-1", incarnation=1, exit_code=0, signal=None, jitter=0.0, output=[]))
+    died = Died(slot="rig-1", incarnation=1, exit_code=0, signal=None, jitter=0.0, output=[])
+    story.feed(msgspec.structs.replace(died, noticed_at=story.now - 0.125))
     found = samples(story.metrics)
     pool = (("pool", "rig"),)
     assert found["mobius_pool_drain_seconds_sum", pool] == 2.0
+    assert found["mobius_pool_exit_detection_seconds_sum", pool] == 0.125
+    assert found["mobius_supervisor_round_lag_seconds", ()] == 0.0
     assert found["mobius_pool_hang_detection_seconds_sum", pool] == 45.0
     assert found["mobius_slot_hangs_total", slot("rig-1", ("class", "loop_blocked"))] == 1
     assert found["mobius_slot_recycles_total", slot("rig-1", ("reason", "age"))] == 1

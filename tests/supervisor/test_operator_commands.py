@@ -86,7 +86,7 @@ def test_status_shows_everything_to_its_own_user_alone(tmp_path: Path, server: W
         assert told.returncode == 0
         headline, titles, *rows = told.stdout.splitlines()
         assert headline == "running, ready: default 2 of 2"
-        assert titles.split()[:3] == ["SLOT", "STATE", "SESSION"]
+        assert titles.split()[:4] == ["SLOT", "STATE", "HEALTH", "SESSION"]
         assert [row.split()[0] for row in rows] == ["mold:default", "default-1", "default-2"]
         status = operated.status()
         assert status["pools"] == [{"pool": "default", "workers": 2, "working": 2, "rolling": False}]

@@ -19,7 +19,7 @@ def made() -> Ops:
         credential=config.Credential(source="test", key_file="/nonexistent"),
     )
     fleet = Fleet(settings, "build")
-    return Ops(fleet, Metrics(fleet, build="build", clock=lambda: 0.0, dropped_lines=lambda: 0))
+    return Ops(fleet, Metrics(fleet, build="build", clock=lambda: 0.0, dropped_lines=lambda: 0, round_lag=lambda: 0.0))
 
 
 async def connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -5,6 +5,7 @@ from typing import Any
 from supervisor import config
 from supervisor.pool import Pool
 from supervisor.slots import (
+    STALLED_BEATS,
     AbandonSpawn,
     AskToDrain,
     BecameReady,
@@ -12,11 +13,13 @@ from supervisor.slots import (
     Died,
     Event,
     KillProcess,
+    LoopBeat,
     Spawned,
     SpawnFailed,
     SpawnProcess,
     State,
 )
+from wire.pipe import Beat
 
 
 class Story:
@@ -150,6 +153,51 @@ def test_kill_ends_everybody_at_once() -> None:
     story = Story()
     story.full()
     assert orders(story.pool.kill(story.now)) == [("KillProcess", "rig-1", 1), ("KillProcess", "rig-2", 1)]
+
+
+def stands_still(story: Story, slot: str, **fields: Any) -> None:
+    incarnation = next(one for one in story.pool.children if one.name == slot).incarnation
+    beat = Beat(slot=slot, incarnation=incarnation, source="loop", stalled_for=60.0, **fields)
+    for _ in range(STALLED_BEATS):
+        story.happened(LoopBeat, slot, beat=beat)
+
+
+def test_children_that_stand_still_are_ended_a_share_at_a_time_and_never_with_jobs_in_hand() -> None:
+    story = Story(workers=8)
+    story.full()
+    for number in (1, 2, 3, 4):
+        stands_still(story, f"rig-{number}", jobs_in_hand=int(number == 1))
+
+    def condemned() -> list[str]:
+        return [child.name for child in story.pool.children if child.state is State.CONDEMNED]
+
+    story.tick()
+    assert condemned() == ["rig-2", "rig-3"]
+    story.tick()
+    assert condemned() == ["rig-2", "rig-3"], "the others wait until these are back"
+    for slot in ("rig-2", "rig-3"):
+        story.dies(slot)
+    story.tick()
+    story.comes_up("rig-2")
+    story.tick()
+    assert condemned() == ["rig-4"]
+    stands_still(story, "rig-1")
+    story.comes_up("rig-3")
+    story.tick()
+    assert condemned() == ["rig-1", "rig-4"]
+
+
+def test_a_child_that_fails_again_and_again_keeps_nobody_from_being_ended() -> None:
+    story = Story()
+    story.full()
+    story.dies("rig-1", signal=11)
+    story.tick()
+    story.happened(Spawned, "rig-1", pid=2)
+    story.dies("rig-1", signal=11, jitter=1.0)
+    story.tick()
+    stands_still(story, "rig-2")
+    story.tick()
+    assert [child.state for child in story.pool.children] == [State.BACKOFF, State.CONDEMNED]
 
 
 def test_a_mass_death_is_no_mass_start() -> None:

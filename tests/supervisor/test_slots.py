@@ -23,6 +23,8 @@ from supervisor.slots import (
     Drain,
     Event,
     EvidenceKept,
+    Examine,
+    Examined,
     KeepEvidence,
     Kill,
     KillProcess,
@@ -34,6 +36,7 @@ from supervisor.slots import (
     Spawned,
     SpawnFailed,
     SpawnProcess,
+    Stalled,
     Start,
     State,
     ThreadBeat,
@@ -54,6 +57,18 @@ HUNG = facts.ChildHung(
     why="hung",
     silent_for=45.0,
     thread_silent_for=0.5,
+    loop_silent=True,
+    jobs_in_hand=1,
+    session="registered",
+    hang="loop_blocked",
+)
+SILENT = facts.ChildSilent(
+    pool="rig",
+    slot="rig-1",
+    incarnation=1,
+    silent_for=10.0,
+    thread_silent_for=0.5,
+    loop_silent=True,
     jobs_in_hand=1,
     session="registered",
     hang="loop_blocked",
@@ -65,6 +80,7 @@ REFUSED: dict[State, set[type[Event]]] = {
     State.EMPTY: set(EVENTS) - {Start, Drain, Kill},
     State.BACKOFF: set(EVENTS) - {DeadlinePassed, Drain, Kill},
     # Not announced: it has no pidfd and no words yet; it is full, so it is not filled again.
+    # None of what has no process, or is ended already, can be found to stand still.
     State.SPAWNING: set(EVENTS) - {Spawned, SpawnFailed, Drain, Kill, DeadlinePassed},
     # The first words are Hello, and beats follow them; Bye may stand in their place.
     State.BOOTING: {
@@ -76,23 +92,26 @@ REFUSED: dict[State, set[type[Event]]] = {
         LoopBeat,
         ThreadBeat,
         MemorySampled,
+        Examined,
         EvidenceKept,
+        Stalled,
     },
     # Announced and booted only once, and filled only when empty.
     State.CONNECTING: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
-    State.CONNECTING_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
+    # Silence is the worse of the two, and has a deadline that runs.
+    State.CONNECTING_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept, Stalled},
     State.READY: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
-    State.READY_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept},
+    State.READY_SILENT: {Spawned, SpawnFailed, Start, Booted, EvidenceKept, Stalled},
     # After the last words only beats that were on their way.
-    State.LEAVING: {Spawned, SpawnFailed, Start, Booted, Registered, BecameReady, SaidBye, EvidenceKept},
+    State.LEAVING: {Spawned, SpawnFailed, Start, Booted, Registered, BecameReady, SaidBye, EvidenceKept, Stalled},
     # An order may overtake an announcement, so that is heard; a kill for a hang cannot.
     # Evidence that nobody waits for any more was already told without it.
-    State.DRAINING: {Start, EvidenceKept},
-    State.CONDEMNED: {Spawned, SpawnFailed, Start},
-    State.OVERDUE: {Start},
-    State.KILLED: {Spawned, SpawnFailed, Start, EvidenceKept},
-    State.ENDING: {Start, EvidenceKept},
-    State.STUCK: {Start, EvidenceKept},
+    State.DRAINING: {Start, EvidenceKept, Stalled},
+    State.CONDEMNED: {Spawned, SpawnFailed, Start, Stalled},
+    State.OVERDUE: {Start, Stalled},
+    State.KILLED: {Spawned, SpawnFailed, Start, EvidenceKept, Stalled},
+    State.ENDING: {Start, EvidenceKept, Stalled},
+    State.STUCK: {Start, EvidenceKept, Stalled},
 }
 
 
@@ -106,6 +125,7 @@ def event_of(kind: type[Event], incarnation: int = 1, **fields: Any) -> Any:
         ThreadBeat: {"beat": pipe.Beat(slot="rig-1", incarnation=1, source="thread", session="registered")},
         SaidBye: {"bye": pipe.Bye(slot="rig-1", incarnation=1, reason="drained")},
         Died: {"exit_code": 0, "signal": None, "jitter": 0.5, "output": []},
+        Examined: {"silent": SILENT},
         EvidenceKept: {"hung": HUNG},
         MemorySampled: {"private": 3_000_000, "shared_fairly": 5_000_000},
         Drain: {"grace": 30.0},
@@ -366,8 +386,12 @@ def test_silence_is_named_then_ends_in_evidence_and_a_kill() -> None:
     began = life.now
     life.pass_deadline()
     assert life.now == began + 10.0
-    (silent,) = life.facts(facts.ChildSilent)
-    assert silent.silent_for == 10.0
+    (examine,) = life.steps
+    assert isinstance(examine, Examine)
+    assert (examine.silent.silent_for, life.slot.health) == (10.0, "silent")
+    seen = msgspec.structs.replace(examine.silent, hang="loop_blocked")
+    assert life.feed(Examined, silent=seen) == [seen]
+    assert (life.slot.suspicion, life.slot.health) == (seen, "loop_blocked")
     life.feed(ThreadBeat)
     life.pass_deadline()
     assert life.now == began + 45.0
@@ -375,6 +399,7 @@ def test_silence_is_named_then_ends_in_evidence_and_a_kill() -> None:
     assert isinstance(evidence, KeepEvidence)
     assert [type(step) for step in life.feed(EvidenceKept, hung=evidence.hung)] == [facts.ChildHung, KillProcess]
     assert (evidence.hung.silent_for, evidence.hung.thread_silent_for, evidence.hung.session) == (45, 35, "registered")
+    assert (evidence.hung.lasted, evidence.hung.loop_silent) == (45, True)
     # Hung within healthy_after, for the first time after having been ready: at once, and counted.
     assert restart_after(life, signal=9) == 0.0
     assert life.slot.failures == 1
@@ -392,6 +417,60 @@ def test_a_beat_ends_the_silence() -> None:
     assert again.silent_for == 15.0
     assert life.slot.state is State.READY
     assert life.slot.deadline == life.now + 10.0
+    # What was seen of it comes late, and is told all the same.
+    assert life.feed(Examined) == [SILENT]
+    assert (life.slot.suspicion, life.slot.health) == (None, "ok")
+
+
+def stalled_beat(seconds: float, **fields: Any) -> pipe.Beat:
+    beat = pipe.Beat(slot="rig-1", incarnation=1, source="loop", session="registered", stalled_for=seconds)
+    return msgspec.structs.replace(beat, **fields)
+
+
+def test_a_session_that_stands_still_is_named_then_may_be_ended() -> None:
+    life = Life()
+    life.start()
+    assert [len(life.feed(LoopBeat, beat=stalled_beat(10.0 + second))) for second in range(5)] == [0, 0, 1, 0, 0]
+    assert (life.slot.health, life.slot.is_stalled) == ("not_progressing", False)
+    life.feed(LoopBeat, beat=stalled_beat(45.0, jobs_in_hand=1))
+    assert not life.slot.is_stalled, "what it has in hand may be done all the same"
+    life.feed(LoopBeat, beat=stalled_beat(46.0))
+    assert life.slot.is_stalled
+    (evidence,) = life.feed(Stalled)
+    assert isinstance(evidence, KeepEvidence)
+    assert (evidence.hung.why, evidence.hung.lasted, evidence.hung.loop_silent) == ("hung", 46.0, False)
+    assert "owed a step" in evidence.hung.detail
+    life.feed(EvidenceKept, hung=evidence.hung)
+    assert restart_after(life, signal=9) == 0.0
+
+
+def test_a_session_that_stood_still_and_goes_on_is_let_alone() -> None:
+    life = Life()
+    life.start()
+    for _ in range(3):
+        life.feed(LoopBeat, beat=stalled_beat(100.0))
+    assert life.slot.is_stalled
+    (again,) = life.feed(LoopBeat)
+    assert isinstance(again, facts.ChildMovesAgain)
+    assert (life.slot.is_stalled, life.slot.health) == (False, "ok")
+
+
+def test_one_beat_after_a_pause_of_the_machine_is_no_stall() -> None:
+    life = Life()
+    life.start()
+    assert life.feed(LoopBeat, beat=stalled_beat(3600.0)) == []
+    assert not life.slot.is_stalled
+    assert life.feed(LoopBeat) == []
+
+
+def test_a_process_that_does_not_leave_is_killed_and_not_called_silent() -> None:
+    life = Life()
+    life.start()
+    life.feed(SaidBye)
+    life.pass_deadline()
+    (evidence,) = life.steps
+    assert isinstance(evidence, KeepEvidence)
+    assert (evidence.hung.loop_silent, evidence.hung.detail) == (False, "it said its last words and did not go")
 
 
 def test_a_child_that_does_not_boot_is_killed_and_counts_as_a_failure() -> None:

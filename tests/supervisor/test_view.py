@@ -16,6 +16,7 @@ def slot(**changes: Any) -> SlotStatus:
         "kind": "child",
         "state": "ready",
         "plan": "",
+        "health": "ok",
         "session": "registered",
         "incarnation": 3,
         "pid": 4711,
@@ -90,8 +91,11 @@ def test_the_live_table_has_every_slot() -> None:
 
 def test_a_slot_in_detail() -> None:
     last_exit = {"cause": "hung", "evidence": {"stacks": "Thread 1\n  in block", "status": ["State: S"]}, "none": None}
-    lines = view.detail_lines(SlotDetail(status=slot(), output=["at work", "\x1b[2Jgone"], last_exit=last_exit))
+    lines = view.detail_lines(
+        SlotDetail(status=slot(), output=["at work", "\x1b[2Jgone"], silence={"hang": "stopped"}, last_exit=last_exit)
+    )
     assert "pid              4711" in lines
+    assert lines[lines.index("its event loop is silent:") + 1] == "  hang: stopped"
     start = lines.index("last exit:")
     assert lines[start + 1 : start + 7] == [
         "  cause: hung",

@@ -438,7 +438,7 @@ async def test_a_child_that_hangs_for_good_ends_itself_with_its_stacks(rig: Rig)
     await rig.server.answer_claim(claimed_job(1, action="block"))
     assert await rig.exit_code(child) == 1
     output = child.output()
-    assert "Timeout (0:00:02)" in output
+    assert "Timeout (0:00:02.2" in output
     assert "in block" in output
 
 

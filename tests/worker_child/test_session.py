@@ -25,7 +25,14 @@ from worker_child.decisions import (
     Send,
     StartJob,
 )
-from worker_child.session import TRANSITIONS, ActionTerms, Event, SessionError, State
+from worker_child.session import (
+    CONNECT_DEADLINE,
+    TRANSITIONS,
+    ActionTerms,
+    Event,
+    SessionError,
+    State,
+)
 
 FAILED = Outcome(status="failed", error_type="ValueError", error_message="no")
 
@@ -745,6 +752,56 @@ def test_the_beat_says_what_the_session_does() -> None:
 
 
 # --- what the supervisor is told -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [(), ("upgrade",), ("upgrade", "register"), ("refusal",)], ids="-".join)
+def test_a_control_plane_that_does_not_answer_is_no_stall(answers: tuple[str, ...]) -> None:
+    """It hears nothing at all, or upgrades, or registers besides, or refuses connections; for two hours."""
+    driver = SessionDriver()
+    seen = set()
+    for _ in range(7200):
+        driver.wait(1)
+        seen.add(driver.session.state)
+        if driver.session.state is State.CONNECTING and "refusal" in answers:
+            driver.lose()
+        if driver.session.state is State.CONNECTING and "upgrade" in answers:
+            driver.took(driver.session.connected(driver.now))
+        if driver.session.state is State.REGISTERING and "register" in answers:
+            terms = frames.Lease(lease_duration_seconds=60, heartbeat_cadence_seconds=20)
+            driver.receive(frames.Registered(worker_session_token="session", lease=terms))
+        assert driver.session.stalled_for(driver.now) == 0.0
+    assert {State.WAITING, State.CONNECTING} <= seen
+
+
+def test_a_deadline_that_nobody_serves_is_a_stall() -> None:
+    driver = SessionDriver().register()
+    due = driver.session.next_deadline()
+    assert driver.session.beat(due).stalled_for == 0.0
+    assert driver.session.beat(due + 50.0).stalled_for == 50.0
+
+
+def test_a_claim_that_is_not_made_is_a_stall() -> None:
+    driver = SessionDriver().register()
+    driver.session._claim_answered()
+    assert driver.session.stalled_for(driver.now + 12.0) == 12.0
+    driver.session._pause_claims(driver.now)
+    assert driver.session.stalled_for(driver.now + 12.0) == 0.0
+
+
+def test_an_end_that_does_not_come_is_a_stall() -> None:
+    driver = SessionDriver().register()
+    driver.error("invalid_actor")
+    assert driver.session.stalled_for(driver.now + 9.0) == 9.0
+
+
+def test_a_connection_that_is_neither_opened_nor_refused_is_given_up() -> None:
+    driver = SessionDriver()
+    driver.took(driver.session.tick(driver.now))
+    assert driver.session.state is State.CONNECTING
+    driver.wait(CONNECT_DEADLINE)
+    (dropped,) = driver.of(DropConnection)
+    assert dropped.reason == "not connected within 30 s"
+    assert driver.session.state is State.WAITING
 
 
 def test_jobs_are_counted_by_action_and_duration() -> None:

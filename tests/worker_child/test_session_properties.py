@@ -233,6 +233,11 @@ class SessionUnderRandomEvents(RuleBasedStateMachine):
         assert sum(job.action == "rare" for job in self.session._jobs.values()) <= 1
 
     @invariant()
+    def whatever_the_server_does_this_end_owes_nothing(self) -> None:
+        """Its supervisor would take the process for one that stands still, and end it."""
+        assert self.session.state is State.ENDED or self.session.stalled_for(self.driver.now) == 0.0
+
+    @invariant()
     def the_journal_and_the_session_agree(self) -> None:
         claimed, reported = self.session.outstanding()
         expected = {job.lease_token: "claimed" for job in claimed}
