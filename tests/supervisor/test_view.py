@@ -75,7 +75,7 @@ def test_a_crash_loop_says_what_it_says() -> None:
     console = Console(file=io.StringIO(), width=160)
     console.print(view.live_table(fleet(slot(), failing)))
     assert f"rig-2: {sentence}" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    detail = view.detail_lines(SlotDetail(status=failing, output=[], last_exit=None))
+    detail = view.detail_lines(SlotDetail(status=failing, output=[], silence=None, last_exit=None))
     assert any(line.startswith("crash_loop ") and line.endswith(sentence) for line in detail)
     silent = CrashLoopStatus(times=5, how="signal 11", says="signal 11")
     assert view.warnings(fleet(slot(crash_loop=silent)))[0].endswith("the same: signal 11")
