@@ -32,7 +32,7 @@ from supervisor.control_messages import (
 )
 from supervisor.errors import ConfigurationError, SupervisorError
 from supervisor.exit_records import ExitRecords
-from supervisor.facts import ChangeRefused, Fact
+from supervisor.facts import REPLACED, ChangeRefused, Fact
 from supervisor.fleet import CUT_OFF_EXIT, Change, Fleet
 from supervisor.pool import Pool
 from supervisor.slots import Slot, State, Step
@@ -136,6 +136,8 @@ class Commands:
         busy = self._fleet.busy() or ("its children are being exchanged; ask again later" if pool.is_rolling else "")
         if busy:
             return Answer(exit_code=BUSY, errors=[f"pool {name}: {busy}"])
+        if pool.outdated and workers > len(pool.staying):
+            return Answer(exit_code=REFUSED, errors=[f"pool {name}: {REPLACED}"])
         allow_files_for(sum(one.workers for one in self._fleet.running.pool) + workers)
         before = pool.settings.workers
         self._perform(pool.scale(workers, self._fleet.grace, time.monotonic()))
@@ -171,6 +173,8 @@ class Commands:
         names = [target] if found is not None else [child.name for child in pool.staying]
         if found is not None and pool.role(target) == "leaving":
             return Answer(exit_code=BUSY, errors=[f"{target}: leaving already"])
+        if pool.outdated:
+            return Answer(exit_code=REFUSED, errors=[f"{target}: {REPLACED}"])
         before = list(pool.children)
         pool.replace(names, self._fleet.grace)
         self._perform([])

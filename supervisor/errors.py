@@ -9,6 +9,7 @@ SupervisorError
  ├─ ControlPlaneStartError   *  the embedded control plane said by its exit code that it cannot start: the same code
  ├─ NoSupervisorError       69  a command found no supervisor that takes it
  ├─ ControlDeniedError      77  a command may not use the supervisor's socket
+ ├─ PackageReplacedError    75  the package was replaced, and nothing of it can be started beside this supervisor
  └─ RefusedError            77  the control plane ended every worker for good, and nobody is there to mend it
 """
 
@@ -55,6 +56,12 @@ class RefusedError(SupervisorError):
     """Every child was refused by the control plane, and the supervisor was told to end then."""
 
     exit_code = 77
+
+
+class PackageReplacedError(SupervisorError):
+    """Every worker is gone, and the next ones would run another build than this supervisor."""
+
+    exit_code = 75
 
 
 class NoSupervisorError(SupervisorError):

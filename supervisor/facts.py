@@ -210,8 +210,11 @@ class MessageRefused(SlotFact, frozen=True):
     problem: str
 
 
+REPLACED = "the package was replaced under a running supervisor: restart the service"
+
+
 class BuildSkew(SlotFact, frozen=True):
-    """The process runs another build than the supervisor: the package was replaced under it."""
+    """The process runs another build than the supervisor, whose package was replaced. Its workers are not used."""
 
     build: str
     ours: str

@@ -12,10 +12,12 @@ from supervisor.errors import (
     ConfigurationError,
     ControlPlaneStartError,
     HandlerImportError,
+    PackageReplacedError,
     RefusedError,
     SupervisorError,
 )
 from supervisor.facts import (
+    REPLACED,
     BuildSkew,
     ChangeAborted,
     ChangeAdopted,
@@ -158,14 +160,22 @@ class Fleet:
             if pool is None:
                 return [_refused(event)]
             steps = pool.step(event, now)
-        if isinstance(event, Booted) and event.build != self.build and not self.build_skew:
+        if isinstance(event, Booted) and event.build != self.build:
+            steps += self._notice_skew(event, now)
+        if self.phase is Phase.RUNNING and isinstance(event, SaidBye | Died):
+            steps += self._give_up(event, now)
+        return steps
+
+    def _notice_skew(self, event: Booted, now: float) -> list[Step]:
+        """The control plane speaks to everybody by a public protocol, so one of another build is better than none."""
+        steps: list[Step] = []
+        if not self.build_skew:
             self.build_skew = True
             steps.append(
                 BuildSkew(pool="", slot=event.slot, incarnation=event.incarnation, build=event.build, ours=self.build)
             )
-        if self.phase is Phase.RUNNING and isinstance(event, SaidBye | Died):
-            steps += self._give_up(event, now)
-        return steps
+        pool = self.pool_of(event.slot)
+        return steps + (pool.refuse_build(event.slot, self.grace, now) if pool is not None else [])
 
     def tick(self, now: float) -> list[Step]:
         """Deadlines that have passed, what is missing, and the next phase when it is due."""
@@ -176,6 +186,10 @@ class Fleet:
         if self.phase is Phase.RUNNING:
             steps += self._decide_change(now) + self._drop_retired(now)
             steps += [step for pool in self.pools for step in pool.recycle(self.grace, now)]
+            if self.build_skew and all(pool.is_dead for pool in self.pools):
+                # Whoever supervises us starts the new package; to stay would help nobody.
+                self.error = PackageReplacedError(f"no worker is left, and {REPLACED}")
+                steps += self._stop(str(self.error), 0.0, now)
         if self.phase is Phase.DRAINING and all(pool.is_drained for pool in self.pools):
             steps += self._close(now)
         if self.phase is Phase.CLOSING and all(slot.is_over for slot in self.slots):
@@ -210,7 +224,10 @@ class Fleet:
         """What a reload to `wanted` would do."""
         slots = {pool.name: [child.name for child in pool.staying] for pool in self.pools if not pool.retired}
         rolling = {pool.name for pool in self.pools if pool.is_rolling}
-        return reload.plan(self.running, wanted, slots, rolling)
+        planned = reload.plan(self.running, wanted, slots, rolling)
+        if self.build_skew and any(pool.needs_new_mold for pool in planned.pools):
+            return reload.Plan(refused=[REPLACED], pools=[])
+        return planned
 
     def busy(self, wanted: config.Config | None = None) -> str:
         """Why nothing can be changed now, or not to `wanted`; empty when it can."""

@@ -46,7 +46,7 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.ChildStuck: ("error", "process does not die of SIGKILL"),
     facts.EventRefused: ("debug", "event refused"),
     facts.MessageRefused: ("warning", "pipe message refused"),
-    facts.BuildSkew: ("warning", "the package was replaced under a running supervisor: restart the service"),
+    facts.BuildSkew: ("warning", facts.REPLACED),
     facts.HandlerImportFailed: ("error", "handler modules cannot be imported"),
     facts.OrphanEnded: ("warning", "ended a process that nobody ordered"),
     facts.DrainStarted: ("info", "stopping"),

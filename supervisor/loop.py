@@ -26,6 +26,7 @@ from supervisor.control import Control
 from supervisor.control_messages import Reload
 from supervisor.exit_records import ExitRecords
 from supervisor.facts import (
+    REPLACED,
     ActionFailed,
     ChangeAdopted,
     Commanded,
@@ -293,6 +294,8 @@ class Loop:
         working = sum(child.is_working for child in self._fleet.children)
         wanted = sum(pool.workers for pool in self._fleet.running.pool)
         status = f"{self._fleet.phase.value}: {min(working, wanted)} of {wanted} workers ready"
+        if self._fleet.build_skew:
+            status += f"; {REPLACED}"
         loops = [slot for slot in self._fleet.slots if slot.crash_loop is not None]
         if loops and loops[0].crash_loop is not None:
             more = f" (and {len(loops) - 1} more)" if len(loops) > 1 else ""

@@ -90,6 +90,11 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """Everything, as of now."""
         yield InfoMetricFamily("mobius_supervisor_build", "What runs.", value={"build": self._build})
+        yield GaugeMetricFamily(
+            "mobius_supervisor_restart_needed",
+            "1 when the package was replaced under the supervisor.",
+            value=float(self._fleet.build_skew),
+        )
         yield from self._by_pool()
         yield from self._counters()
         yield from self._times()

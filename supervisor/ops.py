@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from supervisor.errors import CannotListenError
+from supervisor.facts import REPLACED
 from supervisor.fleet import Fleet
 from supervisor.metrics import CONTENT_TYPE, Metrics
 from supervisor.slots import Slot
@@ -154,4 +155,4 @@ def _why_not(fleet: Fleet) -> str:
         return fleet.phase.value
     if fleet.control_plane is not None and not fleet.control_plane.is_working:
         return f"the control plane is {fleet.control_plane.state.value}"
-    return "no child claims work"
+    return f"no child claims work, and {REPLACED}" if fleet.build_skew else "no child claims work"

@@ -15,7 +15,7 @@ from itertools import count
 import msgspec
 
 from supervisor import config
-from supervisor.facts import ChildRecycled
+from supervisor.facts import REPLACED, ChildRecycled
 from supervisor.recycle import Recycler
 from supervisor.slots import AbandonSpawn, DeadlinePassed, Drain, Event, Kill, Slot, Stalled, Start, State, Step
 from wire.pipe import PreviousEnd
@@ -78,6 +78,8 @@ class Pool:
         self.name = settings.name
         self.filling = not on_trial
         self.retired = False
+        self.outdated = False
+        """Its mold would run another build than the supervisor: what runs goes on, and nothing is started any more."""
         self.trial: Trial | None = None
         self._past: Past = {} if past is None else past
         self.mold = self._remembered(_mold(mold_slot_name(self.name), settings))
@@ -122,6 +124,11 @@ class Pool:
     def is_rolling(self) -> bool:
         """Some children are still to be exchanged."""
         return bool(self._queue or self._successors)
+
+    @property
+    def is_dead(self) -> bool:
+        """Nothing works, and nothing will."""
+        return self.outdated and self.is_drained
 
     @property
     def share(self) -> int:
@@ -202,6 +209,16 @@ class Pool:
         if self.trial is not None:
             self.trial.deadline += seconds
 
+    def refuse_build(self, slot: str, grace: float, now: float) -> list[Step]:
+        """A process runs another build than the supervisor: it goes, and no other is started in its place."""
+        if self.trial is not None and self.trial.owns(slot):
+            self.trial.failure = f"{slot}: {REPLACED}"
+            return []
+        self.outdated = True
+        steps = self._interrupt_exchange(grace, now)
+        self._interrupted.clear()
+        return steps + self._drain(self.find(slot), grace, now)
+
     # --- stopping ------------------------------------------------------------------------------------------------
 
     def drain(self, grace: float, now: float) -> list[Step]:
@@ -247,7 +264,7 @@ class Pool:
 
     def recycle(self, grace: float, now: float) -> list[Step]:
         """Exchange children that reached a limit, never more at a time than the pool can spare."""
-        if not self.filling or self.trial is not None or self.is_rolling:
+        if not self.filling or self.trial is not None or self.is_rolling or self.outdated:
             return []
         missing = sum(child.state is not State.READY for child in self.staying)
         steps: list[Step] = []
@@ -358,6 +375,8 @@ class Pool:
 
     def _fill(self, now: float, *, children_may_start: bool) -> list[Step]:
         steps: list[Step] = []
+        if self.outdated:
+            return steps
         if self.mold.state is State.EMPTY:
             steps += self._start(self.mold, now)
         if not children_may_start or self.mold.state is not State.READY:
@@ -385,7 +404,7 @@ class Pool:
                 del self._successors[old]
             elif old not in self.leaving and self.find(new).state is State.READY:
                 steps += self._leave(self.find(old), self._grace, now)
-        if not children_may_start or self.mold.state is not State.READY or self.trial is not None:
+        if self.outdated or not children_may_start or self.mold.state is not State.READY or self.trial is not None:
             return steps
         while self._queue and len(self._successors) < self.share:
             successor = self._add(self._free_number(self.settings.workers + 1))

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.control_messages import CrashLoopStatus, FleetStatus, SlotDetail, SlotStatus
+from supervisor.facts import REPLACED
 
 _COLUMNS = (
     "SLOT",
@@ -33,7 +34,7 @@ def headline(status: FleetStatus) -> str:
     )
     why = f" ({status.reload_problem})" if status.reload_problem else ""
     notes = [f"last reload {status.reload}{why}"] if status.reload else []
-    notes += ["restart the service: its package was replaced"] if status.restart_needed else []
+    notes += [REPLACED] if status.restart_needed else []
     return "; ".join([f"{status.phase}, {'ready' if status.ready else 'not ready'}: {pools}", *notes])
 
 

@@ -6,7 +6,13 @@ import msgspec
 import pytest
 
 from supervisor import config, facts
-from supervisor.errors import ConfigurationError, ControlPlaneStartError, HandlerImportError, RefusedError
+from supervisor.errors import (
+    ConfigurationError,
+    ControlPlaneStartError,
+    HandlerImportError,
+    PackageReplacedError,
+    RefusedError,
+)
 from supervisor.fleet import CUT_OFF_EXIT, Fleet, Phase
 from supervisor.slots import (
     AskToDrain,
@@ -265,15 +271,64 @@ def test_refused_children_end_the_supervisor_only_if_it_was_told_so() -> None:
     assert impatient.fleet.phase is Phase.OVER
 
 
-def test_another_build_is_named_once() -> None:
+def replaced_under(story: Story, mold: str) -> None:
+    """The mold dies, and the next one is of another build."""
+    story.dies(mold, signal=9)
+    assert story.tick() == [("SpawnProcess", mold)]
+    story.happened(Spawned, mold, pid=1)
+    story.happened(Booted, mold, build="newer")
+    assert orders(story.steps) == [("AskToDrain", mold)]
+
+
+def skews(story: Story) -> list[str]:
+    return [step.build for step in story.steps if isinstance(step, facts.BuildSkew)]
+
+
+def test_a_mold_of_another_build_is_not_used_and_who_works_goes_on() -> None:
+    story = Story(settings(embedded=False, pools=2))
+    story.full()
+    replaced_under(story, "mold:p1")
+    assert skews(story) == ["newer"]
+    story.happened(BecameReady, "mold:p1")
+    story.dies("mold:p1", signal=15)
+    assert story.tick() == []
+    assert story.fleet.is_ready
+    story.dies("p1-1", signal=9)
+    story.dies("p2-1", signal=9)
+    # The other pool's mold is ours.
+    assert story.tick() == [("SpawnProcess", "p2-1")]
+    replaced_under(story, "mold:p2")
+    assert skews(story) == []
+    assert story.fleet.phase is Phase.RUNNING
+
+
+def test_a_supervisor_that_can_run_nothing_of_its_own_build_any_more_ends() -> None:
     story = Story(settings(embedded=False))
     story.full()
+    replaced_under(story, "mold:p1")
+    story.dies("mold:p1", signal=15)
     story.dies("p1-1", signal=9)
     story.tick()
-    story.happened(Spawned, "p1-1", pid=1)
-    story.happened(Booted, "p1-1", build="newer")
-    assert [step.build for step in story.steps if isinstance(step, facts.BuildSkew)] == ["newer"]
-    assert story.fleet.build_skew
+    assert story.fleet.phase is Phase.RUNNING
+    story.dies("p1-2", signal=9)
+    for _ in range(3):
+        story.tick()
+    assert story.fleet.phase is Phase.OVER
+    assert isinstance(story.fleet.error, PackageReplacedError)
+    assert story.fleet.exit_code == 75
+
+
+def test_a_control_plane_of_another_build_is_better_than_none() -> None:
+    story = Story(settings())
+    story.full()
+    story.dies(PLANE, signal=9)
+    story.tick()
+    story.happened(Spawned, PLANE, pid=1)
+    story.happened(Booted, PLANE, build="newer")
+    assert skews(story) == ["newer"]
+    assert orders(story.steps) == []
+    story.happened(BecameReady, PLANE)
+    assert story.fleet.is_ready
 
 
 def test_the_jobs_in_hand_are_counted_when_a_stop_begins() -> None:

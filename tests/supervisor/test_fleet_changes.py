@@ -209,3 +209,37 @@ def test_a_pool_that_still_ends_is_not_begun_again() -> None:
     assert story.names()[2:] == ["b-1", "b-2"]
     # The name came back, the process did not.
     assert {child.incarnation for child in story.fleet.children if child.pool == "b"} == {2}
+
+
+def test_a_new_mold_of_another_build_aborts_the_reload_and_the_next_one_is_refused() -> None:
+    story = Story(pool("a"), pool("b", modules=[]))
+    change = story.reload(settings(pool("a"), pool("b", modules=[])))
+    story.happened(Spawned, "mold:a:2", pid=1)
+    story.happened(Booted, "mold:a:2", build="newer")
+    story.happened(BecameReady, "mold:a:2")
+    story.settle()
+    assert (change.outcome, change.problem) == ("aborted", f"mold:a:2: {facts.REPLACED}")
+    assert story.names() == ["a-1", "a-2", "b-1", "b-2"]
+    assert all(child.state is State.READY for child in story.fleet.children)
+    story.dies("a-1")
+    story.settle()
+    assert story.fleet.children[0].state is State.READY, "from the old mold, which is of our build"
+    refused = story.reload(settings(pool("a"), pool("b", modules=[])))
+    assert refused.plan.refused == [facts.REPLACED]
+    # What needs no new code needs no mold.
+    assert story.reload(settings(pool("b", modules=[], workers=3))).outcome == "trying"
+
+
+def test_an_exchange_whose_mold_is_of_another_build_is_given_up() -> None:
+    story = Story(pool("a"))
+    story.fleet.pools[0].replace(["a-1", "a-2"], 30.0)
+    story.tick()
+    assert story.names() == ["a-1", "a-2", "a-3"]
+    story.dies("mold:a")
+    story.tick()
+    story.happened(Spawned, "mold:a", pid=1)
+    story.happened(Booted, "mold:a", build="newer")
+    story.settle()
+    assert story.names() == ["a-1", "a-2"]
+    assert not story.fleet.pools[0].is_rolling
+    assert all(child.state is State.READY for child in story.fleet.children)

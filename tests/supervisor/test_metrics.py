@@ -200,7 +200,7 @@ def test_a_restart_is_timed_from_the_first_death_to_the_next_ready_child() -> No
         again = {"slot": "rig-1", "incarnation": incarnation}
         story.feed(DeadlinePassed(slot="rig-1", incarnation=incarnation - 1))
         story.feed(
-            Start(slot="rig-1", incarnation=incarnation - 1), Spawned(**again, pid=2), Booted(**again, build="b")
+            Start(slot="rig-1", incarnation=incarnation - 1), Spawned(**again, pid=2), Booted(**again, build="build")
         )
         story.feed(BecameReady(**again) if last else Died(**again, exit_code=1, signal=None, jitter=0.0, output=[]))
     found = samples(story.metrics)
@@ -257,7 +257,7 @@ def test_an_exchange_has_more_slots_and_counts_what_each_child_holds() -> None:
 
 
 UNITS = ("_seconds", "_bytes", "_ratio")
-COUNTS = ("children", "wanted", "slots", "capacity", "up", "in_hand", "waiting", "crash_loop", "degraded")
+COUNTS = ("children", "wanted", "slots", "capacity", "up", "in_hand", "waiting", "crash_loop", "degraded", "needed")
 
 
 def test_names_say_kind_and_unit() -> None:

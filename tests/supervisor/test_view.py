@@ -56,7 +56,7 @@ def test_the_headline() -> None:
     told = view.headline(fleet(ready=False, reload="aborted", reload_problem="rig-3: no", restart_needed=True))
     assert told == (
         "running, not ready: rig 1 of 2 (rolling); last reload aborted (rig-3: no); "
-        "restart the service: its package was replaced"
+        "the package was replaced under a running supervisor: restart the service"
     )
 
 

@@ -55,7 +55,8 @@ def pool_file(directory: Path, plane: ControlPlaneProcess, **settings: Any) -> P
 class SupervisorProcess:
     """`settings` are those of `pool_file`. `lines` are the entries of the log so far.
 
-    `environment` is laid over the test's own; `heard` gets every entry of the log, on a thread of its own.
+    `environment` is laid over the test's own, `root` is where our packages are taken from; `heard` gets every entry of
+    the log, on a thread of its own.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class SupervisorProcess:
         *,
         environment: dict[str, str] | None = None,
         heard: Callable[[dict[str, Any]], None] = lambda _entry: None,
+        root: Path = ROOT,
         **settings: Any,
     ) -> None:
         directory.mkdir(exist_ok=True)
@@ -74,6 +76,7 @@ class SupervisorProcess:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("MOBIUS_")}
         self._environment |= environment or {}
         self._heard = heard
+        self._root = root
         self._changed = threading.Condition()
         self._ended = False
         self._family: dict[int, psutil.Process] = {}
@@ -83,7 +86,7 @@ class SupervisorProcess:
         """Start it. Waits for nothing."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "supervisor", "-c", str(self.file)],
-            cwd=ROOT,
+            cwd=self._root,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -133,7 +136,7 @@ class SupervisorProcess:
         """An operator's command to it, to its end."""
         command = [sys.executable, "-m", "supervisor", "-c", str(self.file), *words]
         return subprocess.run(
-            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=90, check=False
+            command, cwd=self._root, env=self._environment, capture_output=True, text=True, timeout=90, check=False
         )
 
     def text(self) -> str:

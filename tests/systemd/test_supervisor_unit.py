@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
+from supervisor.facts import REPLACED
 from tests.support.real_systemd import Entry, Machine, message
-from tests.systemd.conftest import API_KEY, BOOTSTRAP_KEY, SUPERVISOR, ControlPlane, ask
+from tests.systemd.conftest import API_KEY, BOOTSTRAP_KEY, SUPERVISOR, ControlPlane, ask, until
 
 POOL_FILE = """
 [control_plane]
@@ -202,6 +203,29 @@ def test_a_worker_that_runs_out_of_memory_is_replaced_and_the_unit_goes_on(
     supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-", "incarnation=2 "), after=death["__CURSOR"])
     shown = supervisor.show(SUPERVISOR, "ActiveState", "MainPID", "NRestarts")
     assert shown == {"ActiveState": "active", "MainPID": main, "NRestarts": "0"}
+
+
+REPLACE = "touch $(/opt/mobius/bin/python -c 'import wire.build; print(wire.build.__file__)')"
+
+
+def test_a_replaced_package_is_started_when_nothing_of_the_old_one_is_left(supervisor: Machine) -> None:
+    supervisor.run("systemctl", "start", SUPERVISOR)
+    for slot in ("default-1", "default-2"):
+        supervisor.wait_for(SUPERVISOR, says("ready ", f"slot={slot} "))
+    main = main_process(supervisor)
+    supervisor.run("sh", "-c", REPLACE)
+    supervisor.run("pkill", "-KILL", "--oldest", "--parent", main)
+    skew = supervisor.wait_for(SUPERVISOR, lambda entry: entry.get("MOBIUS_EVENT") == "BuildSkew")
+    assert skew["PRIORITY"] == "4"
+    expected = f"running: 2 of 2 workers ready; {REPLACED}"
+    until(lambda: supervisor.show(SUPERVISOR, "StatusText")["StatusText"] == expected)
+    supervisor.run("pkill", "-KILL", "--parent", main)
+    for slot in ("default-1", "default-2"):
+        supervisor.wait_for(SUPERVISOR, says("ready ", f"slot={slot} "), after=skew["__CURSOR"])
+    shown = supervisor.show(SUPERVISOR, "MainPID", "NRestarts", "StatusText")
+    assert shown["MainPID"] != main
+    assert shown["NRestarts"] == "1"
+    assert "restart" not in shown["StatusText"]
 
 
 def test_an_end_is_in_the_journal_with_its_fields(supervisor: Machine) -> None:
