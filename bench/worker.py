@@ -51,7 +51,10 @@ Start = Callable[[str, int, int, Path], list[subprocess.Popen[bytes]]]
 
 
 def quiet(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    # In a session of its own, as our children are: on a busy machine the scheduler shares time between sessions first.
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options
+    )
 
 
 def ours(journal: str) -> Start:

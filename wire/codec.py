@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from wire.depth import MAX_DEPTH, is_deeper
-from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker, MessageId
+from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker, MessageId, Report
 
 MAX_FRAME_TO_WORKER = 1024 * 1024
 """Bytes. The public clients close the connection above it (contract, "Frames")."""
@@ -35,12 +35,21 @@ class _Correlation(msgspec.Struct):
     message_id: MessageId | None = None
 
 
+class _ReportAsWritten(Report, frozen=True, tag="job.report"):
+    # Its result was read by whoever made it: here it need not become objects a second time.
+    result: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
+
+
 FrameT = TypeVar("FrameT")
 
 _encoder = msgspec.json.Encoder()
 _from_worker: "msgspec.json.Decoder[FromWorker]" = msgspec.json.Decoder(FromWorker)
 _from_server: "msgspec.json.Decoder[FromServer]" = msgspec.json.Decoder(FromServer)
 _correlation = msgspec.json.Decoder(_Correlation)
+
+_read_back_to_server: dict[type, Any] = dict.fromkeys(FROM_WORKER, _from_worker)
+_read_back_to_server[Report] = msgspec.json.Decoder(_ReportAsWritten)
+_read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
 
 
 def decode_from_worker(data: bytes | str) -> FromWorker:
@@ -58,12 +67,12 @@ def decode_from_server(data: bytes | str) -> FromServer:
 
 def encode_to_server(frame: FromWorker) -> bytes:
     """A worker's frame as bytes of at most MAX_FRAME_TO_SERVER. Raises LocalFrameError."""
-    return _encode(frame, FROM_WORKER, _from_worker, MAX_FRAME_TO_SERVER)
+    return _encode(frame, _read_back_to_server.get(type(frame)), MAX_FRAME_TO_SERVER)
 
 
 def encode_to_worker(frame: FromServer) -> bytes:
     """A server's frame as bytes of at most MAX_FRAME_TO_WORKER. Raises LocalFrameError."""
-    return _encode(frame, FROM_SERVER, _from_server, MAX_FRAME_TO_WORKER)
+    return _encode(frame, _read_back_to_worker.get(type(frame)), MAX_FRAME_TO_WORKER)
 
 
 def _decode(decoder: "msgspec.json.Decoder[FrameT]", data: bytes | str, limit: int) -> FrameT:
@@ -84,8 +93,8 @@ def _message_id(data: bytes | str) -> str | None:
         return None
 
 
-def _encode(frame: Any, allowed: tuple[type, ...], decoder: Any, limit: int) -> bytes:
-    if not isinstance(frame, allowed):
+def _encode(frame: Any, decoder: Any, limit: int) -> bytes:
+    if decoder is None:
         raise LocalFrameError(f"{type(frame).__name__} is not a frame of this direction")
     try:
         data = _encoder.encode(frame)

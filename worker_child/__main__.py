@@ -21,7 +21,8 @@ from worker_child.backoff import Backoff
 from worker_child.catalogue import Catalogue
 from worker_child.errors import ConfigurationError, CredentialError, JournalError
 from worker_child.generators import generators
-from worker_child.journal import Journal, Recovered
+from worker_child.journal import Journal
+from worker_child.journal_records import Recovered
 from worker_child.modules import import_module
 from worker_child.parent import Parent
 from worker_child.session import ActionTerms, Session, SessionSettings

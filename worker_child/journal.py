@@ -1,8 +1,7 @@
 """A slot's journal: which jobs are in hand and which reports are not acknowledged yet, on disk, across processes.
 
-One append-only file, mode 0600: a header, then groups of `<length><crc32><MessagePack array of records>`, one for each
-flush. It holds lease tokens and reports, never a job's spec, and is emptied as soon as nothing is outstanding. One
-process holds it at a time, by flock.
+One append-only file, mode 0600 (`journal_records` has its format). It holds lease tokens and reports, never a job's
+spec, and is emptied as soon as nothing is outstanding. One process holds it at a time, by flock.
 
 A disk that fails never stops the work: the journal says so once, loudly, and writes again when it can.
 """
@@ -12,11 +11,9 @@ import datetime as dt
 import errno
 import fcntl
 import os
-import struct
 import threading
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +22,12 @@ import structlog
 from msgspec import Struct
 
 from wire import frames
+from worker_child import journal_records
 from worker_child.errors import JournalError, JournalLocked
+from worker_child.journal_records import HEADER, Claimed, Record, Recovered, Settled
 
 Mode = Literal["fsync", "write", "off"]
 
-HEADER = b"mobius-journal 2\n"
 COMPACT_ABOVE = 4 * 1024 * 1024
 """Bytes. A longer file is written anew with only what is outstanding."""
 DEAD_LETTERS_LIMIT = 16 * 1024 * 1024
@@ -37,43 +35,6 @@ DEAD_LETTERS_LIMIT = 16 * 1024 * 1024
 
 _DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 """What a disk does, as opposed to what a configuration does: it must not stop the work."""
-
-_GROUP = struct.Struct("<II")
-_MOST_RECORDS = 128
-"""Records of one group: its length fits into four bytes even if every result is as large as a frame may be."""
-
-
-class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="c"):
-    """A job is in hand."""
-
-    job_id: str
-    lease_token: str
-    action: str
-
-
-class Reported(Struct, frozen=True, array_like=True, gc=False, tag="r"):
-    """A job has its outcome; `result` is a JSON object as bytes."""
-
-    job_id: str
-    lease_token: str
-    status: frames.ReportStatus
-    result: bytes | None
-    error_type: str | None
-    error_message: str | None
-
-
-class Settled(Struct, frozen=True, array_like=True, gc=False, tag="s"):
-    """Nothing is owed for this lease any more."""
-
-    lease_token: str
-
-
-class Recovered(Struct, frozen=True, kw_only=True):
-    """What an earlier process left: jobs in hand, reports that were not settled, and how many bytes make no record."""
-
-    claimed: list[Claimed]
-    reported: list[frames.Report]
-    damaged_bytes: int = 0
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
@@ -89,15 +50,57 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     error_message: str | None
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[Claimed | Reported | Settled])
 _json = msgspec.json.Encoder()
+
+
+class Rewrite:
+    """A file that is to replace a journal's: what was outstanding when it was begun, then what was flushed since.
+
+    The journal goes on in its old file until `Journal.adopt`; nothing is lost if that never comes.
+    """
+
+    def __init__(self, path: Path, records: list[Record], *, sync: bool) -> None:
+        self.path = path
+        self.tail: list[bytes] = []
+        """What was flushed to the old file since this was begun."""
+        self.descriptor = -1
+        self.size = 0
+        self.error: Exception | None = None
+        self._records = records
+        self._sync = sync
+
+    def write(self) -> None:
+        """Writes the file, all but its tail. Blocks, raises OSError."""
+        self.descriptor = _open(self.path, os.O_TRUNC)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._append(HEADER + journal_records.encode(self._records))
+        if self._sync:
+            os.fsync(self.descriptor)
+
+    def put_in_place(self, path: Path) -> None:
+        """Writes the tail and gives the file its name. Raises why that, or writing the rest, failed."""
+        if self.error is not None:
+            raise self.error
+        self._append(b"".join(self.tail))
+        self.path.rename(path)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def _append(self, data: bytes) -> None:
+        _write_all(self.descriptor, data)
+        self.size += len(data)
 
 
 class Journal:
     """One slot's journal. `recover` first; then append, `flush` before the frames that depend on it are sent.
 
-    In mode "fsync" what was flushed is safe only after `sync`, which blocks and belongs into a thread.
+    In mode "fsync" what was flushed is safe only after `sync`, which blocks and belongs into a thread. A long file is
+    exchanged in three steps, of which only `Rewrite.write` takes time: `begin_rewrite`, `sync(rewrite)`, `adopt`.
     """
 
     def __init__(self, path: Path, mode: Mode) -> None:
@@ -108,7 +111,11 @@ class Journal:
         self._path = path
         self._mode = mode
         self._descriptor = -1
-        self._buffer: list[Claimed | Reported | Settled] = []
+        self._buffer: list[Record] = []
+        self._owes = False
+        """Whether something in the buffer must be on disk before work goes on."""
+        self._rewrite: Rewrite | None = None
+        self._directory_synced = True
         self._log = structlog.get_logger().bind(journal=str(path))
 
     @property
@@ -129,81 +136,132 @@ class Journal:
             self._let_go()
             if error.errno not in _DISK_FAULTS:
                 raise JournalError(f"journal {self._path}: {error.strerror or error}") from error
-            self._fail("open", error)
+            self.degrade("open", error)
             return Recovered(claimed=[], reported=[])
-        recovered = _read(data)
+        recovered = journal_records.decode(data)
         self.size = len(data)
         if recovered.damaged_bytes:
             self._log.warning("journal.damaged", bytes=recovered.damaged_bytes, whole=len(data))
-        with self._survive("open"):
-            if data and not _is_journal(data):
+        try:
+            if data and not journal_records.is_journal(data):
                 self._keep_aside(data)
-            if recovered.damaged_bytes or len(data) < len(HEADER):
-                self._replace(HEADER + _grouped([*recovered.claimed, *map(_record, recovered.reported)]))
+            damaged = recovered.damaged_bytes or len(data) < len(HEADER)
+            failed = self.rewrite(recovered.claimed, recovered.reported) if damaged else None
+        except OSError as error:
+            failed = error
+        if failed is not None:
+            self.degrade("open", failed)
         return recovered
 
     def claimed(self, job_id: str, lease_token: str, action: str) -> None:
         """A job was taken: before its code starts."""
         self._append(Claimed(job_id, lease_token, action))
+        self._owes = True
 
     def reported(self, report: frames.Report) -> None:
         """A job has its outcome: before its report is sent."""
-        self._append(_record(report))
+        self._append(journal_records.reported(report))
+        self._owes = True
 
     def settled(self, lease_token: str) -> None:
-        """Nothing is owed for this lease any more. A loss of this record costs one report sent twice."""
+        """Nothing is owed for this lease any more. It is written with the next record that is; its loss costs one
+        report sent twice."""
         self._append(Settled(lease_token))
 
     def flush(self) -> None:
-        """Hands everything appended to the operating system: from then on it survives the death of this process."""
-        if not self._buffer:
+        """Hands what is owed to the operating system: from then on it survives the death of this process."""
+        if not self._owes or not self._buffer:
             return
-        data = _grouped(self._buffer)
+        self._owes = False
+        data = journal_records.encode(self._buffer)
         self._buffer.clear()
-        try:
-            self._write(data)
-        except OSError as error:
-            # What got there of it must not stand before what comes next.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.size)
-            self._fail("write", error)
+        if self._rewrite is not None:
+            self._rewrite.tail.append(data)
+        if not self.degraded:
+            try:
+                self._write(data)
+            except OSError as error:
+                # What got there of it must not stand before what comes next.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, self.size)
+                self.degrade("write", error)
 
-    def sync(self) -> None:
-        """Waits until what was flushed survives a loss of power. Blocks."""
-        with self._survive("sync"):
+    def sync(self, rewrite: Rewrite | None = None) -> None:
+        """Waits until what was flushed survives a loss of power, then writes `rewrite`. Blocks, raises OSError.
+
+        In mode "write" only the latter. What is flushed meanwhile is promised by the next sync, not by this.
+        """
+        if self.must_sync:
+            if not self._directory_synced:
+                _sync_directory(self._path.parent)
+                self._directory_synced = True
             os.fdatasync(self._descriptor)
+        if rewrite is not None:
+            try:
+                if self._descriptor < 0:
+                    self._take_file_late()
+                rewrite.write()
+            except (OSError, JournalLocked) as error:
+                rewrite.error = error
 
     def compaction_due(self, *, outstanding: bool) -> bool:
-        """Whether to `rewrite` now: tokens and reports do not stay on disk once nothing is owed."""
-        if self.degraded:
-            return True
-        if self._descriptor < 0:
+        """Whether to `empty` or rewrite it now: tokens and reports do not stay on disk once nothing is owed."""
+        if self._rewrite is not None or (self._descriptor < 0 and not self.degraded):
             return False
-        if not outstanding:
-            return self.size > len(HEADER)
+        if self.degraded or not outstanding:
+            return self.degraded or self.size > len(HEADER)
         return self.size > max(COMPACT_ABOVE, 2 * self._compacted_to)
 
-    def rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> None:
-        """Replaces the content by what is outstanding: keeps the file small, and heals it after a failure."""
-        if self._descriptor < 0 and not self.degraded:
-            return
+    def empty(self) -> None:
+        """Nothing is owed."""
         self._buffer.clear()
-        records: list[Claimed | Reported | Settled] = [*claimed, *map(_record, reported)]
         try:
-            if self._descriptor < 0:
-                self._take_file_late()
-            if not records and not self.degraded:
-                os.ftruncate(self._descriptor, len(HEADER))
-                self.size = len(HEADER)
-            else:
-                self._replace(HEADER + _grouped(records))
+            os.ftruncate(self._descriptor, len(HEADER))
+        except OSError as error:
+            self.degrade("empty", error)
+        else:
+            self.size = self._compacted_to = len(HEADER)
+
+    def begin_rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> Rewrite:
+        """What is outstanding, for a new file: keeps the journal small, and heals it after a failure."""
+        self._owes = True
+        self.flush()
+        records: list[Record] = [*claimed, *map(journal_records.reported, reported)]
+        new = self._path.with_name(self._path.name + ".new")
+        self._rewrite = Rewrite(new, records, sync=self._mode == "fsync")
+        return self._rewrite
+
+    def adopt(self, rewrite: Rewrite) -> Exception | None:
+        """Goes on in the new file; returns what was in the way of that, and changes nothing then."""
+        self._rewrite = None
+        try:
+            rewrite.put_in_place(self._path)
         except (OSError, JournalLocked) as error:
-            self._fail("rewrite", error)
-            return
+            rewrite.discard()
+            self._log.warning("journal.rewrite_failed", error=str(error))
+            return error
+        os.close(self._descriptor)
+        self._descriptor, self.size = rewrite.descriptor, rewrite.size
         self._compacted_to = self.size
+        # Until the directory is on disk, a loss of power brings the old file back: it has all that was promised so far.
+        self._directory_synced = self._mode != "fsync"
         if self.degraded:
             self.degraded = False
-            self._log.warning("journal.healed", outstanding=len(records))
+            self._log.warning("journal.healed", size=self.size)
+        return None
+
+    def rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> Exception | None:
+        """The three steps of an exchange and a sync at once, where nothing else waits; see `adopt`. Blocks."""
+        if self._mode == "off":
+            return None
+        rewrite = self.begin_rewrite(claimed, reported)
+        try:
+            self.sync(rewrite)
+            failed = self.adopt(rewrite)
+            self.sync()
+        except OSError as error:
+            return error
+        return failed
 
     def dead_letter(self, report: frames.Report, code: str, message: str) -> None:
         """Keeps a report that the control plane refused for good, then settles it."""
@@ -213,7 +271,7 @@ class Journal:
             message=message,
             job_id=report.job_id,
             status=report.status,
-            result=msgspec.Raw(_result(report) or b"null"),
+            result=msgspec.Raw(journal_records.result_of(report) or b"null"),
             error_type=report.error_type,
             error_message=report.error_message,
         )
@@ -232,8 +290,20 @@ class Journal:
         self._log.error("report.refused", job_id=report.job_id, code=code, message=message)
         self.settled(report.lease_token)
 
+    def degrade(self, doing: str, error: Exception) -> None:
+        """The disk refused: what is owed lives in memory until a rewrite succeeds."""
+        if not self.degraded:
+            self.degraded = True
+            self._log.error(
+                "journal.degraded",
+                doing=doing,
+                error=str(error),
+                consequence="reports are kept in memory only: they are lost if this process dies before they are sent",
+            )
+
     def close(self) -> None:
         """Writes what is left and gives the lock up."""
+        self._owes = True
         self.flush()
         self._let_go()
 
@@ -253,7 +323,7 @@ class Journal:
         """The disk works again that did not at the start. What an earlier process left there is not ours to lose: it
         gets a name of its own, under which the supervisor gives it to the next worker that starts."""
         try:
-            left = _read(self._take_file(0.0))
+            left = journal_records.decode(self._take_file(0.0))
         except OSError:
             self._let_go()
             raise
@@ -263,7 +333,7 @@ class Journal:
     def _keep_aside(self, data: bytes) -> None:
         aside = self._path.with_name(self._path.name + ".unreadable")
         self._log.error("journal.unreadable", moved_to=str(aside), size=len(data))
-        descriptor = self._open(aside, os.O_TRUNC)
+        descriptor = _open(aside, os.O_TRUNC)
         try:
             _write_all(descriptor, data)
         finally:
@@ -271,7 +341,7 @@ class Journal:
 
     def _locked(self, deadline: float) -> int:
         while True:
-            descriptor = self._open(self._path)
+            descriptor = _open(self._path)
             try:
                 _lock(descriptor, deadline - time.monotonic(), self._path)
                 if _same_file(descriptor, self._path):
@@ -282,87 +352,23 @@ class Journal:
             # A predecessor wrote the journal anew while we waited: what we have locked is the old file.
             os.close(descriptor)
 
-    def _open(self, path: Path, flags: int = 0) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
-
-    def _append(self, record: Claimed | Reported | Settled) -> None:
-        if self._descriptor >= 0 and not self.degraded:
-            self._buffer.append(record)
-
     def _write(self, data: bytes) -> None:
         _write_all(self._descriptor, data)
         self.size += len(data)
 
-    def _replace(self, data: bytes) -> None:
-        new = self._path.with_name(self._path.name + ".new")
-        old, descriptor = self._descriptor, self._open(new, os.O_TRUNC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write_all(descriptor, data)
-            if self._mode == "fsync":
-                os.fsync(descriptor)
-            new.rename(self._path)
-            if self._mode == "fsync":
-                _sync_directory(self._path.parent)
-        except BaseException:
-            os.close(descriptor)
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
-        self._descriptor, self.size = descriptor, len(data)
-        os.close(old)
-
-    @contextlib.contextmanager
-    def _survive(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._fail(doing, error)
-
-    def _fail(self, doing: str, error: Exception) -> None:
-        if not self.degraded:
-            self.degraded = True
-            self._log.error(
-                "journal.degraded",
-                doing=doing,
-                error=str(error),
-                consequence="reports are kept in memory only: they are lost if this process dies before they are sent",
-            )
+    def _append(self, record: Record) -> None:
+        if self._mode != "off" and (not self.degraded or self._rewrite is not None):
+            self._buffer.append(record)
 
 
-def _grouped(records: list[Claimed | Reported | Settled]) -> bytes:
-    """The records as the file has them. One checksum for all records of a flush costs a seventh of one for each."""
-    parts: list[bytes] = []
-    for start in range(0, len(records), _MOST_RECORDS):
-        payload = _encoder.encode(records[start : start + _MOST_RECORDS])
-        parts += (_GROUP.pack(len(payload), zlib.crc32(payload)), payload)
-    return b"".join(parts)
-
-
-def _record(report: frames.Report) -> Reported:
-    return Reported(
-        report.job_id,
-        report.lease_token,
-        report.status,
-        _result(report),
-        report.error_type,
-        report.error_message,
-    )
-
-
-def _result(report: frames.Report) -> bytes | None:
-    """A report's result as JSON bytes; a Raw has them already."""
-    return None if report.result is None else _json.encode(report.result)
-
-
-def _is_journal(data: bytes) -> bool:
-    return data.startswith(HEADER) or HEADER.startswith(data)
+def _open(path: Path, flags: int = 0) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
 
 
 def _sync_directory(path: Path) -> None:
@@ -372,58 +378,6 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read(data: bytes) -> Recovered:
-    """What a journal's bytes say. A group that is damaged, or torn at the end, is passed over."""
-    if not data.startswith(HEADER):
-        return Recovered(claimed=[], reported=[], damaged_bytes=len(data))
-    claimed: dict[str, Claimed] = {}
-    reported: dict[str, frames.Report] = {}
-    position, damaged = len(HEADER), 0
-    while position < len(data):
-        end, records = _group_at(data, position)
-        if records is None:
-            damaged += end - position
-        for record in records or ():
-            claimed.pop(record.lease_token, None)
-            if isinstance(record, Claimed):
-                claimed[record.lease_token] = record
-            elif isinstance(record, Reported):
-                reported[record.lease_token] = _report(record)
-            else:
-                reported.pop(record.lease_token, None)
-        position = end
-    return Recovered(claimed=list(claimed.values()), reported=list(reported.values()), damaged_bytes=damaged)
-
-
-def _group_at(data: bytes, position: int) -> tuple[int, list[Claimed | Reported | Settled] | None]:
-    """Where the group ends, and its records; None if they are damaged."""
-    start = position + _GROUP.size
-    if start > len(data):
-        return len(data), None
-    length, checksum = _GROUP.unpack_from(data, position)
-    end = start + length
-    payload = data[start:end]
-    if len(payload) != length:
-        return len(data), None
-    if zlib.crc32(payload) != checksum:
-        return end, None
-    try:
-        return end, _decoder.decode(payload)
-    except ValueError:
-        return end, None
-
-
-def _report(record: Reported) -> frames.Report:
-    return frames.Report(
-        job_id=record.job_id,
-        lease_token=record.lease_token,
-        status=record.status,
-        result=None if record.result is None else msgspec.json.decode(record.result),
-        error_type=record.error_type,
-        error_message=record.error_message,
-    )
 
 
 def _lock(descriptor: int, timeout: float, path: Path) -> None:

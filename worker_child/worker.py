@@ -15,7 +15,8 @@ from worker_child.actions import Registry
 from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Decision, End, Outcome
 from worker_child.errors import CredentialError
-from worker_child.journal import Claimed, Journal
+from worker_child.journal import Journal
+from worker_child.journal_records import Claimed
 from worker_child.parent import Parent
 from worker_child.runner import Runner
 from worker_child.session import Session
@@ -71,6 +72,7 @@ class Worker:
         self._outgoing: list[bytes] = []
         self._turn_over_scheduled = False
         self._unsynced = False
+        self._rewrite_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._announced: set[str] = set()
@@ -81,7 +83,7 @@ class Worker:
             decisions.Send: self._send,
             decisions.StartJob: lambda start: self._runner.start(start.execution, start.job),
             decisions.JournalReported: self._journal_reported,
-            decisions.JournalClaimed: self._journal_claimed,
+            decisions.JournalClaimed: lambda made: self._journal.claimed(made.job_id, made.lease_token, made.action),
             decisions.JournalSettled: lambda settled: self._journal.settled(settled.lease_token),
             decisions.CancelJob: lambda cancel: self._runner.cancel(cancel.execution, cancel.reason),
             decisions.LoseLease: lambda lose: self._runner.lose_lease(lose.execution),
@@ -121,8 +123,9 @@ class Worker:
             self._connecting.cancel()
         if self._connection is not None:
             await self._connection.say_goodbye()
-        if self._journal.compaction_due(outstanding=any(self._session.outstanding())):
-            self._rewrite_journal()
+        claimed, reported = self._outstanding()
+        if self._journal.compaction_due(outstanding=bool(claimed or reported)):
+            self._journal.rewrite(claimed, reported)
         self._journal.close()
         await self._catalogue.close()
         return end
@@ -150,8 +153,6 @@ class Worker:
                 received = []
                 self._step(self._session.garbage_received, str(error), error.message_id)
         self._step(self._session.frames_received, received)
-        # Nothing else of this turn is worth waiting for: the next turn of the loop may be a poll of the kernel away.
-        self._turn_over()
 
     def binary_received(self) -> None:
         """A message that is no frame."""
@@ -165,7 +166,9 @@ class Worker:
 
     def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
         self._finished.append((execution, outcome, returned))
-        self._schedule_turn_over()
+        if not self._turn_over_scheduled:
+            self._turn_over_scheduled = True
+            self._loop.call_soon(self._turn_over)
 
     def _job_came_back(self, execution: int) -> None:
         self._step(self._session.code_returned, execution)
@@ -191,6 +194,7 @@ class Worker:
             self._tell_finished(now)
             self._carry_out(event(*facts, now))
             self._set_timer(now)
+            self._write()
         except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
             self._fail(error)
 
@@ -229,56 +233,60 @@ class Worker:
         except codec.LocalFrameError:
             self._log.exception("worker.frame_not_sent", frame=type(send.frame).__name__)
             return
-        self._schedule_turn_over()
-
-    def _schedule_turn_over(self) -> None:
-        if not self._turn_over_scheduled:
-            self._turn_over_scheduled = True
-            self._loop.call_soon(self._turn_over_at_last)
-
-    def _turn_over_at_last(self) -> None:
-        self._turn_over_scheduled = False
-        self._turn_over()
-
-    def _journal_claimed(self, claimed: decisions.JournalClaimed) -> None:
-        self._journal.claimed(claimed.job_id, claimed.lease_token, claimed.action)
-        # The loop runs callbacks in their order: this turn is over before the first step of the job's task.
-        self._schedule_turn_over()
 
     def _journal_reported(self, reported: decisions.JournalReported) -> None:
         self._journal.reported(reported.report)
         self._unsynced = True
-        self._schedule_turn_over()
 
     def _turn_over(self) -> None:
-        """One write to the journal and one to the socket for everything that one turn of the loop brought."""
-        try:
-            if self._finished:
-                now = time.monotonic()
-                self._tell_finished(now)
-                self._set_timer(now)
-            self._journal.flush()
-            if self._unsynced and self._journal.must_sync:
-                if self._syncing is None:
-                    self._syncing = self._loop.create_task(self._sync())
-                return
+        """Every job that could finish in this turn of the loop has done so."""
+        self._turn_over_scheduled = False
+        self._step(_nothing)
+
+    def _write(self) -> None:
+        """One write to the journal, then one to the socket, for everything that was decided together.
+
+        The jobs that were started with it take their first step in a later turn of the loop: they are in the journal
+        by then.
+        """
+        self._journal.flush()
+        if self._unsynced and self._journal.must_sync:
+            self._start_sync()
+        else:
             self._unsynced = False
+            self._transmit()
+
+    def _start_sync(self) -> None:
+        if self._syncing is None:
+            self._syncing = self._loop.create_task(self._sync())
+
+    async def _sync(self) -> None:
+        """What the journal needs a thread for: syncs in mode "fsync", and a new file in place of a long one.
+
+        Group commit: whatever is decided while one sync runs is covered by the next.
+        """
+        try:
+            while self._unsynced or self._rewrite_due:
+                outgoing, self._outgoing = self._outgoing, []
+                connection = self._connection
+                await self._sync_once()
+                if outgoing and connection is not None and connection is self._connection:
+                    connection.transmit(outgoing)
+            self._syncing = None
             self._transmit()
         except Exception as error:  # noqa: BLE001 - see _step
             self._fail(error)
 
-    async def _sync(self) -> None:
-        """Group commit: whatever is decided while one sync runs is covered by the next."""
-        while self._unsynced:
-            self._unsynced = False
-            outgoing, self._outgoing = self._outgoing, []
-            connection = self._connection
-            self._journal.flush()
-            await self._loop.run_in_executor(None, self._journal.sync)
-            if connection is not None and connection is self._connection:
-                connection.transmit(outgoing)
-        self._syncing = None
-        self._transmit()
+    async def _sync_once(self) -> None:
+        self._journal.flush()
+        rewrite = self._journal.begin_rewrite(*self._outstanding()) if self._rewrite_due else None
+        self._unsynced = self._rewrite_due = False
+        try:
+            await self._loop.run_in_executor(None, self._journal.sync, rewrite)
+        except OSError as error:
+            self._journal.degrade("sync", error)
+        if rewrite is not None:
+            self._journal.adopt(rewrite)
 
     def _transmit(self) -> None:
         if self._outgoing and self._connection is not None:
@@ -345,17 +353,28 @@ class Worker:
         elif self._connection is not None and self._connection.is_stalled(now):
             self._connection.abandon()
             self.connection_closed("bytes could not be sent in time")
-        if self._journal.compaction_due(outstanding=any(self._session.outstanding())) and (
-            self._syncing is None and (not self._journal.degraded or now >= self._journal_retry_at)
-        ):
-            self._journal_retry_at = now + JOURNAL_RETRY
-            self._rewrite_journal()
+        self._watch_journal(now)
         if not self._ended.done():
             self._loop.call_later(WATCH_INTERVAL, self._watch)
 
-    def _rewrite_journal(self) -> None:
+    def _watch_journal(self, now: float) -> None:
+        outstanding = any(self._session.outstanding())
+        if not self._journal.compaction_due(outstanding=outstanding):
+            return
+        if not outstanding and not self._journal.degraded:
+            self._journal.empty()
+        elif now >= self._journal_retry_at:
+            self._journal_retry_at = now + JOURNAL_RETRY
+            self._rewrite_due = True
+            self._start_sync()
+
+    def _outstanding(self) -> tuple[list[Claimed], list[frames.Report]]:
         claimed, reported = self._session.outstanding()
-        self._journal.rewrite([Claimed(job.job_id, job.lease_token, job.action) for job in claimed], reported)
+        return [Claimed(job.job_id, job.lease_token, job.action) for job in claimed], reported
+
+
+def _nothing(_now: float) -> list[Decision]:
+    return []
 
 
 def _time_suspended() -> float:

@@ -12,7 +12,7 @@ from tests.support.control_plane_process import ControlPlaneProcess
 from tests.support.gate import Gate
 from tests.support.raw_worker import RawWorker
 from tests.support.supervisor_process import SupervisorProcess
-from worker_child.journal import _read as read_journal
+from worker_child.journal_records import decode as read_journal
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from wire import frames
 from worker_child import journal as journal_module
 from worker_child.errors import JournalError, JournalLocked
-from worker_child.journal import HEADER, Claimed, Journal, Recovered
+from worker_child.journal import Journal
+from worker_child.journal_records import HEADER, Claimed, Recovered, Reported, decode, encode
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -149,11 +151,11 @@ def test_a_hole_that_a_power_cut_left_costs_what_was_in_it(path: Path, hole: int
 
 @given(data=st.binary(max_size=300), at=st.integers(0, 300))
 def test_whatever_is_in_the_file_is_read(data: bytes, at: int) -> None:
-    sound = HEADER + journal_module._grouped([Claimed("job-1", "lease-1", "work")])
-    journal_module._read(data)
-    journal_module._read(HEADER + data)
-    assert journal_module._read(sound + data).claimed == [Claimed("job-1", "lease-1", "work")]
-    journal_module._read(sound[:at] + data + sound[at:])
+    sound = HEADER + encode([Claimed("job-1", "lease-1", "work")])
+    decode(data)
+    decode(HEADER + data)
+    assert decode(sound + data).claimed == [Claimed("job-1", "lease-1", "work")]
+    decode(sound[:at] + data + sound[at:])
 
 
 @pytest.mark.parametrize("size", [0, 5, len(HEADER)])
@@ -256,9 +258,8 @@ def test_without_anything_owed_no_token_stays_on_disk(journal: Journal, path: Pa
     journal.flush()
     assert not journal.compaction_due(outstanding=True)
     journal.settled("lease-1")
-    journal.flush()
     assert journal.compaction_due(outstanding=False)
-    journal.rewrite([], [])
+    journal.empty()
     assert path.read_bytes() == HEADER
     assert not journal.compaction_due(outstanding=False)
     journal.reported(report(2))
@@ -281,6 +282,89 @@ def test_a_long_file_is_written_anew_with_what_is_owed(
     journal.reported(report(9))
     journal.close()
     assert recovered(path) == Recovered(claimed=[Claimed("job-7", "lease-7", "work")], reported=[report(8), report(9)])
+
+
+def test_work_goes_on_while_a_file_is_written_anew_and_both_files_have_it(journal: Journal, path: Path) -> None:
+    journal.reported(report(1))
+    rewrite = journal.begin_rewrite([], [report(1)])
+    assert not journal.compaction_due(outstanding=False), "one rewrite at a time"
+    journal.reported(report(2))
+    journal.flush()
+    rewrite.write()
+    journal.claimed("job-3", "lease-3", "work")
+    journal.flush()
+    with_all = Recovered(claimed=[Claimed("job-3", "lease-3", "work")], reported=[report(1), report(2)])
+    assert decode(path.read_bytes()) == with_all, "a death before the exchange loses nothing"
+    journal.reported(report(4))
+    journal.adopt(rewrite)
+    assert decode(path.read_bytes()) == with_all
+    journal.close()
+    assert recovered(path) == Recovered(claimed=with_all.claimed, reported=[report(1), report(2), report(4)])
+
+
+def test_a_file_that_cannot_be_written_anew_leaves_the_old_one_in_use(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.reported(report(1))
+    rewrite = journal.begin_rewrite([], [report(1)])
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        journal.sync(rewrite)
+    journal.reported(report(2))
+    assert isinstance(journal.adopt(rewrite), OSError)
+    assert not journal.degraded
+    journal.close()
+    assert recovered(path).reported == [report(1), report(2)]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_rewrite_heals_a_journal_that_failed_while_it_was_written(journal: Journal, path: Path) -> None:
+    journal.reported(report(1))
+    rewrite = journal.begin_rewrite([], [report(1)])
+    rewrite.write()
+    journal.degrade("write", OSError(errno.ENOSPC, "No space left on device"))
+    journal.reported(report(2))
+    journal.flush()
+    assert decode(path.read_bytes()).reported == [report(1)]
+    journal.adopt(rewrite)
+    assert not journal.degraded
+    journal.close()
+    assert recovered(path).reported == [report(1), report(2)]
+
+
+def test_in_mode_fsync_the_new_file_and_its_name_are_on_disk_before_anything_is_promised(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def noted(word: str, call: Any) -> Any:
+        return lambda *arguments: (order.append(word), call(*arguments))[1]
+
+    with contextlib.closing(opened(path, "fsync")) as journal:
+        journal.reported(report(1))
+        rewrite = journal.begin_rewrite([], [report(1)])
+        for word in ("fsync", "fdatasync"):
+            monkeypatch.setattr(os, word, noted(word, getattr(os, word)))
+        monkeypatch.setattr(Path, "rename", noted("rename", Path.rename))
+        journal.sync(rewrite)
+        journal.adopt(rewrite)
+        assert order == ["fdatasync", "fsync", "rename"], "until then the old file has what was promised"
+        journal.sync()
+        assert order[3:] == ["fsync", "fdatasync"], "the directory, then the new file"
+        journal.sync()
+        assert order[5:] == ["fdatasync"]
+
+
+def test_what_is_settled_waits_for_the_next_record_that_must_be_written(journal: Journal, path: Path) -> None:
+    journal.reported(report(1))
+    journal.flush()
+    before = journal.size
+    journal.settled("lease-1")
+    journal.flush()
+    assert journal.size == before
+    journal.reported(report(2))
+    journal.flush()
+    assert decode(path.read_bytes()).reported == [report(2)]
 
 
 def test_mode_off_touches_no_disk(tmp_path: Path) -> None:
@@ -331,7 +415,8 @@ HOLDER = """
     import sys
     from pathlib import Path
     from wire import frames
-    from worker_child.journal import Claimed, Journal
+    from worker_child.journal import Journal
+    from worker_child.journal_records import Claimed
     journal = Journal(Path(sys.argv[1]), "write")
     journal.recover(5)
     journal.claimed("job-1", "lease-1", "work")
@@ -459,5 +544,5 @@ def test_a_full_disk_is_said_once_stops_nothing_and_heals(path: Path, mode: str)
 
 
 def test_a_journal_never_holds_a_spec() -> None:
-    fields = {field for record in (Claimed, journal_module.Reported) for field in record.__struct_fields__}
+    fields = {field for record in (Claimed, Reported) for field in record.__struct_fields__}
     assert fields == {"job_id", "lease_token", "action", "status", "result", "error_type", "error_message"}

@@ -20,7 +20,8 @@ from wire import frames, pipe
 from worker_child import __main__ as child_program
 from worker_child.actions import Registry
 from worker_child.catalogue import NOTHING
-from worker_child.journal import Journal, Recovered
+from worker_child.journal import Journal
+from worker_child.journal_records import Recovered
 from worker_child.transport import ApiKey, target
 
 HANDLERS = """

@@ -2,23 +2,28 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.scripted_server import ScriptedServer, scripted_server
 from tests.support.session_driver import claimed_job
 from wire import frames, pipe
+from worker_child import journal as journal_module
 from worker_child import transport
 from worker_child import worker as worker_module
 from worker_child.actions import Registry
 from worker_child.backoff import Backoff
 from worker_child.decisions import End
-from worker_child.journal import Journal
+from worker_child.journal import Journal, Rewrite
+from worker_child.journal_records import decode
 from worker_child.parent import Parent
 from worker_child.session import ActionTerms, Session, SessionSettings
 from worker_child.transport import ApiKey, target
@@ -118,7 +123,7 @@ async def test_with_fsync_nothing_is_sent_before_the_sync_and_one_sync_covers_ma
         rig = Rig(server, tmp_path / "journal", "fsync")
         synced: list[float] = []
         sync = rig.journal.sync
-        monkeypatch.setattr(rig.journal, "sync", lambda: (sync(), synced.append(time.monotonic())))
+        monkeypatch.setattr(rig.journal, "sync", lambda rewrite: (sync(rewrite), synced.append(time.monotonic())))
         await server.register()
         await server.answer_claim(*(claimed_job(number) for number in (1, 2, 3)))
         rig.gate.set()
@@ -171,11 +176,53 @@ async def test_what_a_failed_disk_missed_is_written_when_it_can_be(rig: Rig, mon
         await rig.server.receive(frames.Claim)
         assert rig.journal.degraded
     assert b"lease-1" not in rig.journal._path.read_bytes()
-    rig.worker._watch()
+    rig.worker._watch_journal(time.monotonic())
+    assert rig.worker._syncing is not None
+    await rig.worker._syncing
     assert not rig.journal.degraded
     assert b"lease-1" in rig.journal._path.read_bytes()
     rig.gate.set()
     assert (await rig.server.acknowledge_report()).status == "completed"
+
+
+async def test_work_goes_on_while_the_journal_is_written_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.server.register()
+    await rig.server.answer_claim(claimed_job(1))
+    await rig.server.receive(frames.Claim)
+    monkeypatch.setattr(journal_module, "COMPACT_ABOVE", 0)
+    disk_is_slow, write = threading.Event(), Rewrite.write
+    monkeypatch.setattr(Rewrite, "write", lambda self: (disk_is_slow.wait(20), write(self))[1])
+    rig.worker._watch_journal(time.monotonic())
+    assert rig.worker._syncing is not None
+    rig.gate.set()
+    report = await rig.server.receive(frames.Report)
+    assert not rig.worker._syncing.done()
+    disk_is_slow.set()
+    await rig.worker._syncing
+    assert decode(rig.journal._path.read_bytes()).reported == [msgspec.structs.replace(report, message_id=None)]
+
+
+async def test_a_disk_that_cannot_sync_stops_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_server() as server:
+        rig = Rig(server, tmp_path / "journal", "fsync")
+        await server.register()
+
+        def broken(_: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fdatasync", broken)
+            await server.answer_claim(claimed_job(1))
+            rig.gate.set()
+            await server.receive(frames.Claim)
+            await server.receive(frames.Report)
+            assert rig.journal.degraded
+        rig.worker._watch_journal(time.monotonic())
+        assert rig.worker._syncing is not None
+        await rig.worker._syncing
+        assert not rig.journal.degraded
+        assert len(decode(rig.journal._path.read_bytes()).reported) == 1
+        await rig.close()
 
 
 async def test_a_bug_in_the_session_ends_the_process_instead_of_wedging_it(rig: Rig) -> None:
