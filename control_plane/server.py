@@ -108,7 +108,8 @@ class ControlPlane:
         ]
         if notifier is not None and notifier.is_heard:
             self._services.append(Pulse(store, self.hub.live_sessions, notifier, PulseConfig()))
-        for target in (self._streams.committed, self._gate.committed, wakeups.notice):
+        # The wake-ups hear it first: what is not due yet when they look must not have become due when the hub does.
+        for target in (wakeups.notice, self._streams.committed, self._gate.committed):
             self._listener.add(target)
         services = Services(store=store, streams=self._streams, clock=time.monotonic, wall_clock=store.now)
         self._server = Server(_uvicorn_config(create_app(services, authenticator), self._gate), self._streams.close)

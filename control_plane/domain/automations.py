@@ -25,6 +25,19 @@ def check_fields(fields: dict[str, Any], known: frozenset[str]) -> None:
         raise Invalid("invalid_field", f"settings.queue: expected a text of 1 to {_LONGEST_QUEUE} characters")
 
 
+def check_startable(automation: Automation) -> int:
+    """The number of the version that a new run executes. Raises Conflict("automation_archived" | "automation_paused" |
+    "not_published")."""
+    handle = automation.handle
+    if automation.status == "archived":
+        raise Conflict("automation_archived", f"automation {handle} is archived; it starts no new runs")
+    if automation.status == "paused":
+        raise Conflict("automation_paused", f'automation {handle} is paused; set its status to "active" first')
+    if automation.published_version is None:
+        raise Conflict("not_published", f"automation {handle} has no published version; publish one first")
+    return automation.published_version
+
+
 def updated(automation: Automation, changes: dict[str, Any], now: int) -> Automation:
     """The automation with the changes. Raises Invalid("invalid_field"), Conflict("not_published")."""
     check_fields(changes, CHANGEABLE)

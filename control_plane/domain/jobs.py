@@ -20,6 +20,9 @@ MAX_ERROR_TYPE = 256
 MAX_ERROR_MESSAGE = 16_384
 """Characters; the rest of a longer one is cut off."""
 
+FRAME_OVERHEAD = 1024
+"""Bytes that a claimed job takes in its frame beside its spec and its names."""
+
 Verdict = Literal["accepted", "duplicate", "superseded", "handed_back"]
 
 
@@ -47,6 +50,12 @@ class Reported(Struct, frozen=True, kw_only=True):
     result: dict[str, Any] | None = None
     error_type: str | None = None
     error_message: str | None = None
+
+
+def frame_size(job: Job, spec_text: str) -> int:
+    """Bytes that the job takes in the frame of a claim at the most: JSON may write a character as six bytes."""
+    names = sum(len(name or "") for name in (job.queue, job.action_name, job.environment_id))
+    return FRAME_OVERHEAD + len(spec_text.encode()) + 6 * names
 
 
 def claimed(job: Job, claimant: Claimant, lease_duration: float, now: int) -> Job | None:
@@ -92,6 +101,17 @@ def reported(job: Job, report: Reported, pending_deadline: float, now: int) -> O
         # Unasked: a public client that stops. The claim was started, so that the attempt keeps its number.
         return _put_back(job, pending_deadline, now, started=True)
     return _failed_attempt(job, error_type or "Error", error_message or "", pending_deadline, now)
+
+
+def untakable(report: Reported) -> Reported:
+    """What is taken instead of a report that our own code cannot take: its job ends."""
+    return replace(
+        report,
+        status="failed",
+        result=None,
+        error_type="NonRetryableError",
+        error_message="the control plane could not take the report: see its log",
+    )
 
 
 def lapsed(job: Job, pending_deadline: float, now: int) -> Outcome:

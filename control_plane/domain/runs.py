@@ -35,7 +35,7 @@ from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, Automation, 
 from control_plane.domain.specs import ActionPlan, ChildPlan, Plan, StepPlan, merge_inputs
 from control_plane.domain.times import to_microseconds
 from control_plane.domain.transitions import RUN, STEP, follow
-from control_plane.errors import DomainError, Invalid
+from control_plane.errors import Conflict, DomainError, Invalid
 
 MAX_SPEC_BYTES = 768 * 1024
 """Of a job's spec: what a frame of 1 MiB can carry beside everything else."""
@@ -87,10 +87,18 @@ class Facts(Protocol):
         """The result of a completed step."""
 
 
-def queue_of(automation: Automation) -> str:
+def queue_of(settings: dict[str, Any] | None) -> str:
     """Where the jobs of an automation's action steps go: `settings.queue`."""
-    queue = (automation.settings or {}).get("queue")
+    queue = (settings or {}).get("queue")
     return queue if isinstance(queue, str) and queue else DEFAULT_QUEUE
+
+
+def already_started(earlier: Run) -> Run:
+    """The run that has the external id of another start. Raises Conflict("external_id_conflict") when it has ended."""
+    if earlier.status not in TERMINAL_RUN:
+        return earlier
+    sentence = f"external_id {earlier.external_id} belongs to run {earlier.id}, which is {earlier.status}"
+    raise Conflict("external_id_conflict", sentence, {"run_id": earlier.id, "status": earlier.status})
 
 
 class Engine:
@@ -142,7 +150,7 @@ class Engine:
         )
         place = len(self.changes)
         self._event(run, "run.started", {"status": run.status})
-        run = self._advance(run, target.plan, queue_of(automation), 0, {})
+        run = self._advance(run, target.plan, queue_of(automation.settings), 0, {})
         self.changes.insert(place, RunCreated(run=run))
         return run
 

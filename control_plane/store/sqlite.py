@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import apsw
 import structlog
-from msgspec.structs import replace
 
 from control_plane.domain import jobs
 from control_plane.domain.model import (
@@ -406,8 +405,7 @@ class SqliteStore:
             # Every report is acknowledged (contract): one that our own code cannot take ends its job, or its worker
             # would send it for ever.
             _log.exception("a report could not be taken", job_id=job_id)
-            failed = replace(reported, status="failed", result=None, error_type="NonRetryableError")
-            failed = replace(failed, error_message="the control plane could not take the report: see its log")
+            failed = jobs.untakable(reported)
             return await self._write(sqlite_jobs.report(self._known, project_id, job_id, failed), now)
 
     async def job(self, project_id: str, job_id: str) -> Job:

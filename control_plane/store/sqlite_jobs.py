@@ -6,20 +6,16 @@ from typing import Any
 import structlog
 
 from control_plane.domain import jobs
-from control_plane.domain.model import TERMINAL_RUN, Job, Run
-from control_plane.domain.runs import Engine
+from control_plane.domain.model import Job, Run
+from control_plane.domain.runs import Engine, already_started
 from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reaped, ReportOutcome
 from control_plane.domain.times import to_microseconds
-from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, same_hash
-from control_plane.store import sqlite_rows as rows
+from control_plane.store import rows
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import FAULTS, Writing
 
 _log = structlog.get_logger("control_plane.store")
-
-JOB_OVERHEAD = 1024
-"""Bytes that a claimed job takes in its frame beside its spec."""
 
 
 def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
@@ -36,7 +32,7 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
             before = unit.job_at("pending_job", seq, rows.from_json(text))
             if before is None or before.id in order.excluded:
                 continue
-            size += len(text.encode()) + JOB_OVERHEAD + _names_size(before)
+            size += jobs.frame_size(before, text)
             if leases and size > order.byte_limit:
                 break
             token = order.lease_tokens[len(leases)]
@@ -56,11 +52,6 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         return leases
 
     return command
-
-
-def _names_size(job: Job) -> int:
-    """Bytes that the job's names take in its frame at the most: JSON may write a character as six bytes."""
-    return 6 * sum(len(name or "") for name in (job.queue, job.action_name, job.environment_id))
 
 
 def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
@@ -202,13 +193,9 @@ def start_run(
         unit = Unit(known, writing)
         engine = unit.engine(project_id)
         if external_id is not None:
-            automation = unit.automation(project_id, handle)
-            earlier = unit.run_of_external_id(automation.id, external_id)
+            earlier = unit.run_of_external_id(unit.automation(project_id, handle).id, external_id)
             if earlier is not None:
-                if earlier.status not in TERMINAL_RUN:
-                    return earlier
-                sentence = f"external_id {external_id} belongs to run {earlier.id}, which is {earlier.status}"
-                raise Conflict("external_id_conflict", sentence, {"run_id": earlier.id, "status": earlier.status})
+                return already_started(earlier)
         run = engine.start(unit.published(handle), inputs, source=source, external_id=external_id)
         unit.apply(engine.changes)
         return run

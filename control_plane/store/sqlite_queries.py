@@ -1,7 +1,5 @@
 """What is read for people and programs, on connections that cannot write: every call is one short read."""
 
-import base64
-import binascii
 from typing import Any
 
 import apsw
@@ -20,12 +18,9 @@ from control_plane.domain.model import (
     Version,
 )
 from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, Load, Page, SessionView
-from control_plane.errors import Invalid, NotFound
-from control_plane.store import sqlite_rows as rows
-from control_plane.store.lanes import NEVER
-
-MOST_EVENT_BYTES = 8 * 1024 * 1024
-"""Of payloads in one answer of `events`."""
+from control_plane.errors import NotFound
+from control_plane.store import pages, rows
+from control_plane.store.pages import page, position
 
 
 class Queries:
@@ -68,9 +63,9 @@ class Queries:
         self, connection: apsw.Connection, project_id: str, status: str | None, cursor: str | None, limit: int
     ) -> Page:
         """See Store.automations."""
-        bindings = (project_id, _position(cursor), status, limit + 1)
+        bindings = (project_id, position(cursor), status, limit + 1)
         found = self._all(connection, "automations_of_project", *bindings)
-        return _page([(row[0], rows.automation(row[1:])) for row in found], limit)
+        return page([(row[0], rows.automation(row[1:])) for row in found], limit)
 
     def automation(self, connection: apsw.Connection, project_id: str, handle: str) -> Automation:
         """See Store.automation."""
@@ -107,7 +102,7 @@ class Queries:
         limit: int,
     ) -> Page:
         """See Store.runs."""
-        before = _position(cursor)
+        before = position(cursor)
         if automation_id is None and status is None:
             found = self._all(connection, "runs_of_project", project_id, before, limit + 1)
         elif automation_id is None:
@@ -117,7 +112,7 @@ class Queries:
         else:
             bindings = (automation_id, project_id, status, before, limit + 1)
             found = self._all(connection, "runs_of_automation_by_status", *bindings)
-        return _page([(row[0], rows.run(row)) for row in found], limit)
+        return page([(row[0], rows.run(row)) for row in found], limit)
 
     def steps(self, connection: apsw.Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""
@@ -133,7 +128,7 @@ class Queries:
         size = 0
         for row in connection.execute(self._sql["events_of_run"], (run_seq, since, limit)):
             size += len(row[-1])
-            if events and size > MOST_EVENT_BYTES:
+            if events and size > pages.MOST_EVENT_BYTES:
                 break
             events.append(rows.event(project_id, run_id, row))
         return events
@@ -229,21 +224,3 @@ class Queries:
             model=model,
             environment_id=environment_id,
         )
-
-
-def _position(cursor: str | None) -> int:
-    """The seq before which a page begins."""
-    if cursor is None:
-        return NEVER
-    try:
-        position = int(base64.urlsafe_b64decode(cursor.encode() + b"==").decode())
-    except (ValueError, binascii.Error, UnicodeError):
-        raise Invalid("invalid_cursor", "cursor: not one that this server gave; leave it out to begin anew") from None
-    return min(max(position, 0), NEVER)
-
-
-def _page(found: list[tuple[int, Any]], limit: int) -> Page:
-    shown = found[:limit]
-    more = len(found) > limit
-    cursor = base64.urlsafe_b64encode(str(shown[-1][0]).encode()).decode().rstrip("=") if more and shown else None
-    return Page(items=[item for _, item in shown], next_cursor=cursor)

@@ -5,11 +5,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from control_plane.domain import automations, specs
+from control_plane.domain import automations, sessions, specs
 from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
 from control_plane.domain.store import SessionDrainRequested
 from control_plane.errors import Conflict, NotFound
-from control_plane.store import sqlite_rows as rows
+from control_plane.store import rows
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import Writing
 
@@ -172,16 +172,7 @@ def register_session(known: Known, session: Session) -> Callable[[Writing], Sess
         unit = Unit(known, writing)
         row = unit.one("session_by_id", session.id) if session.id else None
         earlier = rows.session(row[:-1]) if row is not None else None
-        if earlier is not None and earlier.superseded:
-            raise Conflict("session_superseded", f"another process has taken over {session.worker_instance_id}")
-        record = replace(
-            session,
-            id=session.id or unit.new_id("wsess"),
-            created_at=earlier.created_at if earlier is not None else writing.now,
-            last_seen_at=writing.now,
-            drain_requested=earlier.drain_requested if earlier is not None else session.drain_requested,
-            ended_at=None,
-        )
+        record = sessions.registered(session, earlier, unit.new_id, writing.now)
         if earlier is None:
             writing.execute(known.sql["insert_session"], rows.session_row(record))
         else:

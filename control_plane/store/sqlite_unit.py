@@ -6,6 +6,7 @@ A Unit lives within one command. It knows which integer keys belong to the ids t
 from typing import Any, ClassVar
 
 from control_plane.domain import specs
+from control_plane.domain.automations import check_startable
 from control_plane.domain.changes import (
     AnyChange,
     CancelAnnounced,
@@ -23,7 +24,7 @@ from control_plane.domain.runs import Engine, Published, Running, queue_of
 from control_plane.domain.store import CancelRequested, JobClaimable, LeaseTerms, RunChanged
 from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
-from control_plane.store import sqlite_rows as rows
+from control_plane.store import rows
 from control_plane.store.lanes import NEVER, Lanes
 from control_plane.store.sqlite_writer import Writing
 
@@ -113,7 +114,7 @@ class Unit:
         if run.status in TERMINAL_RUN:
             return Running(run=run, step=step, plan=specs.Plan(steps=(), inputs={}))
         automation = rows.automation(self.one("automation_by_id", run.automation_id))
-        return Running(run=run, step=step, plan=self._plan(run.version_id), queue=queue_of(automation))
+        return Running(run=run, step=step, plan=self._plan(run.version_id), queue=queue_of(automation.settings))
 
     def run(self, project_id: str, run_id: str) -> Run:
         """Raises NotFound."""
@@ -142,13 +143,7 @@ class Unit:
     def published(self, handle: str) -> Published:
         """See domain.runs.Facts: what can be started now. Raises NotFound, Conflict."""
         automation = self.automation(self._project_id, handle)
-        if automation.status == "archived":
-            raise Conflict("automation_archived", f"automation {handle} is archived; it starts no new runs")
-        if automation.status == "paused":
-            raise Conflict("automation_paused", f'automation {handle} is paused; set its status to "active" first')
-        if automation.published_version is None:
-            raise Conflict("not_published", f"automation {handle} has no published version; publish one first")
-        version = rows.version(self.one("version", automation.id, automation.published_version))
+        version = rows.version(self.one("version", automation.id, check_startable(automation)))
         return Published(automation=automation, version=version, plan=self._plan(version.id))
 
     def saved(self, run_id: str, step_key: str) -> Any:

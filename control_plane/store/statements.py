@@ -1,12 +1,13 @@
 """SQL from named text: `sql/<dialect>/*.sql` holds blocks that begin with `-- name: <name>`.
 
-`{other}` in a block stands for the text of an earlier block. Migrations are whole files, in the order of their numbers.
+`{other}` in a block stands for the text of another block. Migrations are whole files, in the order of their numbers.
 """
 
 import re
 from importlib.resources import files
 
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^--.*\n", re.MULTILINE)
 _INSERT = re.compile(r"\{(\w+)\}")
 _MIGRATION = re.compile(r"([0-9]{4})_\w+\.sql")
 
@@ -18,7 +19,7 @@ def load_statements(dialect: str) -> dict[str, str]:
     for path in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if path.name.endswith(".sql"):
             _read(path.read_text(), statements)
-    return statements
+    return {name: _complete(body, statements) for name, body in statements.items()}
 
 
 def load_migrations(dialect: str) -> list[tuple[int, str]]:
@@ -33,4 +34,8 @@ def _read(text: str, statements: dict[str, str]) -> None:
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
         if name in statements:
             raise ValueError(f"two statements are named {name}")
-        statements[name] = _INSERT.sub(lambda match: statements[match.group(1)], body).strip()
+        statements[name] = _COMMENT.sub("", body).strip()
+
+
+def _complete(body: str, statements: dict[str, str]) -> str:
+    return _INSERT.sub(lambda match: _complete(statements[match.group(1)], statements), body)

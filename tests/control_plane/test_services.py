@@ -1,4 +1,4 @@
-"""The services on a real store. Rounds are run by hand; what runs by itself is waited for by what it does."""
+"""The services on real stores. Rounds are run by hand; what runs by itself is waited for by what it does."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ from control_plane.services import (
     Wakeups,
     WakeupsConfig,
 )
-from control_plane.store import sqlite_queries
+from control_plane.store import postgres_queries, sqlite_queries
 from service_manager.notify import Notifier
-from tests.support.sqlite_store import LEASE, action, at, scenario
+from tests.support.store_scenario import LEASE, action, at, scenario
 
 
 @pytest.fixture
-async def s(tmp_path):
-    async with scenario(tmp_path / "store.db") as made:
+async def s(place):
+    async with scenario(place) as made:
         yield made
 
 
@@ -130,7 +130,7 @@ async def test_a_delayed_job_brings_the_next_round_forward(s):
             heard.put_nowait(fact)
 
     wakeups = Wakeups(s.store, listener, WakeupsConfig(interval=3600))
-    await s.publish("a", [action(retry={"max_attempts": 3, "delay": "50ms"})])
+    await s.publish("a", [action(retry={"max_attempts": 3, "delay": "2s"})])
     run = await s.start("a")
     await wakeups.start()
     now = (s.store.now() - at(0)) / 1e6
@@ -217,7 +217,8 @@ async def test_a_disk_that_is_full_is_said_and_is_no_reason_to_start_again(s, he
 async def test_what_there_is_to_do_is_counted_so_far_and_no_further(s, heard, monkeypatch):
     listening, notifier = heard
     monkeypatch.setattr(services, "COUNTED_UP_TO", 2)
-    monkeypatch.setattr(sqlite_queries, "COUNTED_UP_TO", 2)
+    for queries in (sqlite_queries, postgres_queries):
+        monkeypatch.setattr(queries, "COUNTED_UP_TO", 2)
     await s.publish("a", [action()])
     for _ in range(3):
         await s.start("a")

@@ -1,21 +1,18 @@
-"""Jobs on a real SQLite file: claims, fences, retries, deadlines. Time is fed."""
+"""Jobs on real stores: claims, fences, retries, deadlines. Time is fed."""
 
 import asyncio
-import threading
 
-import apsw
 import pytest
 
 from control_plane.domain.model import Selector
 from control_plane.domain.runs import Engine
 from control_plane.domain.store import CancelRequested, JobClaimable
-from control_plane.errors import StoreUnavailable
-from tests.support.sqlite_store import LEASE, PENDING_DEADLINE, action, at, scenario
+from tests.support.store_scenario import LEASE, PENDING_DEADLINE, action, at, scenario
 
 
 @pytest.fixture
-async def s(tmp_path):
-    async with scenario(tmp_path / "store.db") as made:
+async def s(place):
+    async with scenario(place) as made:
         yield made
 
 
@@ -52,30 +49,6 @@ async def test_a_lane_that_was_found_empty_is_looked_at_again(s):
     lease = await s.claim_one(now=LEASE + 1)
     await s.report(lease, "failed", error="WorkerOverCapacity", now=LEASE + 1)
     assert await s.claim_one(now=LEASE + 1)
-
-
-async def test_what_is_remembered_of_the_lanes_is_forgotten_when_a_batch_is_undone(s):
-    await s.publish("a", [action()])
-    await s.start("a")
-    held, gate = threading.Event(), threading.Event()
-
-    def hold(writing):
-        held.set()
-        gate.wait(10)
-
-    def fail(writing):
-        raise apsw.FullError("database or disk is full")
-
-    # While the writer is held the three others queue up for one batch.
-    holding = asyncio.ensure_future(s.store._writer.submit(hold))
-    await asyncio.to_thread(held.wait)
-    batch = [asyncio.ensure_future(ask) for ask in (s.claim(), s.claim(), s.store._writer.submit(fail))]
-    await asyncio.sleep(0)
-    gate.set()
-    await holding
-    outcomes = await asyncio.gather(*batch, return_exceptions=True)
-    assert [type(each) for each in outcomes] == [StoreUnavailable] * 3
-    assert await s.claim_one()
 
 
 async def test_a_job_is_not_there_before_its_time(s):
@@ -344,11 +317,11 @@ async def test_a_late_heartbeat_saves_the_lease_as_long_as_nobody_took_it_back(s
     assert (await s.reap(LEASE + 6)).leases_lapsed == 0
 
 
-async def test_nothing_lapses_in_the_first_lease_duration_after_the_start(tmp_path):
-    async with scenario(tmp_path / "store.db") as s:
+async def test_nothing_lapses_in_the_first_lease_duration_after_the_start(place):
+    async with scenario(place) as s:
         await one_job(s)
         lease = await s.claim_one(now=(s.store.now() - at(0)) / 1e6 - LEASE - 10)
-    async with scenario(tmp_path / "store.db", prepared=False, grace=True) as s:
+    async with scenario(place, prepared=False, grace=True) as s:
         opened = s.store.now()
         assert lease.job.lease_expires_at < opened
         assert (await s.store.reap(limit=9, now=opened)).leases_lapsed == 0
@@ -405,8 +378,7 @@ async def test_a_job_that_cannot_be_swept_holds_up_no_other(s):
     other = await s.start("a", now=0)
     await s.claim_one(now=0)
     # What no decision expects: the run's row is gone.
-    (seq,) = (await s.store._read(lambda db: list(db.execute("SELECT seq FROM runs WHERE id = ?", (run.id,)))))[0]
-    await s.store._writer.submit(lambda writing: writing.execute("UPDATE runs SET seq = -1 WHERE seq = ?", (seq,)))
+    await s.write(f"UPDATE runs SET seq = -1 WHERE id = '{run.id}'")
     assert (await s.reap(LEASE + 1)).leases_lapsed == 1
     assert (await s.run(other)).error_type == "LeaseLapsed"
     assert (await s.job(lease)).status == "claimed"

@@ -5,13 +5,15 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from control_plane.domain.model import TERMINAL_RUN
 from control_plane.keys import hash_secret
-from tests.support.sqlite_store import LEASE, Scenario, action, at, scenario
+from tests.support.postgres_cluster import shared_cluster
+from tests.support.store_scenario import LEASE, PostgresPlace, Scenario, SqlitePlace, action, at, scenario
 
 HANDLES = ("once", "thrice", "parent")
 ERRORS = ("Boom", "NonRetryableError", "WorkerOverCapacity", "WorkerCrashed")
@@ -23,8 +25,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.runner = asyncio.Runner()
-        self.folder = tempfile.TemporaryDirectory(prefix="store-machine-")
-        self.path = Path(self.folder.name) / "store.db"
+        self.place = self.new_place()
         self.numbers = count(1)
         self.now = 0.0
         self.leases = []
@@ -36,7 +37,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.runner.run(awaitable)
 
     async def enter(self, *, prepared):
-        self.context = scenario(self.path, prepared=prepared)
+        self.context = scenario(self.place, prepared=prepared)
         return await self.context.__aenter__()
 
     @initialize()
@@ -54,7 +55,7 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self):
         self.wait_for(self.context.__aexit__(None, None, None))
         self.runner.close()
-        self.folder.cleanup()
+        self.place.remove()
 
     # --- what happens
 
@@ -129,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
     # --- what always holds
 
     def read(self, sql):
-        return self.wait_for(self.s.store._read(lambda connection: list(connection.execute(sql))))
+        return self.wait_for(self.s.read(sql))
 
     @invariant()
     def every_job_is_in_one_state(self):
@@ -187,10 +188,29 @@ class StoreMachine(RuleBasedStateMachine):
             assert waiting == (1 if status == "suspended" else 0)
 
 
-TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(
+class SqliteMachine(StoreMachine):
+    def new_place(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="store-machine-")
+        return SqlitePlace(Path(self.folder.name) / "store.db")
+
+    def teardown(self):
+        super().teardown()
+        self.folder.cleanup()
+
+
+class PostgresMachine(StoreMachine):
+    def new_place(self):
+        return PostgresPlace(shared_cluster())
+
+
+SETTINGS = settings(
     max_examples=20,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+TestSqliteStore = SqliteMachine.TestCase
+TestSqliteStore.settings = SETTINGS
+TestPostgresStore = pytest.mark.usefixtures("cluster")(PostgresMachine.TestCase)
+TestPostgresStore.settings = SETTINGS

@@ -1,4 +1,4 @@
-"""Automations, versions, runs, steps and sessions on a real SQLite file."""
+"""Automations, versions, runs, steps and sessions on real stores."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from control_plane.domain.model import Selector
 from control_plane.domain.runs import MAX_DEPTH, MAX_RUNS_AT_ONCE
 from control_plane.domain.store import RunChanged, SessionDrainRequested
 from control_plane.errors import Conflict, Invalid, NotFound
-from control_plane.store import sqlite_queries
-from tests.support.sqlite_store import action, at, scenario
+from control_plane.store import pages
+from tests.support.store_scenario import action, at, scenario
 
 
 @pytest.fixture
-async def s(tmp_path):
-    async with scenario(tmp_path / "store.db") as made:
+async def s(place):
+    async with scenario(place) as made:
         yield made
 
 
@@ -77,7 +77,7 @@ async def test_events_are_gapless_and_tell_the_story(s):
 async def test_a_page_of_events_is_bounded_in_bytes_but_never_empty(s, monkeypatch):
     await s.publish("a", [action()])
     run = await s.start("a")
-    monkeypatch.setattr(sqlite_queries, "MOST_EVENT_BYTES", 10)
+    monkeypatch.setattr(pages, "MOST_EVENT_BYTES", 10)
     seen = []
     while page := await s.store.events(s.project.id, run.id, since=len(seen), limit=100):
         seen += page

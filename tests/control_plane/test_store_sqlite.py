@@ -18,7 +18,7 @@ from control_plane.store import sqlite, store_at
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite import SqliteStore
 from control_plane.store.statements import load_migrations, load_statements
-from tests.support.sqlite_store import action, scenario
+from tests.support.store_scenario import SqlitePlace, action, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ async def refused(path, match, store=None):
 
 
 async def test_what_is_asked_together_is_committed_together(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()])
         connection = s.store._writer._connection
         commits = []
@@ -66,7 +66,7 @@ async def test_what_is_asked_together_is_committed_together(path):
 
 
 async def test_what_is_queued_when_the_store_closes_is_committed(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()])
         held, gate = threading.Event(), threading.Event()
 
@@ -85,13 +85,13 @@ async def test_what_is_queued_when_the_store_closes_is_committed(path):
         acknowledged = {run.id for run in await asyncio.gather(*runs)}
         await closing
         project = s.project
-    async with scenario(path, prepared=False) as s:
+    async with scenario(SqlitePlace(path), prepared=False) as s:
         page = await s.store.runs(project.id, status=None, automation_id=None, cursor=None, limit=9)
         assert {run.id for run in page.items} == acknowledged
 
 
 async def test_a_refused_command_harms_no_neighbour(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()])
         outcomes = await asyncio.gather(
             s.start("a"),
@@ -114,8 +114,33 @@ async def test_a_refused_command_harms_no_neighbour(path):
         assert len(await s.claim()) == 2
 
 
+async def test_what_is_remembered_of_the_lanes_is_forgotten_when_a_batch_is_undone(path):
+    async with scenario(SqlitePlace(path)) as s:
+        await s.publish("a", [action()])
+        await s.start("a")
+        held, gate = threading.Event(), threading.Event()
+
+        def hold(writing):
+            held.set()
+            gate.wait(10)
+
+        def fail(writing):
+            raise apsw.FullError("database or disk is full")
+
+        # While the writer is held the three others queue up for one batch.
+        holding = asyncio.ensure_future(s.store._writer.submit(hold))
+        await asyncio.to_thread(held.wait)
+        batch = [asyncio.ensure_future(ask) for ask in (s.claim(), s.claim(), s.store._writer.submit(fail))]
+        await asyncio.sleep(0)
+        gate.set()
+        await holding
+        outcomes = await asyncio.gather(*batch, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [StoreUnavailable] * 3
+        assert await s.claim_one()
+
+
 async def test_a_refused_command_leaves_nothing_behind(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()])
 
         def half(writing):
@@ -128,7 +153,7 @@ async def test_a_refused_command_leaves_nothing_behind(path):
 
 
 async def test_facts_are_announced_before_the_caller_goes_on(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()])
         s.facts.clear()
         await s.start("a")
@@ -145,7 +170,7 @@ def fill(connection):
 
 
 async def test_a_full_disk_is_told_to_every_caller_and_is_left_behind_by_itself(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()], inputs={"x": {}})
         await s.store._writer.submit(lambda writing: None)
         fill(s.store._writer._connection)
@@ -163,7 +188,7 @@ async def test_a_full_disk_is_told_to_every_caller_and_is_left_behind_by_itself(
 
 
 async def test_a_read_only_file_is_told_and_recovered_from(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.publish("a", [action()])
         s.store._writer._connection.execute("PRAGMA query_only = ON")
         with pytest.raises(StoreUnavailable, match="readonly"):
@@ -173,7 +198,7 @@ async def test_a_read_only_file_is_told_and_recovered_from(path):
 
 
 async def test_a_store_that_stays_away_keeps_saying_so(path, monkeypatch):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
 
         def gone():
             raise apsw.CantOpenError("unable to open database file")
@@ -188,14 +213,14 @@ async def test_a_store_that_stays_away_keeps_saying_so(path, monkeypatch):
 
 
 async def test_readers_cannot_write(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         with pytest.raises(StoreUnavailable, match="cannot read now"):
             await s.store._read(lambda connection: connection.execute("DELETE FROM projects"))
         assert await s.store.projects() == [s.project]
 
 
 async def test_a_closed_store_says_so(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         store = s.store
     with pytest.raises(StoreUnavailable, match="closed"):
         await store.ping()
@@ -210,7 +235,7 @@ async def test_a_closed_store_says_so(path):
 async def test_the_file_and_what_lies_beside_it_are_the_owners_alone(path):
     previous = os.umask(0)
     try:
-        async with scenario(path):
+        async with scenario(SqlitePlace(path)):
             modes = {entry.name: entry.stat().st_mode & 0o777 for entry in path.parent.iterdir()}
     finally:
         os.umask(previous)
@@ -219,16 +244,16 @@ async def test_the_file_and_what_lies_beside_it_are_the_owners_alone(path):
 
 
 async def test_commits_are_synchronous_and_the_log_is_ahead(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         connection = s.store._writer._connection
         assert connection.pragma("synchronous") == 2
         assert connection.pragma("journal_mode") == "wal"
 
 
 async def test_one_process_owns_the_file(path):
-    async with scenario(path):
+    async with scenario(SqlitePlace(path)):
         await refused(path, "is in use by another control plane")
-    async with scenario(path, prepared=False) as s:
+    async with scenario(SqlitePlace(path), prepared=False) as s:
         await s.store.ping()
 
 
@@ -241,7 +266,7 @@ async def test_what_cannot_be_opened(tmp_path, monkeypatch):
 
 
 async def test_a_newer_schema_is_refused(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.store._writer.submit(lambda writing: writing.execute("PRAGMA user_version = 99"))
     await refused(path, "has schema 99, newer than this version knows")
 
@@ -249,7 +274,7 @@ async def test_a_newer_schema_is_refused(path):
 async def test_migrations_run_once_and_leave_nothing_half_done(path, monkeypatch):
     first = load_migrations("sqlite")
     assert [number for number, _ in first] == list(range(1, len(first) + 1))
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         assert (await s.store.projects())[0].handle == "default"
     broken = [*first, (len(first) + 1, "CREATE TABLE extra (x); INSERT INTO nothing VALUES (1);")]
     monkeypatch.setattr(sqlite, "load_migrations", lambda dialect: broken)
@@ -258,7 +283,7 @@ async def test_migrations_run_once_and_leave_nothing_half_done(path, monkeypatch
         await store.open(ignore)
     await store.close()
     monkeypatch.undo()
-    async with scenario(path, prepared=False) as s:
+    async with scenario(SqlitePlace(path), prepared=False) as s:
         tables = await s.store._read(lambda connection: list(connection.execute("SELECT name FROM sqlite_schema")))
         assert ("extra",) not in tables
         assert (await s.store.projects())[0].handle == "default"
@@ -267,7 +292,7 @@ async def test_migrations_run_once_and_leave_nothing_half_done(path, monkeypatch
 @pytest.mark.parametrize(
     ("url", "match"),
     [
-        ("postgresql://x/y", "postgresql:... is not supported"),
+        ("mysql://x/y", "mysql:... is not supported"),
         ("store.db", "expected sqlite:///path"),
         ("sqlite://host/x.db", "names a host"),
         ("sqlite:///", "names no file"),
@@ -327,10 +352,10 @@ def test_the_clock_is_never_behind_what_is_stored():
 
 
 async def test_the_stores_clock_goes_on_from_what_was_stored_when_the_wall_clock_was_set_back(path):
-    async with scenario(path) as s:
+    async with scenario(SqlitePlace(path)) as s:
         await s.store.create_project("later", "Later", now=s.store.now() + 3_600_000_000)
         stored = (await s.store.project("later")).created_at
-    async with scenario(path, prepared=False) as s:
+    async with scenario(SqlitePlace(path), prepared=False) as s:
         assert s.store.now() >= stored
 
 
@@ -363,7 +388,7 @@ async def test_a_kill_in_mid_load_loses_nothing_that_was_acknowledged(path, mome
     said = await asyncio.to_thread(killed_in_mid_load, path, moment)
     ((project_id,),) = said["project"]
 
-    async with scenario(path, prepared=False) as s:
+    async with scenario(SqlitePlace(path), prepared=False) as s:
         check = await s.store._read(lambda connection: connection.pragma("integrity_check"))
         assert check == "ok"
         for (run_id,) in said["run"]:

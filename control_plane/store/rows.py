@@ -1,4 +1,4 @@
-"""Rows of the SQLite store <-> records of the domain. JSON columns are UTF-8 text."""
+"""Rows of a store <-> records of the domain. JSON columns are UTF-8 text, whatever the database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,12 +32,12 @@ _AUTOMATION = (
 _VERSION = (
     "id", "project_id", "automation_id", "version", "status", "spec", "validation", "compiled_plan", "created_at",
 )  # fmt: skip
-_RUN = (
+RUN = (
     "id", "project_id", "automation_id", "automation_name", "version_id", "version", "status", "depth", "created_at",
     "updated_at", "started_at", "completed_at", "wall_clock_deadline_at", "external_id", "parent_run_id",
     "parent_automation_id", "parent_step_key", "error_type", "error_message", "source", "inputs",
 )  # fmt: skip
-_STEP = (
+STEP = (
     "id", "project_id", "run_id", "step_key", "step_name", "save_as", "kind", "status", "seq", "attempt", "job_id",
     "created_at", "updated_at", "started_at", "completed_at", "error_type", "error_message", "inputs", "parameters",
     "result",
@@ -47,7 +47,7 @@ _SESSION = (
     "last_seen_at", "name", "version", "capabilities", "api_key_id", "draining", "drain_requested", "superseded",
     "ended_at",
 )  # fmt: skip
-_JOB = (
+JOB = (
     "id", "project_id", "kind", "origin", "queue", "action_name", "provider", "model", "environment_id", "run_id",
     "step_id", "step_key", "max_attempts", "retry_delay", "non_retryable", "execution_timeout", "created_at", "status",
     "available_at", "pending_deadline_at", "execution_deadline_at", "claim_attempt", "attempts_charged", "hand_backs",
@@ -111,22 +111,22 @@ def version_row(record: Version) -> Row:
 
 def run(row: Row) -> Run:
     """Of run_columns, behind the seq; without result and context."""
-    return Run(**_decoded(_RUN, row[1:], ("source", "inputs")))
+    return Run(**_decoded(RUN, row[1:], ("source", "inputs")))
 
 
 def run_row(record: Run) -> Row:
     """For insert_run."""
-    return _encoded(_RUN, record, ("source", "inputs"))
+    return _encoded(RUN, record, ("source", "inputs"))
 
 
 def step(row: Row) -> Step:
     """Of step_columns."""
-    return Step(**_decoded(_STEP, row, ("inputs", "parameters", "result")))
+    return Step(**_decoded(STEP, row, ("inputs", "parameters", "result")))
 
 
 def step_row(record: Step) -> Row:
     """For insert_step, behind run_seq and seq."""
-    names = tuple(name for name in _STEP if name != "seq")
+    names = tuple(name for name in STEP if name != "seq")
     return _encoded(names, record, ("inputs", "parameters", "result"))
 
 
@@ -163,7 +163,7 @@ def session_row(record: Session) -> Row:
 
 def job(row: Row, spec: dict[str, Any]) -> Job:
     """Of pending_job, claimed_job or finished_job; `spec` is {} where the caller does not need it."""
-    fields = dict(zip(_JOB, row[JOB_KEYS:], strict=True))
+    fields = dict(zip(JOB, row[JOB_KEYS:], strict=True))
     fields["non_retryable"] = from_json(fields["non_retryable"])
     fields["result"] = from_json(fields["result"])
     return Job(spec=spec, **fields)

@@ -1,15 +1,22 @@
-"""A SQLite store with a project, an automation and a session: what most scenarios of the store begin with.
+"""A store with a project, an automation and a session: what most scenarios of the store begin with.
 
-`now` is fed in seconds from the scenario's start, so that no scenario waits.
+`now` is fed in seconds from the scenario's start, so that no scenario waits. Where a store is, is a place: a file, or a
+database of a PostgreSQL server of the tests' own. What is read and written behind the store's back is SQL that both
+databases understand.
 """
 
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 
 from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.keys import hash_secret
+from control_plane.store.postgres import PostgresStore
+from control_plane.store.postgres_migrations import TABLE
 from control_plane.store.sqlite import SqliteStore
+from control_plane.store.statements import load_migrations
+from tests.support.postgres_cluster import Cluster
 
 START = 1_577_836_800_000_000
 """Microseconds: the scenario's second 0, long past, so that the store's own clock is never behind a fed time."""
@@ -22,10 +29,58 @@ def at(seconds):
     return START + round(seconds * 1_000_000)
 
 
+class SqlitePlace:
+    """A file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.url = f"sqlite://{path.absolute()}"
+
+    def store(self, terms):
+        return SqliteStore(self.path, terms)
+
+    async def read(self, store, sql):
+        return await store._read(lambda connection: list(connection.execute(sql)))
+
+    async def write(self, store, sql):
+        await store._writer.submit(lambda writing: writing.execute(sql))
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+
+
+class PostgresPlace:
+    """A database that has our tables and nothing in them."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.database = cluster.new_database(cluster.template("migrated", _schema()))
+        self.url = cluster.url(self.database)
+
+    def store(self, terms):
+        return PostgresStore(self.url, terms)
+
+    async def read(self, store, sql):
+        return [tuple(row) for row in await store._pool.read(lambda connection: connection.fetch(sql))]
+
+    async def write(self, store, sql):
+        await store._pool.write(lambda connection: connection.execute(sql))
+
+    def remove(self):
+        self.cluster.drop_database(self.database)
+
+
+def _schema():
+    migrations = load_migrations("postgresql")
+    numbers = "".join(f"INSERT INTO schema_migrations VALUES ({number}, now());" for number, _ in migrations)
+    return ";\n".join([TABLE, *(text for _, text in migrations), numbers])
+
+
 class Scenario:
     """`facts` are all that the store has announced; tokens are numbered."""
 
-    def __init__(self, store):
+    def __init__(self, place, store):
+        self.place = place
         self.store = store
         self.facts = []
         self.numbers = count(1)
@@ -114,6 +169,14 @@ class Scenario:
     async def event_types(self, run):
         return [event.event_type for event in await self.events(run)]
 
+    async def read(self, sql):
+        """Rows as tuples, behind the store's back."""
+        return await self.place.read(self.store, sql)
+
+    async def write(self, sql):
+        """A statement, behind the store's back."""
+        await self.place.write(self.store, sql)
+
     async def reap(self, now):
         return await self.store.reap(limit=100, now=at(now))
 
@@ -130,10 +193,10 @@ def action(key="one", **fields):
 
 
 @asynccontextmanager
-async def scenario(path, *, prepared=True, grace=False, **terms):
-    """An open store on `path`, closed at the end. Without `grace` leases may lapse from the first moment on."""
-    store = SqliteStore(path, LeaseTerms(**{"lease_duration": LEASE, "pending_deadline": PENDING_DEADLINE, **terms}))
-    made = Scenario(store)
+async def scenario(place, *, prepared=True, grace=False, **terms):
+    """An open store at `place`, closed at the end. Without `grace` leases may lapse from the first moment on."""
+    store = place.store(LeaseTerms(**{"lease_duration": LEASE, "pending_deadline": PENDING_DEADLINE, **terms}))
+    made = Scenario(place, store)
     await store.open(made.facts.extend)
     try:
         if not grace:

@@ -1,0 +1,31 @@
+"""Pages of listings. A cursor is the key before which a page begins, opaque to whoever carries it."""
+
+import base64
+import binascii
+from typing import Any
+
+from control_plane.domain.store import Page
+from control_plane.errors import Invalid
+from control_plane.store.lanes import NEVER
+
+MOST_EVENT_BYTES = 8 * 1024 * 1024
+"""Of payloads in one answer of `events`."""
+
+
+def position(cursor: str | None) -> int:
+    """The key before which a page begins. Raises Invalid("invalid_cursor")."""
+    if cursor is None:
+        return NEVER
+    try:
+        found = int(base64.urlsafe_b64decode(cursor.encode() + b"==").decode())
+    except (ValueError, binascii.Error, UnicodeError):
+        raise Invalid("invalid_cursor", "cursor: not one that this server gave; leave it out to begin anew") from None
+    return min(max(found, 0), NEVER)
+
+
+def page(found: list[tuple[int, Any]], limit: int) -> Page:
+    """The page of what was found, with keys; `found` has one more than `limit` when there is a next page."""
+    shown = found[:limit]
+    more = len(found) > limit
+    cursor = base64.urlsafe_b64encode(str(shown[-1][0]).encode()).decode().rstrip("=") if more and shown else None
+    return Page(items=[item for _, item in shown], next_cursor=cursor)

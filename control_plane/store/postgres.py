@@ -1,0 +1,406 @@
+"""The store on a PostgreSQL database that any number of control planes serve at the same time.
+
+Calls on jobs and runs are gathered into transactions (postgres_writer.py), the rest is short statements on a small
+pool. What is kept in the process is only what no other replica can change: published versions, and lanes, whose rows
+are never deleted. The clock is the database's.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from msgspec.structs import replace
+
+from control_plane.domain import jobs
+from control_plane.domain.model import (
+    ApiKey,
+    Automation,
+    Event,
+    Job,
+    Project,
+    Run,
+    Selector,
+    Session,
+    Step,
+    Version,
+)
+from control_plane.domain.store import (
+    ClaimOrder,
+    Committed,
+    HeartbeatOutcome,
+    JobClaimable,
+    Lease,
+    LeaseTerms,
+    Listener,
+    Load,
+    Page,
+    Reaped,
+    ReportOutcome,
+    SessionDrainRequested,
+    SessionView,
+)
+from control_plane.domain.times import to_microseconds
+from control_plane.errors import ControlPlaneError, StoreUnavailable
+from control_plane.keys import Identifiers, hash_secret
+from control_plane.store.clock import Clock
+from control_plane.store.postgres_batch import CancelRun, Claim, Heartbeat, Ping, Report, StartRun
+from control_plane.store.postgres_connections import Connection, Database
+from control_plane.store.postgres_decisions import Known
+from control_plane.store.postgres_migrations import migrate, require_current
+from control_plane.store.postgres_pool import Pool
+from control_plane.store.postgres_queries import Queries
+from control_plane.store.postgres_registry import Registry
+from control_plane.store.postgres_sweep import Sweep
+from control_plane.store.postgres_writer import Writer
+from control_plane.store.statements import load_statements
+
+CLOCK_JUMP = 5_000_000
+"""Microseconds: what is ahead by more was set, and did not pass."""
+
+ResultT = TypeVar("ResultT")
+
+_log = structlog.get_logger("control_plane.store")
+
+
+class PostgresStore:
+    """control_plane.domain.store.Store on the database of `url`, which holds no password; `password_file` may."""
+
+    def __init__(self, url: str, terms: LeaseTerms, *, password_file: Path | None = None, shared: bool = False) -> None:
+        self.terms = terms
+        self.database = Database(url, password_file)
+        self._shared = shared
+        # Zero is far behind any database's clock, which it follows from the first look on.
+        self._clock = Clock(wall=lambda: 0)
+        self._clock_known = False
+        statements = load_statements("postgresql")
+        self._sql = statements
+        self._known = Known(statements, terms)
+        self._queries = Queries(statements)
+        self._registry = Registry(self._known)
+        self._pool = Pool(self.database, self._postpone_lapses)
+        self._writer = Writer(
+            self.database, self._known, self._pool.read, self.now, self._jobs_finished, self._postpone_lapses
+        )
+        self._listener: Listener = _ignore
+        self._leases_lapse_from = 0
+        self._last_jobs: dict[str, str] = {}
+        self.replica_id = ""
+
+    # --- life
+
+    async def open(self, listener: Listener) -> None:
+        """See Store.open. StoreRefused when trying again would change nothing."""
+        if self._shared:
+            await require_current(self.database)
+        await migrate(self.database)
+        self._listener = listener
+        await self._pool.read(self._look_at_the_clock)
+        self.replica_id = Identifiers().new("rep", self.now())
+        self._postpone_lapses()
+        self._writer.start(listener)
+
+    async def close(self) -> None:
+        """See Store.close. A second call does nothing."""
+        await self._writer.stop()
+        try:
+            await self._write_last_jobs()
+        except StoreUnavailable as error:
+            _log.debug("last jobs of sessions not written", error=str(error))
+        await self._pool.close()
+
+    def now(self) -> int:
+        """See Store.now."""
+        return self._clock.now()
+
+    async def ping(self) -> None:
+        """See Store.ping."""
+        await self._writer.submit(Ping())
+
+    async def load(self) -> Load:
+        """See Store.load."""
+        return await self._read(self._queries.load)
+
+    async def _look_at_the_clock(self, connection: Connection) -> None:
+        """Follow the database's clock forward, never back; what it says is at least as old as the answer's way."""
+        current, latest = await connection.fetchrow(self._sql["clock"])
+        known = self.now()
+        self._clock.keep_above(max(current, latest))
+        if self._clock_known and self.now() - known > CLOCK_JUMP:
+            _log.warning("the database's clock was set forward", seconds=(self.now() - known) / 1_000_000)
+            self._postpone_lapses()
+        self._clock_known = True
+
+    def _postpone_lapses(self) -> None:
+        """Nobody could heartbeat while the store was away: leases lapse a lease duration from now at the earliest."""
+        self._leases_lapse_from = self.now() + to_microseconds(self.terms.lease_duration)
+
+    async def _read(self, query: Callable[..., Awaitable[ResultT]], *arguments: Any) -> ResultT:
+        return await self._pool.read(lambda connection: query(connection, *arguments))
+
+    async def _write(self, command: Callable[..., Awaitable[ResultT]], *arguments: Any, now: int | None) -> ResultT:
+        at = now if now is not None else self.now()
+        return await self._pool.write(lambda connection: command(connection, *arguments, now=at))
+
+    def _announce(self, facts: Sequence[Committed]) -> None:
+        self._listener(facts)
+
+    # --- projects and keys
+
+    async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
+        """See Store."""
+        return await self._write(self._registry.create_project, handle, name, now=now)
+
+    async def projects(self) -> list[Project]:
+        """See Store."""
+        return await self._read(self._queries.projects)
+
+    async def project(self, handle: str) -> Project:
+        """See Store."""
+        return await self._read(self._queries.project, handle)
+
+    async def create_key(self, project_handle: str, name: str, secret_hash: bytes, *, now: int | None = None) -> ApiKey:
+        """See Store. Raises Conflict("key_exists") too."""
+        return await self._write(self._registry.create_key, project_handle, name, secret_hash, now=now)
+
+    async def key(self, secret_hash: bytes) -> ApiKey | None:
+        """See Store."""
+        return await self._read(self._queries.key, secret_hash)
+
+    async def has_keys(self) -> bool:
+        """See Store."""
+        return await self._read(self._queries.has_keys)
+
+    # --- automations
+
+    async def create_automation(
+        self, project_id: str, handle: str, name: str, fields: dict[str, Any], *, now: int | None = None
+    ) -> Automation:
+        """See Store."""
+        return await self._write(self._registry.create_automation, project_id, handle, name, fields, now=now)
+
+    async def automations(self, project_id: str, *, status: str | None, cursor: str | None, limit: int) -> Page:
+        """See Store."""
+        return await self._read(self._queries.automations, project_id, status, cursor, limit)
+
+    async def automation(self, project_id: str, handle: str) -> Automation:
+        """See Store."""
+        return await self._read(self._queries.automation, project_id, handle)
+
+    async def update_automation(
+        self, project_id: str, handle: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> Automation:
+        """See Store."""
+        return await self._write(self._registry.update_automation, project_id, handle, changes, now=now)
+
+    async def archive_automation(self, project_id: str, handle: str, *, now: int | None = None) -> None:
+        """See Store."""
+        await self._write(self._registry.update_automation, project_id, handle, {"status": "archived"}, now=now)
+
+    async def create_version(
+        self,
+        project_id: str,
+        handle: str,
+        spec: dict[str, Any],
+        compiled_plan: dict[str, Any] | None,
+        *,
+        now: int | None = None,
+    ) -> Version:
+        """See Store."""
+        return await self._write(self._registry.create_version, project_id, handle, spec, compiled_plan, now=now)
+
+    async def versions(self, project_id: str, handle: str) -> list[Version]:
+        """See Store."""
+        return await self._read(self._queries.versions, project_id, handle)
+
+    async def publish_version(
+        self, project_id: str, handle: str, version: int, *, now: int | None = None
+    ) -> Automation:
+        """See Store."""
+        return await self._write(self._registry.publish_version, project_id, handle, version, now=now)
+
+    # --- runs
+
+    async def start_run(
+        self,
+        project_id: str,
+        handle: str,
+        *,
+        inputs: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+        external_id: str | None = None,
+        now: int | None = None,
+    ) -> Run:
+        """See Store."""
+        command = StartRun(project_id=project_id, handle=handle, inputs=inputs, source=source, external_id=external_id)
+        run: Run = await self._writer.submit(command, now)
+        return run
+
+    async def run(self, project_id: str, run_id: str) -> Run:
+        """See Store."""
+        return await self._read(self._queries.run, project_id, run_id)
+
+    async def runs(
+        self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store."""
+        return await self._read(self._queries.runs, project_id, status, automation_id, cursor, limit)
+
+    async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
+        """See Store."""
+        command = CancelRun(project_id=project_id, run_id=run_id, reason=reason)
+        run: Run = await self._writer.submit(command, now)
+        return run
+
+    async def steps(self, project_id: str, run_id: str) -> list[Step]:
+        """See Store."""
+        return await self._read(self._queries.steps, project_id, run_id)
+
+    async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
+        """See Store."""
+        return await self._read(self._queries.events, project_id, run_id, since, limit)
+
+    # --- sessions
+
+    async def register_session(self, session: Session, *, now: int | None = None) -> Session:
+        """See Store. Raises Conflict("session_superseded")."""
+        return await self._write(self._registry.register_session, session, self.replica_id, now=now)
+
+    async def session_by_token(self, project_id: str, token_hash: bytes) -> Session | None:
+        """See Store."""
+        return await self._read(self._queries.session_by_token, project_id, token_hash)
+
+    async def session_of_instance(self, project_id: str, worker_instance_id: str) -> Session | None:
+        """See Store."""
+        return await self._read(self._queries.session_of_instance, project_id, worker_instance_id)
+
+    async def sessions_seen(self, seen: dict[str, int]) -> None:
+        """See Store."""
+        await self._write_last_jobs()
+        await self._read(self._registry.sessions_seen, seen)
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        draining: bool | None = None,
+        drain_requested: bool | None = None,
+        ended: bool | None = None,
+        selector: Selector | None = None,
+        now: int | None = None,
+    ) -> None:
+        """See Store."""
+        at = now if now is not None else self.now()
+        await self._pool.write(
+            lambda connection: self._registry.update_session(
+                connection,
+                session_id,
+                draining=draining,
+                drain_requested=drain_requested,
+                ended=ended,
+                selector=selector,
+                now=at,
+            )
+        )
+        if drain_requested:
+            self._announce([SessionDrainRequested(session_id=session_id)])
+
+    async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
+        """See Store."""
+        return await self._write(self._registry.end_sessions, unseen_since, except_for, now=now)
+
+    async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:  # noqa: ARG002 - the port
+        """See Store."""
+        await self._write_last_jobs()
+        return await self._read(self._queries.sessions, project_id)
+
+    def _jobs_finished(self, finished: dict[str, str]) -> None:
+        # Which job a session finished last is for people to see: it is written when they look, or now and then.
+        self._last_jobs |= finished
+
+    async def _write_last_jobs(self) -> None:
+        if self._last_jobs:
+            last_jobs, self._last_jobs = self._last_jobs, {}
+            await self._pool.read(
+                lambda connection: connection.execute(
+                    self._sql["set_last_jobs"], list(last_jobs), list(last_jobs.values())
+                )
+            )
+
+    # --- jobs
+
+    async def claim(self, order: ClaimOrder, *, now: int | None = None) -> list[Lease]:
+        """See Store."""
+        leases: list[Lease] = await self._writer.submit(Claim(order=order), now)
+        return leases
+
+    async def heartbeat(
+        self, project_id: str, job_id: str, lease_token: str, *, now: int | None = None
+    ) -> HeartbeatOutcome:
+        """See Store."""
+        command = Heartbeat(project_id=project_id, job_id=job_id, token_hash=hash_secret(lease_token))
+        outcome: HeartbeatOutcome = await self._writer.submit(command, now)
+        return outcome
+
+    async def report(
+        self,
+        project_id: str,
+        job_id: str,
+        lease_token: str,
+        *,
+        status: str,
+        result: dict[str, Any] | None,
+        error_type: str | None,
+        error_message: str | None,
+        now: int | None = None,
+    ) -> ReportOutcome:
+        """See Store."""
+        reported = jobs.Reported(
+            token_hash=hash_secret(lease_token),
+            status=status,
+            result=result,
+            error_type=error_type,
+            error_message=error_message,
+        )
+        command = Report(project_id=project_id, job_id=job_id, reported=reported)
+        outcome: ReportOutcome
+        try:
+            outcome = await self._writer.submit(command, now)
+        except ControlPlaneError:
+            raise
+        except Exception:  # noqa: BLE001 - the last resort of one report
+            # Every report is acknowledged (contract): one that our own code cannot take ends its job, or its worker
+            # would send it for ever.
+            _log.exception("a report could not be taken", job_id=job_id)
+            outcome = await self._writer.submit(replace(command, reported=jobs.untakable(reported)), now)
+        return outcome
+
+    async def job(self, project_id: str, job_id: str) -> Job:
+        """See Store."""
+        return await self._read(self._queries.job, project_id, job_id)
+
+    async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
+        """See Store."""
+        at = now if now is not None else self.now()
+        may_lapse = at >= self._leases_lapse_from
+
+        async def sweep(connection: Connection) -> tuple[Reaped, list[Committed]]:
+            one = Sweep(self._known, at, limit, leases_may_lapse=may_lapse)
+            return await one.run(connection, self._pool.read, time.monotonic()), one.facts
+
+        reaped, facts = await self._pool.write(sweep)
+        self._announce(facts)
+        return reaped
+
+    async def next_available_at(self, *, now: int | None = None) -> int | None:
+        """See Store."""
+        return await self._read(self._queries.next_available_at, self.now() if now is None else now)
+
+    async def claimable(self, *, limit: int, since: int = 0, now: int | None = None) -> list[JobClaimable]:
+        """See Store."""
+        return await self._read(self._queries.claimable, since, self.now() if now is None else now, limit)
+
+
+def _ignore(facts: Sequence[Committed]) -> None:
+    """Nobody listens."""

@@ -1,0 +1,398 @@
+"""The commands on jobs and runs, many in one transaction: lock, load, decide, write.
+
+The lock order is what keeps transactions of all replicas from waiting for each other in a circle: external ids, then
+runs, then claimed and pending jobs, each in the order of its keys. Claims come last and wait for nobody.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from control_plane.domain import jobs
+from control_plane.domain.model import Job, Run
+from control_plane.domain.runs import Engine, already_started
+from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, Lease, ReportOutcome
+from control_plane.domain.times import to_microseconds
+from control_plane.errors import NotFound
+from control_plane.keys import hash_secret
+from control_plane.store.postgres_connections import Connection
+from control_plane.store.postgres_decisions import Decision, Decisions, Known
+from control_plane.store.postgres_facts import LoadedJob
+
+CLAIM_AGAIN = 0.003
+"""Seconds after which a claim asks again that found nothing but jobs which others were just moving."""
+
+MOST_CLAIM_TRIES = 5
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """Base of what a batch does."""
+
+
+class Ping(Command, frozen=True):
+    """Write something."""
+
+
+class Claim(Command, frozen=True):
+    """See Store.claim."""
+
+    order: ClaimOrder
+
+
+class Heartbeat(Command, frozen=True):
+    """See Store.heartbeat."""
+
+    project_id: str
+    job_id: str
+    token_hash: bytes
+
+
+class Report(Command, frozen=True):
+    """See Store.report."""
+
+    project_id: str
+    job_id: str
+    reported: jobs.Reported
+
+
+class StartRun(Command, frozen=True):
+    """See Store.start_run."""
+
+    project_id: str
+    handle: str
+    inputs: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
+    external_id: str | None = None
+
+
+class CancelRun(Command, frozen=True):
+    """See Store.cancel_run."""
+
+    project_id: str
+    run_id: str
+    reason: str | None = None
+
+
+class Asked:
+    """A command and what becomes of it. `now` is None for the store's clock, `tries` counts how often it was put off.
+
+    Afterwards one of these is so: `put_off` is the number of seconds after which it is to be asked again; `error` is
+    what its caller is to be told; `result` and `facts` are true once the transaction has committed.
+    """
+
+    def __init__(self, command: Command, now: int | None) -> None:
+        self.command = command
+        self.now = now
+        self.tries = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing has become of it yet."""
+        self.put_off: float | None = None
+        self.error: Exception | None = None
+        self.result: Any = None
+        self.facts: list[Committed] = []
+
+    def again(self, delay: float) -> None:
+        """It could not be done beside the others."""
+        self.tries += 1
+        self.put_off = delay
+
+
+class _Claiming:
+    """One claim and the keys of the jobs that it may get, the oldest first."""
+
+    def __init__(self, asked: Asked, order: ClaimOrder, lanes: list[int], now: int) -> None:
+        self.asked = asked
+        self.order = order
+        self.lanes = lanes
+        self.now = now
+        self.seqs: list[int] = []
+
+    @property
+    def wanted(self) -> int:
+        """Jobs to look at: a few more than it can take."""
+        return self.order.limit + len(self.order.excluded)
+
+
+class Batch:
+    """One transaction. `elsewhere(work)` lends another connection, `clock` gives the store's microseconds, `steady`
+    monotonic seconds."""
+
+    def __init__(
+        self,
+        known: Known,
+        connection: Connection,
+        elsewhere: Callable[..., Any],
+        clock: Callable[[], int],
+        steady: Callable[[], float],
+    ) -> None:
+        self._known = known
+        self._sql = known.sql
+        self._connection = connection
+        self._elsewhere = elsewhere
+        self._clock = clock
+        self._steady = steady
+        self._decisions = Decisions(known)
+        self._facts = self._decisions.facts
+        self._busy: set[str] = set()
+        self._made: list[tuple[Asked, Decision]] = []
+        self.begun = False
+        """Whether there is a transaction to commit."""
+        self.finished: dict[str, str] = {}
+        """The last job that each session has finished, by session id; true once committed."""
+
+    async def run(self, batch: Sequence[Asked]) -> str | None:
+        """Do everything but the commit; returns the transaction's id, None when it has written nothing."""
+        await self._alone(batch)
+        works = [asked for asked in batch if not isinstance(asked.command, Ping | Heartbeat)]
+        if not works:
+            return None
+        await self._read_lanes(works)
+        await self._connection.execute("BEGIN")
+        self.begun = True
+        await self._lock_external_ids(works)
+        await self._lock_and_load(works)
+        claims = await self._find_candidates(works)
+        for asked in works:
+            if asked.put_off is None:
+                self._prepare(asked)
+        await self._decisions.make(self._connection, [decision for _, decision in self._made])
+        await self._claim(claims)
+        xid = await self._decisions.write(self._connection, self._elsewhere, self._steady())
+        await self._put_off(claims)
+        for asked, decision in self._made:
+            asked.result, asked.error, asked.facts = decision.result, decision.error, decision.facts
+        self.finished = self._decisions.writing.finished
+        return xid
+
+    # --- what needs no transaction of several statements
+
+    async def _alone(self, batch: Sequence[Asked]) -> None:
+        if any(isinstance(asked.command, Ping) for asked in batch):
+            await self._connection.execute(self._sql["touch"], self._clock())
+        beats = [(asked, asked.command) for asked in batch if isinstance(asked.command, Heartbeat)]
+        if not beats:
+            return
+        duration = to_microseconds(self._known.terms.lease_duration)
+        rows = []
+        for asked, beat in beats:
+            now = asked.now if asked.now is not None else self._clock()
+            rows.append((beat.project_id, beat.job_id, beat.token_hash, now, now + duration))
+        held = {
+            (job_id, token_hash): (requested_at, reason)
+            for job_id, token_hash, requested_at, reason in await self._connection.fetch(
+                self._sql["extend_leases"], *_columns(rows)
+            )
+        }
+        for asked, beat in beats:
+            found = held.get((beat.job_id, beat.token_hash))
+            if found is None:
+                asked.result = HeartbeatOutcome(lost=True)
+            else:
+                asked.result = HeartbeatOutcome(
+                    lost=False,
+                    cancel_requested=found[0] is not None,
+                    cancel_reason=found[1],
+                    cancel_requested_at=found[0],
+                )
+
+    # --- locks, and what is read under them
+
+    async def _read_lanes(self, works: Sequence[Asked]) -> None:
+        projects = {asked.command.order.project_id for asked in works if isinstance(asked.command, Claim)}
+        await self._known.lanes.refresh(self._connection, projects, self._steady())
+
+    async def _lock_external_ids(self, works: Sequence[Asked]) -> None:
+        keys = set()
+        for asked in works:
+            start = asked.command
+            if isinstance(start, StartRun) and start.external_id is not None:
+                key = _lock_key(start)
+                if key in keys:
+                    asked.again(0.0)
+                keys.add(key)
+        if keys:
+            await self._connection.execute(self._sql["lock_keys"], sorted(keys))
+
+    async def _lock_and_load(self, works: Sequence[Asked]) -> None:
+        job_ids = [asked.command.job_id for asked in works if isinstance(asked.command, Report)]
+        cancels = {
+            (asked.command.project_id, asked.command.run_id) for asked in works if isinstance(asked.command, CancelRun)
+        }
+        if not (job_ids or cancels):
+            return
+        run_ids = [run_id for _, run_id in cancels]
+        found = await self._connection.fetch(self._sql["lock_jobs"], job_ids, run_ids)
+        seqs = {row[2] for row in found}
+        if cancels:
+            await self._facts.load_runs(self._connection, cancels)
+            seqs |= {loaded.job_seq for loaded in self._facts.runs.values() if loaded.job_seq is not None}
+        await self._facts.load_jobs(self._connection, sorted(seqs))
+
+    def _reserve(self, run_or_job_id: str) -> bool:
+        """One decision about a run in a transaction: the next one needs to see what the first has changed."""
+        if run_or_job_id in self._busy:
+            return False
+        self._busy.add(run_or_job_id)
+        return True
+
+    # --- reports, starts and cancellations
+
+    def _prepare(self, asked: Asked) -> None:
+        command = asked.command
+        if isinstance(command, Report):
+            self._prepare_report(asked, command)
+        elif isinstance(command, StartRun):
+            self._decide(asked, command.project_id, self._now(asked, None), partial(self._start, command))
+        elif isinstance(command, CancelRun):
+            if self._reserve(command.run_id):
+                now = self._now(asked, command.run_id)
+                self._decide(asked, command.project_id, now, partial(self._cancel, command))
+            else:
+                asked.again(0.0)
+
+    def _prepare_report(self, asked: Asked, command: Report) -> None:
+        keys = self._facts.job_keys.get(command.job_id)
+        loaded = self._facts.jobs[keys[0]] if keys is not None else None
+        if loaded is None or loaded.job.project_id != command.project_id:
+            asked.result = ReportOutcome(verdict="unknown")
+        elif self._reserve(loaded.job.run_id or loaded.job.id):
+            now = self._now(asked, loaded.job.run_id)
+            self._decide(asked, command.project_id, now, partial(self._report, loaded, command.reported, now))
+        else:
+            asked.again(0.0)
+
+    def _decide(self, asked: Asked, project_id: str, now: int, decide: Callable[[Engine], Any]) -> None:
+        self._made.append((asked, Decision(project_id, now, decide)))
+
+    def _now(self, asked: Asked, run_id: str | None) -> int:
+        """The replicas' clocks differ by what a message takes; a run's events never go back in time."""
+        return asked.now if asked.now is not None else max(self._clock(), self._facts.last_event_at(run_id))
+
+    def _report(self, loaded: LoadedJob, reported: jobs.Reported, now: int, engine: Engine) -> ReportOutcome:
+        outcome = jobs.reported(loaded.job, reported, self._known.terms.pending_deadline, now)
+        if outcome.after is not None:
+            engine.job_moved(loaded.job, outcome, self._facts.running(loaded))
+        return ReportOutcome(verdict=outcome.verdict)
+
+    def _start(self, command: StartRun, engine: Engine) -> Run:
+        if command.external_id is not None:
+            automation = self._facts.automation(command.project_id, command.handle)
+            earlier = self._facts.run_of_external_id(automation.id, command.external_id)
+            if earlier is not None:
+                return already_started(earlier)
+        target = self._facts.published(command.project_id, command.handle)
+        return engine.start(target, command.inputs, source=command.source, external_id=command.external_id)
+
+    def _cancel(self, command: CancelRun, engine: Engine) -> Run:
+        loaded = self._facts.runs.get(command.run_id)
+        if loaded is None or loaded.run.project_id != command.project_id:
+            raise NotFound(f"no run {command.run_id} in this project")
+        job = self._facts.jobs[loaded.job_seq].job if loaded.job_seq is not None else None
+        return engine.cancel(loaded.run, loaded.step, job, command.reason)
+
+    # --- claims
+
+    async def _find_candidates(self, works: Sequence[Asked]) -> list[_Claiming]:
+        """The claims, with the keys of locked jobs distributed among them in order."""
+        lanes = self._known.lanes
+        claims = []
+        wanted: dict[int, tuple[int, int]] = {}
+        for asked in works:
+            if isinstance(asked.command, Claim):
+                order = asked.command.order
+                now = asked.now if asked.now is not None else self._clock()
+                claim = _Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now)
+                claims.append(claim)
+                for lane_id in claim.lanes:
+                    number, until = wanted.get(lane_id, (0, 0))
+                    wanted[lane_id] = (number + claim.wanted, max(until, now))
+        if not wanted:
+            return claims
+        steady = self._steady()
+        asked_for = [(lane, lanes.begin(lane, steady), until, number) for lane, (number, until) in wanted.items()]
+        heads: dict[int, list[tuple[int, int]]] = {lane_id: [] for lane_id in wanted}
+        touched = {keys[0] for keys in self._facts.job_keys.values()}
+        touched_runs = set(self._facts.run_seqs.values())
+        rows = await self._connection.fetch(self._sql["claim_candidates"], *_columns(asked_for))
+        for lane_id, available_at, seq, run_seq in rows:
+            heads[lane_id].append((available_at, seq))
+            if seq in touched or run_seq in touched_runs:
+                heads[lane_id].pop()  # our own transaction is deciding about it
+        for lane_id, head in heads.items():
+            lanes.found(lane_id, [available_at for available_at, _ in head])
+        _distribute(claims, heads)
+        return claims
+
+    async def _claim(self, claims: Sequence[_Claiming]) -> None:
+        if not claims:
+            return
+        seqs = [seq for claim in claims for seq in claim.seqs]
+        candidates = await self._facts.load_candidates(self._connection, seqs) if seqs else {}
+        decisions = []
+        for claim in claims:
+            found = [candidates[seq] for seq in claim.seqs if seq in candidates]
+            last = max((self._facts.last_event_at(job.run_id) for job, _ in found), default=0)
+            now = claim.asked.now if claim.asked.now is not None else max(claim.now, last)
+            decisions.append(Decision(claim.order.project_id, now, partial(self._lease, claim.order, found, now)))
+        await self._decisions.make(self._connection, decisions)
+        for claim, decision in zip(claims, decisions, strict=True):
+            self._made.append((claim.asked, decision))
+
+    def _lease(self, order: ClaimOrder, found: Sequence[tuple[Job, str]], now: int, engine: Engine) -> list[Lease]:
+        leases: list[Lease] = []
+        size = 0
+        for before, text in found:
+            if before.id in order.excluded:
+                continue
+            size += jobs.frame_size(before, text)
+            if leases and size > order.byte_limit:
+                break
+            token = order.lease_tokens[len(leases)]
+            claimant = jobs.Claimant(
+                session_id=order.session_id,
+                worker_instance_id=order.worker_instance_id,
+                token_hash=hash_secret(token),
+            )
+            after = jobs.claimed(before, claimant, self._known.terms.lease_duration, now)
+            if after is None:
+                continue
+            engine.claimed(before, after)
+            leases.append(Lease(job=after, lease_token=token))
+            if len(leases) == order.limit:
+                break
+        return leases
+
+    async def _put_off(self, claims: Sequence[_Claiming]) -> None:
+        """A claim that found nothing although there is something was too early or too late: others were moving it."""
+        empty = [claim for claim in claims if not claim.seqs and claim.asked.tries < MOST_CLAIM_TRIES]
+        lanes = sorted({lane_id for claim in empty for lane_id in claim.lanes})
+        if not lanes:
+            return
+        now = max(claim.now for claim in empty)
+        waiting = {row[0] for row in await self._connection.fetch(self._sql["lanes_with_jobs"], lanes, now)}
+        for claim in empty:
+            if not waiting.isdisjoint(claim.lanes):
+                claim.asked.again(CLAIM_AGAIN)
+
+
+def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, int]]]) -> None:
+    """Every claim takes the oldest of its lanes that no claim before it has taken."""
+    taken: set[int] = set()
+    for claim in claims:
+        eligible = sorted(entry for lane_id in claim.lanes for entry in heads[lane_id] if entry[1] not in taken)
+        claim.seqs = [seq for _, seq in eligible[: claim.wanted]]
+        taken.update(claim.seqs)
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _lock_key(start: StartRun) -> int:
+    text = f"{start.project_id}\0{start.handle}\0{start.external_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

@@ -1,0 +1,302 @@
+"""What many decisions changed, as one statement: a row of a change becomes a place in the columns of its part.
+
+The statement is joined from the blocks of sql/postgresql/changes.sql that have rows; which ones these are varies
+little, so that PostgreSQL soon has all of them prepared.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from msgspec.structs import replace
+
+from control_plane.domain.changes import (
+    AnyChange,
+    CancelAnnounced,
+    EventAppended,
+    JobChanged,
+    JobCreated,
+    RunCreated,
+    RunUpdated,
+    StepAttempted,
+    StepCreated,
+    StepUpdated,
+)
+from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
+from control_plane.domain.store import CancelRequested, Committed, JobClaimable, RunChanged
+from control_plane.store import rows
+from control_plane.store.lanes import NEVER
+from control_plane.store.postgres_connections import Connection
+from control_plane.store.postgres_facts import Facts
+
+_PARAMETER = re.compile(r"\$(\d+)")
+
+_PARTS = (
+    "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "leave_pending",
+    "leave_claimed", "insert_pending", "insert_claimed", "insert_finished", "update_pending", "request_cancel",
+    "insert_events",
+)  # fmt: skip
+
+# What holds a lock on a row of these takes it in the order of their keys.
+_IN_ORDER = frozenset({"leave_pending", "leave_claimed", "update_pending", "request_cancel", "update_runs"})
+
+
+class FenceBrokenError(RuntimeError):
+    """A row was not as the decision found it: somebody without our locks has changed it. Nothing is committed."""
+
+
+class Statements:
+    """The statement that writes a given set of parts, joined once."""
+
+    def __init__(self, statements: dict[str, str]) -> None:
+        self.new_keys = statements["new_keys"]
+        self._sql = statements
+        self._joined: dict[tuple[str, ...], str] = {}
+
+    def of(self, parts: tuple[str, ...]) -> str:
+        """It answers the transaction's id, and how many rows each part has written."""
+        text = self._joined.get(parts)
+        if text is None:
+            text = self._joined[parts] = self._join(parts)
+        return text
+
+    def _join(self, parts: tuple[str, ...]) -> str:
+        offset = 0
+        blocks = []
+        for part in parts:
+            numbers = [int(number) for number in _PARAMETER.findall(self._sql[part])]
+            blocks.append(f"{part} AS (\n{_shifted(self._sql[part], offset)}\nRETURNING 1)")
+            offset += max(numbers)
+        head = "WITH " + ", ".join(blocks) + "\n" if blocks else ""
+        counts = "".join(f", (SELECT count(*) FROM {part})" for part in parts)  # noqa: S608 - names of ours
+        return f"{head}SELECT pg_current_xact_id()::text{counts}"
+
+
+class Writing:
+    """The changes of one transaction. `add` them decision by decision, then `write` them once."""
+
+    def __init__(self, statements: Statements, facts: Facts, new_id: Callable[[str, int], str]) -> None:
+        self._statements = statements
+        self._facts = facts
+        self._new_id = new_id
+        self._parts: dict[str, list[Sequence[Any]]] = {name: [] for name in _PARTS}
+        self._runs_created: dict[str, Run] = {}
+        self._steps_created: dict[str, Step] = {}
+        self._jobs_created: dict[str, Job] = {}
+        self._moves: list[tuple[Job, Job]] = []
+        self._events: list[tuple[EventAppended, int, int, str]] = []
+        self._updated_runs: dict[str, Run] = {}
+        self._updated_steps: dict[str, Step] = {}
+        self.finished: dict[str, str] = {}
+        """The last job that each session has finished here, by session id."""
+
+    @property
+    def queued(self) -> list[Job]:
+        """The jobs that wait in a lane from now on."""
+        moved = (after for before, after in self._moves if after.status == "pending" and before.status != "pending")
+        return [*(job for job in self._jobs_created.values() if job.status == "pending"), *moved]
+
+    def add(self, changes: Iterable[AnyChange], now: int) -> list[Committed]:
+        """Take up the changes of one decision; returns what they make true."""
+        facts: list[Committed] = []
+        touched: dict[str, int] = {}
+        for change in changes:
+            if isinstance(change, EventAppended):
+                touched[change.run_id] = self._append(change, now)
+            else:
+                self._ADD[type(change)](self, change, facts, now)
+        for run_id, last_sequence in touched.items():
+            project_id = self._facts.project_of_run[run_id]
+            facts.append(RunChanged(project_id=project_id, run_id=run_id, last_sequence=last_sequence))
+        return facts
+
+    async def write(self, connection: Connection, lane_of: Callable[[Job], int]) -> str | None:
+        """Write everything; returns the transaction's id, None when there is nothing. Raises FenceBrokenError."""
+        await self._make_keys(connection)
+        self._fill(lane_of)
+        used = tuple(name for name in _PARTS if self._parts[name])
+        if not used:
+            return None
+        parameters: list[list[Any]] = []
+        for name in used:
+            part = self._parts[name]
+            if name in _IN_ORDER:
+                part.sort(key=lambda row: row[0])
+            parameters += [list(column) for column in zip(*part, strict=True)]
+        row = await connection.fetchrow(self._statements.of(used), *parameters)
+        for name, count in zip(used, row[1:], strict=True):
+            if count != len(self._parts[name]):
+                raise FenceBrokenError(f"{name}: {count} rows of {len(self._parts[name])}")
+        return str(row[0])
+
+    # --- taking up
+
+    def _append(self, change: EventAppended, now: int) -> int:
+        sequence = self._facts.next_sequence(change.run_id)
+        self._events.append((change, sequence, now, self._new_id("evt", now)))
+        return sequence
+
+    def _create_run(self, change: RunCreated, _facts: list[Committed], _now: int) -> None:
+        self._runs_created[change.run.id] = change.run
+        self._facts.project_of_run[change.run.id] = change.run.project_id
+
+    def _update_run(self, change: RunUpdated, _facts: list[Committed], _now: int) -> None:
+        runs = self._runs_created if change.run.id in self._runs_created else self._updated_runs
+        runs[change.run.id] = change.run
+
+    def _create_step(self, change: StepCreated, _facts: list[Committed], _now: int) -> None:
+        self._steps_created[change.step.id] = change.step
+
+    def _update_step(self, change: StepUpdated, _facts: list[Committed], _now: int) -> None:
+        steps = self._steps_created if change.step.id in self._steps_created else self._updated_steps
+        steps[change.step.id] = change.step
+
+    def _attempt_step(self, change: StepAttempted, _facts: list[Committed], now: int) -> None:
+        _, run_seq, step_seq = self._facts.job_keys[change.job.id]
+        self._parts["attempt_steps"].append((run_seq, step_seq, change.job.claim_attempt, now))
+
+    def _create_job(self, change: JobCreated, facts: list[Committed], _now: int) -> None:
+        self._jobs_created[change.job.id] = change.job
+        facts.append(_claimable(change.job))
+
+    def _change_job(self, change: JobChanged, facts: list[Committed], _now: int) -> None:
+        before, after = change.before, change.after
+        if before.id in self._jobs_created:
+            self._jobs_created[before.id] = replace(after, spec=self._jobs_created[before.id].spec)
+        else:
+            self._moves.append((before, after))
+        queued = after.status == "pending" and before.status != "pending"
+        if queued or (after.status == "pending" and after.pending_deadline_at != before.pending_deadline_at):
+            facts.append(_claimable(after))
+        if after.status in TERMINAL_JOB and after.session_id is not None:
+            self.finished[after.session_id] = after.id
+
+    def _announce_cancel(self, change: CancelAnnounced, facts: list[Committed], _now: int) -> None:
+        facts.append(
+            CancelRequested(
+                project_id=change.job.project_id,
+                job_id=change.job.id,
+                session_id=change.session_id,
+                reason=change.reason,
+                requested_at=change.requested_at,
+            )
+        )
+
+    _ADD: ClassVar[dict[type, Any]] = {
+        RunCreated: _create_run,
+        RunUpdated: _update_run,
+        StepCreated: _create_step,
+        StepUpdated: _update_step,
+        StepAttempted: _attempt_step,
+        JobCreated: _create_job,
+        JobChanged: _change_job,
+        CancelAnnounced: _announce_cancel,
+    }
+
+    # --- rows
+
+    async def _make_keys(self, connection: Connection) -> None:
+        if not (self._runs_created or self._jobs_created):
+            return
+        counts = (len(self._runs_created), len(self._jobs_created))
+        run_seqs, job_seqs = await connection.fetchrow(self._statements.new_keys, *counts)
+        self._facts.run_seqs.update(zip(self._runs_created, run_seqs, strict=True))
+        for job, seq in zip(self._jobs_created.values(), job_seqs, strict=True):
+            step = self._steps_created.get(job.step_id or "")
+            run_seq = self._facts.run_seqs[job.run_id] if job.run_id is not None else None
+            self._facts.job_keys[job.id] = (seq, run_seq, step.seq if step is not None else None)
+
+    def _fill(self, lane_of: Callable[[Job], int]) -> None:
+        run_seqs = self._facts.run_seqs
+        for run in self._runs_created.values():
+            self._put("insert_runs", run_seqs[run.id], *rows.run_row(run))
+        for run in self._updated_runs.values():
+            times = (run.updated_at, run.completed_at)
+            self._put("update_runs", run_seqs[run.id], run.status, *times, run.error_type, run.error_message)
+        for step in self._steps_created.values():
+            self._put("insert_steps", run_seqs[step.run_id], step.seq, *rows.step_row(step))
+        for step in self._updated_steps.values():
+            times = (step.updated_at, step.completed_at)
+            ended = (step.status, *times, step.error_type, step.error_message, rows.to_json(step.result))
+            self._put("update_steps", run_seqs[step.run_id], step.seq, *ended)
+        for job in self._jobs_created.values():
+            self._body(job, lane_of)
+            self._enter(job, lane_of)
+        for before, after in self._moves:
+            self._move(before, after, lane_of)
+        for change, sequence, now, event_id in self._events:
+            head = (run_seqs[change.run_id], sequence, event_id, change.event_type, now)
+            self._put("insert_events", *head, change.step_id, change.step_key, rows.to_json(change.payload))
+
+    def _put(self, part: str, *row: Any) -> None:
+        self._parts[part].append(row)
+
+    def _body(self, job: Job, lane_of: Callable[[Job], int]) -> None:
+        seq, run_seq, step_seq = self._facts.job_keys[job.id]
+        self._put(
+            "insert_jobs", seq, job.id, job.project_id, lane_of(job), job.kind, job.origin, job.queue, job.action_name,
+            job.provider, job.model, job.environment_id, run_seq, step_seq, job.run_id, job.step_id, job.step_key,
+            job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.created_at,
+            rows.to_json(job.spec),
+        )  # fmt: skip
+
+    def _move(self, before: Job, after: Job, lane_of: Callable[[Job], int]) -> None:
+        seq = self._facts.job_keys[before.id][0]
+        if after.status != before.status:
+            if before.status == "pending":
+                self._put("leave_pending", seq)
+            else:
+                self._put("leave_claimed", seq, before.lease_token_hash)
+            self._enter(after, lane_of)
+        elif after.status == "claimed":
+            asked = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
+            self._put("request_cancel", seq, before.lease_token_hash, *asked)
+        else:
+            deadlines = (after.pending_deadline_at, _deadline(after))
+            self._put("update_pending", seq, *deadlines, after.reported_token_hash, after.updated_at)
+
+    def _enter(self, job: Job, lane_of: Callable[[Job], int]) -> None:
+        seq, run_seq, _ = self._facts.job_keys[job.id]
+        if job.status == "pending":
+            self._put(
+                "insert_pending", seq, lane_of(job), run_seq, job.available_at, job.pending_deadline_at,
+                _deadline(job), job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs,
+                job.lease_token_hash, job.reported_token_hash, job.session_id, job.worker_instance_id, job.claimed_at,
+                job.updated_at,
+            )  # fmt: skip
+        elif job.status == "claimed":
+            self._put(
+                "insert_claimed", seq, job.available_at, job.execution_deadline_at, job.claim_attempt,
+                job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash,
+                job.lease_expires_at, job.session_id, job.worker_instance_id, job.claimed_at, job.heartbeat_at,
+                job.cancel_requested_at, job.cancel_reason, job.updated_at,
+            )  # fmt: skip
+        else:
+            self._put(
+                "insert_finished", seq, job.status, job.available_at, job.execution_deadline_at, job.claim_attempt,
+                job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash, job.session_id,
+                job.worker_instance_id, job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason,
+                job.completed_at, job.error_type, job.error_message, rows.to_json(job.result),
+            )  # fmt: skip
+
+
+def _shifted(text: str, offset: int) -> str:
+    return _PARAMETER.sub(lambda match: f"${int(match.group(1)) + offset}", text)
+
+
+def _deadline(job: Job) -> int:
+    """The earlier of the two deadlines of a pending job."""
+    return min(job.pending_deadline_at or NEVER, job.execution_deadline_at or NEVER)
+
+
+def _claimable(job: Job) -> JobClaimable:
+    return JobClaimable(
+        project_id=job.project_id,
+        job_id=job.id,
+        queue=job.queue,
+        available_at=job.available_at,
+        action_name=job.action_name,
+        provider=job.provider,
+        model=job.model,
+        environment_id=job.environment_id,
+    )

@@ -1,0 +1,254 @@
+"""What the decisions of one transaction know, loaded for many of them at once.
+
+A decision is pure, so one that asks for a fact that is not there is simply made again when it is: `Missing` names it,
+and what all decisions of a transaction miss is loaded by one statement a kind.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from control_plane.domain import specs
+from control_plane.domain.automations import check_startable
+from control_plane.domain.model import Automation, Job, Run, Step, Version
+from control_plane.domain.runs import Published, Running, queue_of
+from control_plane.errors import Conflict, NotFound
+from control_plane.store import rows
+from control_plane.store.postgres_connections import Connection
+
+_MOST_VERSIONS = 2000
+_JOB_COLUMNS = rows.JOB_KEYS + len(rows.JOB)
+_RUN_COLUMNS = 1 + len(rows.RUN)
+_STEP_COLUMNS = len(rows.STEP)
+
+
+class Missing(Exception):  # noqa: N818 - raised and caught here, as control flow
+    """A decision needs a fact that is not loaded. `key` says which: ("published", project_id, handle),
+    ("external", automation_id, external_id), ("version", version_id) or ("saved", run_id, step_key)."""
+
+    def __init__(self, *key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class LoadedJob(Struct, kw_only=True):
+    """A job as stored, and the run and step that wait for it, if there are any."""
+
+    job: Job
+    run: Run | None = None
+    step: Step | None = None
+    queue: str = ""
+
+
+class LoadedRun(Struct, kw_only=True):
+    """A run as stored, its step that is not terminal, and the key of that step's job."""
+
+    run: Run
+    step: Step | None = None
+    job_seq: int | None = None
+
+
+class Versions:
+    """Versions by id, with their plans: what is published never changes, so that they are kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Version, specs.Plan | None, list[str]]] = {}
+
+    def get(self, version_id: str) -> tuple[Version, specs.Plan]:
+        """Raises Missing, Conflict("invalid_version")."""
+        found = self._known.get(version_id)
+        if found is None:
+            raise Missing("version", version_id)
+        version, plan, errors = found
+        if plan is None:
+            # A newer server may be stricter than the one that published it.
+            raise Conflict("invalid_version", f"the published version is not valid here: {errors[0]}")
+        return version, plan
+
+    def add(self, version: Version) -> None:
+        """Remember it."""
+        if len(self._known) >= _MOST_VERSIONS:
+            del self._known[next(iter(self._known))]
+        self._known[version.id] = (version, *specs.read(version.spec))
+
+
+class Facts:
+    """Of one transaction, by the ids of the domain."""
+
+    def __init__(self, statements: dict[str, str], versions: Versions) -> None:
+        self._sql = statements
+        self._versions = versions
+        self.jobs: dict[int, LoadedJob] = {}
+        self.runs: dict[str, LoadedRun] = {}
+        self.job_keys: dict[str, tuple[int, int | None, int | None]] = {}
+        """A job's seq, run_seq and step_seq."""
+        self.run_seqs: dict[str, int] = {}
+        self.project_of_run: dict[str, str] = {}
+        self._last: dict[str, tuple[int, int]] = {}
+        self._published: dict[tuple[str, str], tuple[Automation, str | None] | None] = {}
+        self._external: dict[tuple[str, ...], Run | None] = {}
+        self._saved: dict[tuple[str, str], Any] = {}
+
+    # --- asked by decisions
+
+    def running(self, loaded: LoadedJob) -> Running | None:
+        """See domain.runs.Running. Raises Missing."""
+        if loaded.run is None:
+            if loaded.job.run_id is not None:
+                raise RuntimeError(f"the run of {loaded.job.id} is not there")
+            return None
+        if loaded.step is None:
+            raise RuntimeError(f"the step of {loaded.job.id} is not there")
+        if loaded.run.status in ("completed", "failed", "cancelled"):
+            return Running(run=loaded.run, step=loaded.step, plan=specs.Plan(steps=(), inputs={}))
+        _, plan = self._versions.get(loaded.run.version_id)
+        return Running(run=loaded.run, step=loaded.step, plan=plan, queue=loaded.queue)
+
+    def automation(self, project_id: str, handle: str) -> Automation:
+        """Raises Missing, NotFound."""
+        return self._startable(project_id, handle)[0]
+
+    def run_of_external_id(self, automation_id: str, external_id: str) -> Run | None:
+        """The run that was started with it, ended or not. Raises Missing."""
+        key = (automation_id, external_id)
+        if key not in self._external:
+            raise Missing("external", *key)
+        return self._external[key]
+
+    def published(self, project_id: str, handle: str) -> Published:
+        """See domain.runs.Facts. Raises Missing, NotFound, Conflict."""
+        automation, version_id = self._startable(project_id, handle)
+        number = check_startable(automation)
+        if version_id is None:
+            raise RuntimeError(f"version {number} of {automation.id} is not there")
+        version, plan = self._versions.get(version_id)
+        return Published(automation=automation, version=version, plan=plan)
+
+    def saved(self, run_id: str, step_key: str) -> Any:
+        """See domain.runs.Facts. Raises Missing."""
+        if run_id not in self.run_seqs:
+            return None  # it is being created: nothing of it is stored
+        key = (run_id, step_key)
+        if key not in self._saved:
+            raise Missing("saved", run_id, step_key)
+        return self._saved[key]
+
+    def _startable(self, project_id: str, handle: str) -> tuple[Automation, str | None]:
+        key = (project_id, handle)
+        if key not in self._published:
+            raise Missing("published", project_id, handle)
+        found = self._published[key]
+        if found is None:
+            raise NotFound(f"no automation {handle} in this project")
+        return found
+
+    def last_event_at(self, run_id: str | None) -> int:
+        """When the run's newest event was written; 0 where none is known."""
+        return self._last.get(run_id or "", (0, 0))[1]
+
+    def next_sequence(self, run_id: str) -> int:
+        """The place of the next event in the run's stream."""
+        last, at = self._last.get(run_id, (0, 0))
+        self._last[run_id] = (last + 1, at)
+        return last + 1
+
+    # --- loaded from the database
+
+    async def load_jobs(self, connection: Connection, seqs: Sequence[int]) -> None:
+        """The jobs of these keys with all that a decision on them needs."""
+        for row in await connection.fetch(self._sql["load_jobs"], seqs):
+            self._take_job(tuple(row))
+
+    async def load_candidates(self, connection: Connection, seqs: Sequence[int]) -> dict[int, tuple[Job, str]]:
+        """Pending jobs with their specs as text, by key."""
+        found: dict[int, tuple[Job, str]] = {}
+        for record in await connection.fetch(self._sql["load_candidates"], seqs):
+            row = tuple(record)
+            text = row[_JOB_COLUMNS]
+            job = rows.job(row[:_JOB_COLUMNS], rows.from_json(text))
+            self._take_keys(job, row)
+            if job.run_id is not None and row[1] is not None:
+                self._take_last(job.run_id, *row[_JOB_COLUMNS + 1 :])
+            found[row[0]] = (job, text)
+        return found
+
+    async def load_runs(self, connection: Connection, asked: Iterable[tuple[str, str]]) -> None:
+        """The runs of these projects and ids."""
+        projects, ids = zip(*asked, strict=True)
+        for record in await connection.fetch(self._sql["load_runs"], projects, ids):
+            row = tuple(record)
+            run = self._take_run(row[:_RUN_COLUMNS])
+            step_row = row[_RUN_COLUMNS : _RUN_COLUMNS + _STEP_COLUMNS]
+            last_sequence, last_at, job_seq = row[_RUN_COLUMNS + _STEP_COLUMNS :]
+            self._take_last(run.id, last_sequence, last_at)
+            step = rows.step(step_row) if step_row[0] is not None else None
+            self.runs[run.id] = LoadedRun(run=run, step=step, job_seq=job_seq)
+
+    async def load(self, connection: Connection, missing: Iterable[tuple[str, ...]]) -> None:
+        """What decisions missed."""
+        kinds: dict[str, list[tuple[str, ...]]] = {}
+        for kind, *key in dict.fromkeys(missing):
+            kinds.setdefault(kind, []).append(tuple(key))
+        if "published" in kinds:
+            await self._load_published(connection, kinds["published"])
+        if "external" in kinds:
+            await self._load_external(connection, kinds["external"])
+        if "version" in kinds:
+            for row in await connection.fetch(self._sql["versions_by_id"], [key[0] for key in kinds["version"]]):
+                self._versions.add(rows.version(tuple(row)))
+        if "saved" in kinds:
+            await self._load_saved(connection, kinds["saved"])
+
+    async def _load_published(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        projects, handles = zip(*keys, strict=True)
+        for project_id, handle in keys:
+            self._published[project_id, handle] = None
+        for record in await connection.fetch(self._sql["published_versions"], projects, handles):
+            project_id, handle, *columns, version_id = tuple(record)
+            self._published[project_id, handle] = (rows.automation(columns), version_id)
+
+    async def _load_external(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        automations, external_ids = zip(*keys, strict=True)
+        self._external.update(dict.fromkeys(keys))
+        for row in await connection.fetch(self._sql["runs_by_external_id"], automations, external_ids):
+            run = rows.run(tuple(row))
+            self._external[run.automation_id, run.external_id or ""] = run
+
+    async def _load_saved(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        run_ids = {self.run_seqs[run_id]: run_id for run_id, _ in keys}
+        for run_id, step_key in keys:
+            self._saved[run_id, step_key] = None
+        asked = [(self.run_seqs[run_id], step_key) for run_id, step_key in keys]
+        seqs, step_keys = zip(*asked, strict=True)
+        for run_seq, step_key, text in await connection.fetch(self._sql["step_results"], seqs, step_keys):
+            self._saved[run_ids[run_seq], step_key] = rows.from_json(text)
+
+    def _take_job(self, row: rows.Row) -> None:
+        job = rows.job(row[:_JOB_COLUMNS], {})
+        self._take_keys(job, row)
+        run_row = row[_JOB_COLUMNS : _JOB_COLUMNS + _RUN_COLUMNS]
+        step_row = row[_JOB_COLUMNS + _RUN_COLUMNS : _JOB_COLUMNS + _RUN_COLUMNS + _STEP_COLUMNS]
+        settings, last_sequence, last_at = row[_JOB_COLUMNS + _RUN_COLUMNS + _STEP_COLUMNS :]
+        loaded = LoadedJob(job=job)
+        if run_row[0] is not None:
+            loaded.run = self._take_run(run_row)
+            loaded.step = rows.step(step_row) if step_row[0] is not None else None
+            loaded.queue = queue_of(rows.from_json(settings))
+            self._take_last(loaded.run.id, last_sequence, last_at)
+        self.jobs[row[0]] = loaded
+
+    def _take_keys(self, job: Job, row: rows.Row) -> None:
+        self.job_keys[job.id] = (row[0], row[1], row[2])
+        if job.run_id is not None and row[1] is not None:
+            self.run_seqs[job.run_id] = row[1]
+            self.project_of_run[job.run_id] = job.project_id
+
+    def _take_run(self, row: rows.Row) -> Run:
+        run = rows.run(row)
+        self.run_seqs[run.id] = row[0]
+        self.project_of_run[run.id] = run.project_id
+        return run
+
+    def _take_last(self, run_id: str, sequence: int | None, at: int | None) -> None:
+        self._last[run_id] = (sequence or 0, at or 0)

@@ -1,0 +1,199 @@
+"""What is read for people and programs: every call is one short statement, or begins with one that settles it."""
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from control_plane.domain.model import (
+    TERMINAL_RUN,
+    ApiKey,
+    Automation,
+    Event,
+    Job,
+    Project,
+    Run,
+    Session,
+    Step,
+    Version,
+)
+from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, Load, Page, SessionView
+from control_plane.errors import NotFound
+from control_plane.store import pages, rows
+from control_plane.store.pages import page, position
+from control_plane.store.postgres_connections import Connection
+
+_JOB_COLUMNS = rows.JOB_KEYS + len(rows.JOB)
+
+
+class Queries:
+    """The reading half of the store; `connection` is passed to every call."""
+
+    def __init__(self, statements: dict[str, str]) -> None:
+        self._sql = statements
+
+    async def _one(self, connection: Connection, name: str, *bindings: Any) -> Any:
+        row = await connection.fetchrow(self._sql[name], *bindings)
+        return None if row is None else tuple(row)
+
+    async def _all(self, connection: Connection, name: str, *bindings: Any) -> list[Any]:
+        return [tuple(row) for row in await connection.fetch(self._sql[name], *bindings)]
+
+    # --- projects and keys
+
+    async def projects(self, connection: Connection) -> list[Project]:
+        """See Store.projects."""
+        return [rows.project(row) for row in await self._all(connection, "projects")]
+
+    async def project(self, connection: Connection, handle: str) -> Project:
+        """See Store.project."""
+        row = await self._one(connection, "project_by_handle", handle)
+        if row is None:
+            raise NotFound(f"no project {handle}")
+        return rows.project(row)
+
+    async def key(self, connection: Connection, secret_hash: bytes) -> ApiKey | None:
+        """See Store.key."""
+        row = await self._one(connection, "key_by_hash", secret_hash)
+        return None if row is None else rows.api_key(row)
+
+    async def has_keys(self, connection: Connection) -> bool:
+        """See Store.has_keys."""
+        return await self._one(connection, "any_key") is not None
+
+    # --- automations
+
+    async def automations(
+        self, connection: Connection, project_id: str, status: str | None, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store.automations."""
+        found = await self._all(connection, "automations_of_project", project_id, position(cursor), status, limit + 1)
+        return page([(row[0], rows.automation(row[1:])) for row in found], limit)
+
+    async def automation(self, connection: Connection, project_id: str, handle: str) -> Automation:
+        """See Store.automation."""
+        row = await self._one(connection, "automation_by_handle", project_id, handle)
+        if row is None:
+            raise NotFound(f"no automation {handle} in this project")
+        return rows.automation(row)
+
+    async def versions(self, connection: Connection, project_id: str, handle: str) -> list[Version]:
+        """See Store.versions."""
+        automation = await self.automation(connection, project_id, handle)
+        return [rows.version(row) for row in await self._all(connection, "versions", automation.id)]
+
+    # --- runs
+
+    async def run(self, connection: Connection, project_id: str, run_id: str) -> Run:
+        """See Store.run."""
+        row = await self._one(connection, "run_with_results", run_id, project_id)
+        if row is None:
+            raise NotFound(f"no run {run_id} in this project")
+        *columns, names, texts = row
+        run = rows.run(columns)
+        saved = {name: rows.from_json(text) for name, text in zip(names, texts, strict=True)}
+        if run.status == "completed":
+            return replace(run, result=saved)
+        return run if run.status in TERMINAL_RUN else replace(run, context=saved)
+
+    async def runs(
+        self,
+        connection: Connection,
+        project_id: str,
+        status: str | None,
+        automation_id: str | None,
+        cursor: str | None,
+        limit: int,
+    ) -> Page:
+        """See Store.runs."""
+        before = position(cursor)
+        if automation_id is None and status is None:
+            found = await self._all(connection, "runs_of_project", project_id, before, limit + 1)
+        elif automation_id is None:
+            found = await self._all(connection, "runs_by_status", project_id, status, before, limit + 1)
+        elif status is None:
+            found = await self._all(connection, "runs_of_automation", automation_id, project_id, before, limit + 1)
+        else:
+            bindings = (automation_id, project_id, status, before, limit + 1)
+            found = await self._all(connection, "runs_of_automation_by_status", *bindings)
+        return page([(row[0], rows.run(row)) for row in found], limit)
+
+    async def steps(self, connection: Connection, project_id: str, run_id: str) -> list[Step]:
+        """See Store.steps."""
+        run_seq = await self._run_seq(connection, project_id, run_id)
+        return [rows.step(row) for row in await self._all(connection, "steps_of_run", run_seq)]
+
+    async def events(self, connection: Connection, project_id: str, run_id: str, since: int, limit: int) -> list[Event]:
+        """See Store.events; fewer than `limit` when their payloads are large, but at least one."""
+        run_seq = await self._run_seq(connection, project_id, run_id)
+        found = await self._all(connection, "events_of_run", run_seq, since, limit, pages.MOST_EVENT_BYTES)
+        return [rows.event(project_id, run_id, row) for row in found]
+
+    async def _run_seq(self, connection: Connection, project_id: str, run_id: str) -> int:
+        row = await self._one(connection, "run_seq", run_id, project_id)
+        if row is None:
+            raise NotFound(f"no run {run_id} in this project")
+        return int(row[0])
+
+    # --- sessions
+
+    async def session_by_token(self, connection: Connection, project_id: str, token_hash: bytes) -> Session | None:
+        """See Store.session_by_token."""
+        row = await self._one(connection, "session_by_token", token_hash, project_id)
+        return None if row is None else rows.session(row)
+
+    async def session_of_instance(
+        self, connection: Connection, project_id: str, worker_instance_id: str
+    ) -> Session | None:
+        """See Store.session_of_instance."""
+        row = await self._one(connection, "session_of_instance", project_id, worker_instance_id)
+        return None if row is None else rows.session(row)
+
+    async def sessions(self, connection: Connection, project_id: str) -> list[SessionView]:
+        """See Store.sessions."""
+        held: dict[str, list[tuple[Job, str | None]]] = {}
+        for row in await self._all(connection, "jobs_of_sessions", project_id):
+            job, name = _shown(row)
+            held.setdefault(job.session_id or "", []).append((job, name))
+        found = await self._all(connection, "sessions_of_project", project_id)
+        last_seqs = sorted({row[-1] for row in found if row[-1] is not None})
+        last = {row[0]: _shown(row) for row in await self._all(connection, "finished_jobs", last_seqs)}
+        return [_view(row, held.get(row[0], []), last.get(row[-1])) for row in found]
+
+    # --- jobs
+
+    async def job(self, connection: Connection, project_id: str, job_id: str) -> Job:
+        """See Store.job."""
+        row = await self._one(connection, "job", job_id, project_id)
+        if row is None:
+            raise NotFound(f"no job {job_id} in this project")
+        return rows.job(row[:_JOB_COLUMNS], rows.from_json(row[-1]))
+
+    async def load(self, connection: Connection) -> Load:
+        """See Store.load."""
+        pending, claimed, runs = await self._one(connection, "load", COUNTED_UP_TO)
+        return Load(jobs_pending=pending, jobs_claimed=claimed, runs_open=runs)
+
+    async def next_available_at(self, connection: Connection, now: int) -> int | None:
+        """See Store.next_available_at."""
+        found = (await self._one(connection, "next_available", now))[0]
+        return None if found is None else int(found)
+
+    async def claimable(self, connection: Connection, since: int, now: int, limit: int) -> list[JobClaimable]:
+        """See Store.claimable."""
+        found = await self._all(connection, "claimable", since, now, limit)
+        names = ("available_at", "job_id", "project_id", "queue", "action_name", "provider", "model", "environment_id")
+        return [JobClaimable(**dict(zip(names, row, strict=True))) for row in found]
+
+
+def _shown(row: rows.Row) -> tuple[Job, str | None]:
+    return rows.job(row[:_JOB_COLUMNS], {}), row[-1]
+
+
+def _view(row: rows.Row, held: list[tuple[Job, str | None]], last: tuple[Job, str | None] | None) -> SessionView:
+    shown = [*held, last] if last is not None else held
+    return SessionView(
+        session=rows.session(row[:-1]),
+        current_jobs=[job for job, _ in held],
+        last_job=last[0] if last is not None else None,
+        step_names={job.id: name for job, name in shown if name is not None},
+    )

@@ -1,0 +1,220 @@
+"""Commands on projects, keys, automations and sessions: rare, each in a transaction of its own."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+from msgspec.structs import replace
+
+from control_plane.domain import automations, sessions, specs
+from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
+from control_plane.errors import Conflict, NotFound
+from control_plane.store import rows
+from control_plane.store.postgres_connections import Connection
+from control_plane.store.postgres_decisions import Known
+
+
+class Registry:
+    """`connection` is in a transaction; `now` is microseconds."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._sql = known.sql
+
+    def _new_id(self, prefix: str, now: int) -> str:
+        return self._known.identifiers.new(prefix, now)
+
+    # --- projects and keys
+
+    async def create_project(self, connection: Connection, handle: str, name: str, now: int) -> Project:
+        """See Store.create_project."""
+        project = Project(id=self._new_id("proj", now), handle=handle, name=name, created_at=now, updated_at=now)
+        try:
+            await connection.execute(self._sql["insert_project"], project.id, handle, name, None, None, now, now)
+        except asyncpg.UniqueViolationError as error:
+            raise Conflict("handle_taken", f"a project {handle} exists already") from error
+        return project
+
+    async def create_key(
+        self, connection: Connection, project_handle: str, name: str, secret_hash: bytes, now: int
+    ) -> ApiKey:
+        """See Store.create_key. Raises Conflict("key_exists") too."""
+        row = await connection.fetchrow(self._sql["project_by_handle"], project_handle)
+        if row is None:
+            raise NotFound(f"no project {project_handle}")
+        project = rows.project(tuple(row))
+        key = ApiKey(
+            id=self._new_id("key", now),
+            project_id=project.id,
+            project_handle=project.handle,
+            name=name,
+            created_at=now,
+        )
+        try:
+            await connection.execute(self._sql["insert_key"], key.id, project.id, name, secret_hash, now)
+        except asyncpg.UniqueViolationError as error:
+            raise Conflict("key_exists", "this API key exists already") from error
+        return key
+
+    # --- automations
+
+    async def create_automation(
+        self, connection: Connection, project_id: str, handle: str, name: str, fields: dict[str, Any], now: int
+    ) -> Automation:
+        """See Store.create_automation."""
+        automations.check_fields(fields, automations.OPTIONAL)
+        automation = Automation(
+            id=self._new_id("auto", now),
+            project_id=project_id,
+            handle=handle,
+            name=name,
+            status="draft",
+            latest_version=0,
+            created_at=now,
+            updated_at=now,
+            **fields,
+        )
+        try:
+            await connection.execute(self._sql["insert_automation"], *rows.automation_row(automation))
+        except asyncpg.UniqueViolationError as error:
+            raise Conflict("handle_taken", f"an automation {handle} exists already in this project") from error
+        return automation
+
+    async def update_automation(
+        self, connection: Connection, project_id: str, handle: str, changes: dict[str, Any], now: int
+    ) -> Automation:
+        """See Store.update_automation."""
+        before = await self._lock(connection, project_id, handle)
+        after = automations.updated(before, changes, now)
+        await self._write(connection, after)
+        return after
+
+    async def create_version(
+        self,
+        connection: Connection,
+        project_id: str,
+        handle: str,
+        spec: dict[str, Any],
+        compiled_plan: dict[str, Any] | None,
+        now: int,
+    ) -> Version:
+        """See Store.create_version."""
+        _, errors = specs.read(spec)
+        automation = await self._lock(connection, project_id, handle)
+        version = Version(
+            id=self._new_id("ver", now),
+            project_id=project_id,
+            automation_id=automation.id,
+            version=automation.latest_version + 1,
+            status="draft",
+            spec=spec,
+            validation={"valid": not errors, "errors": errors},
+            compiled_plan=compiled_plan,
+            created_at=now,
+        )
+        await connection.execute(self._sql["insert_version"], *rows.version_row(version))
+        await self._write(connection, replace(automation, latest_version=version.version, updated_at=now))
+        return version
+
+    async def publish_version(
+        self, connection: Connection, project_id: str, handle: str, number: int, now: int
+    ) -> Automation:
+        """See Store.publish_version."""
+        automation = await self._lock(connection, project_id, handle)
+        row = await connection.fetchrow(self._sql["version"], automation.id, number)
+        if row is None:
+            raise NotFound(f"automation {handle} has no version {number}")
+        after = automations.published(automation, rows.version(tuple(row)), now)
+        if automation.published_version not in (None, number):
+            superseded = ("superseded", automation.id, automation.published_version)
+            await connection.execute(self._sql["set_version_status"], *superseded)
+        await connection.execute(self._sql["set_version_status"], "published", automation.id, number)
+        await self._write(connection, after)
+        return after
+
+    async def _lock(self, connection: Connection, project_id: str, handle: str) -> Automation:
+        row = await connection.fetchrow(self._sql["lock_automation"], project_id, handle)
+        if row is None:
+            raise NotFound(f"no automation {handle} in this project")
+        return rows.automation(tuple(row))
+
+    async def _write(self, connection: Connection, automation: Automation) -> None:
+        await connection.execute(
+            self._sql["update_automation"],
+            automation.id,
+            automation.name,
+            automation.status,
+            automation.latest_version,
+            automation.published_version,
+            automation.description,
+            automation.default_agent_id,
+            rows.to_json(automation.default_inputs),
+            rows.to_json(automation.settings),
+            rows.to_json(automation.tags),
+            automation.archived_at,
+            automation.updated_at,
+        )
+
+    # --- sessions
+
+    async def register_session(self, connection: Connection, session: Session, replica_id: str, now: int) -> Session:
+        """See Store.register_session. Raises Conflict("session_superseded")."""
+        # Two replicas that register one instance follow each other, so that the later one supersedes the earlier.
+        await connection.execute(self._sql["lock_keys"], [_lock_key(session)])
+        row = await connection.fetchrow(self._sql["lock_session"], session.id) if session.id else None
+        earlier = rows.session(tuple(row)) if row is not None else None
+        record = sessions.registered(session, earlier, lambda prefix: self._new_id(prefix, now), now)
+        if earlier is None:
+            await connection.execute(self._sql["insert_session"], *rows.session_row(record), replica_id, now)
+        else:
+            await self._renew(connection, record, replica_id, now)
+        if not record.draining:  # one that drains owns its identity no more: its successor may be at work already
+            identity = (record.project_id, record.worker_instance_id, record.id)
+            await connection.execute(self._sql["supersede_sessions"], now, *identity)
+        return record
+
+    async def _renew(self, connection: Connection, record: Session, replica_id: str, now: int) -> None:
+        await connection.execute(
+            self._sql["renew_session"],
+            record.id,
+            record.concurrency_limit,
+            rows.to_json(record.selector),
+            record.last_seen_at,
+            record.name,
+            record.version,
+            rows.to_json(record.capabilities),
+            record.api_key_id,
+            record.draining,
+            replica_id,
+            now,
+        )
+
+    async def sessions_seen(self, connection: Connection, seen: dict[str, int]) -> None:
+        """See Store.sessions_seen."""
+        await connection.execute(self._sql["sessions_seen"], list(seen), list(seen.values()))
+
+    async def update_session(
+        self,
+        connection: Connection,
+        session_id: str,
+        *,
+        draining: bool | None,
+        drain_requested: bool | None,
+        ended: bool | None,
+        selector: Selector | None,
+        now: int,
+    ) -> None:
+        """See Store.update_session."""
+        flags = (draining, drain_requested, ended, now)
+        await connection.execute(self._sql["update_session"], session_id, *flags, rows.to_json(selector))
+
+    async def end_sessions(self, connection: Connection, unseen_since: int, except_for: Sequence[str], now: int) -> int:
+        """See Store.end_sessions."""
+        status = await connection.execute(self._sql["end_sessions"], now, unseen_since, list(except_for))
+        return int(status.rpartition(" ")[2])
+
+
+def _lock_key(session: Session) -> int:
+    text = f"{session.project_id}\0{session.worker_instance_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

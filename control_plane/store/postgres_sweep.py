@@ -1,0 +1,96 @@
+"""One sweep over the deadlines, on any replica: what somebody else is deciding about is left to him."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import structlog
+
+from control_plane.domain import jobs
+from control_plane.domain.runs import Engine
+from control_plane.domain.store import Committed, Reaped
+from control_plane.errors import ControlPlaneError
+from control_plane.store.postgres_connections import Connection
+from control_plane.store.postgres_decisions import Decision, Decisions, Known
+from control_plane.store.postgres_facts import LoadedJob
+
+_log = structlog.get_logger("control_plane.store")
+
+
+class Sweep:
+    """One sweep in one transaction; `now` is microseconds. Afterwards `facts` are what it made true once committed."""
+
+    def __init__(self, known: Known, now: int, limit: int, *, leases_may_lapse: bool) -> None:
+        self._known = known
+        self._now = now
+        self._limit = limit
+        self._leases_may_lapse = leases_may_lapse
+        self._decisions = Decisions(known)
+        self.facts: list[Committed] = []
+
+    async def run(self, connection: Connection, elsewhere: Callable[..., Any], steady: float) -> Reaped:
+        """See Store.reap."""
+        found = await self._find(connection)
+        made: dict[str, list[Decision]] = {"timed_out": [], "lapsed": [], "renewed": []}
+        if found:
+            await self._decisions.facts.load_jobs(connection, sorted(found))
+            for seq, loaded in self._decisions.facts.jobs.items():
+                kind, decide = self._verdict(found[seq], loaded)
+                made[kind].append(Decision(loaded.job.project_id, self._now, decide))
+            await self._decisions.make(connection, [decision for kind in made.values() for decision in kind])
+            await self._decisions.write(connection, elsewhere, steady)
+        counts = {kind: self._count(decisions) for kind, decisions in made.items()}
+        return Reaped(
+            leases_lapsed=counts["lapsed"],
+            executions_timed_out=counts["timed_out"],
+            pending_renewed=counts["renewed"],
+        )
+
+    async def _find(self, connection: Connection) -> dict[int, str]:
+        """The keys of the jobs that we have locked, with their runs, and what is over for each."""
+        sql = self._known.sql
+        found: dict[int, str] = {}
+        runs: dict[int, int | None] = {}
+        over = {"execution": "overrun_claims", "lease": "lapsed_leases", "waiting": "lapsed_pending"}
+        if not self._leases_may_lapse:
+            del over["lease"]
+        for kind, statement in over.items():
+            for seq, run_seq in await connection.fetch(sql[statement], self._now, self._limit):
+                found.setdefault(seq, kind)
+                runs[seq] = run_seq
+        wanted = sorted({run_seq for run_seq in runs.values() if run_seq is not None})
+        if wanted:
+            locked = {row[0] for row in await connection.fetch(sql["lock_runs_at_once"], wanted)}
+            # A run that is not there is for the decision to find out; one that is locked is being decided about.
+            taken = {row[0] for row in await connection.fetch(sql["runs_of"], wanted)} - locked
+            found = {seq: kind for seq, kind in found.items() if runs[seq] not in taken}
+        return found
+
+    def _verdict(self, over: str, loaded: LoadedJob) -> tuple[str, Callable[[Engine], Any]]:
+        job = loaded.job
+        deadline = job.execution_deadline_at
+        if over == "execution" or (over == "waiting" and deadline is not None and deadline <= self._now):
+            return "timed_out", partial(self._time_out, loaded)
+        if over == "lease":
+            return "lapsed", partial(self._lapse, loaded)
+        return "renewed", partial(self._renew, loaded)
+
+    def _time_out(self, loaded: LoadedJob, engine: Engine) -> None:
+        engine.timed_out(loaded.job, self._decisions.facts.running(loaded))
+
+    def _lapse(self, loaded: LoadedJob, engine: Engine) -> None:
+        outcome = jobs.lapsed(loaded.job, self._known.terms.pending_deadline, self._now)
+        engine.job_moved(loaded.job, outcome, self._decisions.facts.running(loaded))
+
+    def _renew(self, loaded: LoadedJob, engine: Engine) -> None:
+        engine.renewed(loaded.job)
+
+    def _count(self, decisions: list[Decision]) -> int:
+        done = 0
+        for decision in decisions:
+            if decision.error is None:
+                done += 1
+                self.facts += decision.facts
+            elif isinstance(decision.error, ControlPlaneError):
+                _log.error("a job could not be swept", error=str(decision.error))
+        return done

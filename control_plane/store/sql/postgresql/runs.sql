@@ -1,0 +1,64 @@
+-- name: run_columns
+r.seq, r.id, r.project_id, r.automation_id, r.automation_name, r.version_id, r.version, r.status, r.depth, r.created_at,
+r.updated_at, r.started_at, r.completed_at, r.wall_clock_deadline_at, r.external_id, r.parent_run_id,
+r.parent_automation_id, r.parent_step_key, r.error_type, r.error_message, r.source, r.inputs
+
+-- name: run_by_id
+SELECT {run_columns} FROM runs r WHERE r.id = $1 AND r.project_id = $2
+
+-- name: run_with_results
+SELECT {run_columns},
+    ARRAY(SELECT s.save_as FROM steps s WHERE s.run_seq = r.seq AND s.status = 'completed' ORDER BY s.seq),
+    ARRAY(SELECT s.result FROM steps s WHERE s.run_seq = r.seq AND s.status = 'completed' ORDER BY s.seq)
+FROM runs r WHERE r.id = $1 AND r.project_id = $2
+
+-- name: run_seq
+SELECT seq FROM runs WHERE id = $1 AND project_id = $2
+
+-- name: runs_of_project
+SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.seq < $2 ORDER BY r.seq DESC LIMIT $3
+
+-- name: runs_by_status
+SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.status = $2 AND r.seq < $3 ORDER BY r.seq DESC LIMIT $4
+
+-- name: runs_of_automation
+SELECT {run_columns} FROM runs r WHERE r.automation_id = $1 AND r.project_id = $2 AND r.seq < $3
+ORDER BY r.seq DESC LIMIT $4
+
+-- name: runs_of_automation_by_status
+SELECT {run_columns} FROM runs r
+WHERE r.automation_id = $1 AND r.project_id = $2 AND r.status = $3 AND r.seq < $4
+ORDER BY r.seq DESC LIMIT $5
+
+-- name: runs_by_external_id
+SELECT {run_columns} FROM runs r
+JOIN unnest($1::text[], $2::text[]) AS asked (automation_id, external_id)
+    ON r.automation_id = asked.automation_id AND r.external_id = asked.external_id
+
+-- name: step_columns
+s.id, s.project_id, s.run_id, s.step_key, s.step_name, s.save_as, s.kind, s.status, s.seq, s.attempt, s.job_id,
+s.created_at, s.updated_at, s.started_at, s.completed_at, s.error_type, s.error_message, s.inputs, s.parameters,
+s.result
+
+-- name: steps_of_run
+SELECT {step_columns} FROM steps s WHERE s.run_seq = $1 ORDER BY s.seq
+
+-- name: open_step_of_run
+SELECT o.* FROM steps o WHERE o.run_seq = r.seq AND o.status IN ('pending', 'running', 'suspended')
+ORDER BY o.seq DESC LIMIT 1
+
+-- name: step_results
+SELECT s.run_seq, s.step_key, s.result FROM unnest($1::bigint[], $2::text[]) AS asked (run_seq, step_key)
+JOIN steps s ON s.run_seq = asked.run_seq AND s.step_key = asked.step_key AND s.status = 'completed'
+
+-- As many as fit into so many bytes, but one at least.
+-- name: events_of_run
+SELECT id, sequence, event_type, created_at, step_id, step_key, payload
+FROM (
+    SELECT *, sum(octet_length(payload)) OVER (ORDER BY sequence) - octet_length(payload) AS before
+    FROM (
+        SELECT * FROM events WHERE run_seq = $1 AND sequence > $2 ORDER BY sequence LIMIT $3
+    ) page
+) measured
+WHERE before = 0 OR before + octet_length(payload) <= $4
+ORDER BY sequence
