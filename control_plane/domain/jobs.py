@@ -91,8 +91,8 @@ def reported(job: Job, report: Reported, pending_deadline: float, now: int) -> O
     if job.status in TERMINAL_JOB or not same_hash(job.lease_token_hash, report.token_hash):
         return Outcome(verdict="superseded")
     job = replace(job, reported_token_hash=report.token_hash)
-    error_message = report.error_message[:MAX_ERROR_MESSAGE] if report.error_message is not None else None
-    error_type = report.error_type[:MAX_ERROR_TYPE] if report.error_type is not None else None
+    error_message = _kept(report.error_message, MAX_ERROR_MESSAGE)
+    error_type = _kept(report.error_type, MAX_ERROR_TYPE)
     if report.status == "completed":
         return _ended(job, "completed", now, result=report.result)
     if report.status == "cancelled":
@@ -157,6 +157,11 @@ def cancelled(job: Job, reason: str | None, now: int) -> Outcome:
         updated_at=now,
     )
     return Outcome(verdict="accepted", after=asked, event="cancel_requested")
+
+
+def _kept(text: str | None, limit: int) -> str | None:
+    """What is kept of a worker's words: not every database can store a NUL."""
+    return None if text is None else text[:limit].replace("\0", "\ufffd")
 
 
 def _failed_attempt(job: Job, error_type: str, message: str, pending_deadline: float, now: int) -> Outcome:

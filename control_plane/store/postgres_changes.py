@@ -31,7 +31,7 @@ from control_plane.store.postgres_facts import Facts
 
 _PARAMETER = re.compile(r"\$(\d+)")
 
-_PARTS = (
+PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "leave_pending",
     "leave_claimed", "insert_pending", "insert_claimed", "insert_finished", "update_pending", "request_cancel",
     "insert_events",
@@ -79,7 +79,7 @@ class Writing:
         self._statements = statements
         self._facts = facts
         self._new_id = new_id
-        self._parts: dict[str, list[Sequence[Any]]] = {name: [] for name in _PARTS}
+        self._parts: dict[str, list[Sequence[Any]]] = {name: [] for name in PARTS}
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
         self._jobs_created: dict[str, Job] = {}
@@ -114,7 +114,7 @@ class Writing:
         """Write everything; returns the transaction's id, None when there is nothing. Raises FenceBrokenError."""
         await self._make_keys(connection)
         self._fill(lane_of)
-        used = tuple(name for name in _PARTS if self._parts[name])
+        used = tuple(name for name in PARTS if self._parts[name])
         if not used:
             return None
         parameters: list[list[Any]] = []

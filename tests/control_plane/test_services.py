@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import threading
 
 import pytest
 
@@ -182,20 +181,12 @@ async def test_a_write_that_came_back_feeds_the_watchdog(s, heard):
 
 async def test_a_write_that_does_not_come_back_feeds_nothing(s, heard):
     listening, notifier = heard
-    held, gate = threading.Event(), threading.Event()
-
-    def hold(writing):
-        held.set()
-        gate.wait(30)
-
-    holding = asyncio.ensure_future(s.store._writer.submit(hold))
-    await asyncio.to_thread(held.wait)
-    round_ = asyncio.ensure_future(Pulse(s.store, list, notifier, PulseConfig()).run_once(at(1)))
-    # The loop turns and reads are answered meanwhile.
-    await s.store.load()
-    assert messages(listening) == []
-    gate.set()
-    await asyncio.gather(holding, round_)
+    async with s.writes_held():
+        round_ = asyncio.ensure_future(Pulse(s.store, list, notifier, PulseConfig()).run_once(at(1)))
+        # The loop turns and reads are answered meanwhile.
+        await s.store.load()
+        assert messages(listening) == []
+    await round_
     assert messages(listening)[0] == "WATCHDOG=1"
 
 

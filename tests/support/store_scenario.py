@@ -5,9 +5,13 @@ database of a PostgreSQL server of the tests' own. What is read and written behi
 databases understand.
 """
 
+import asyncio
+import threading
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
+
+import asyncpg
 
 from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, LeaseTerms
@@ -45,6 +49,22 @@ class SqlitePlace:
     async def write(self, store, sql):
         await store._writer.submit(lambda writing: writing.execute(sql))
 
+    @asynccontextmanager
+    async def writes_held(self, store):
+        held, gate = threading.Event(), threading.Event()
+
+        def hold(writing):
+            held.set()
+            gate.wait(30)
+
+        holding = asyncio.ensure_future(store._writer.submit(hold))
+        await asyncio.to_thread(held.wait, 30)
+        try:
+            yield
+        finally:
+            gate.set()
+            await holding
+
     def remove(self):
         self.path.unlink(missing_ok=True)
 
@@ -65,6 +85,17 @@ class PostgresPlace:
 
     async def write(self, store, sql):
         await store._pool.write(lambda connection: connection.execute(sql))
+
+    @asynccontextmanager
+    async def writes_held(self, store):
+        del store
+        connection = await asyncpg.connect(self.url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE store_clock, runs IN EXCLUSIVE MODE")
+                yield
+        finally:
+            await connection.close()
 
     def remove(self):
         self.cluster.drop_database(self.database)
@@ -176,6 +207,10 @@ class Scenario:
     async def write(self, sql):
         """A statement, behind the store's back."""
         await self.place.write(self.store, sql)
+
+    def writes_held(self):
+        """As long as this is entered no write comes back."""
+        return self.place.writes_held(self.store)
 
     async def reap(self, now):
         return await self.store.reap(limit=100, now=at(now))
