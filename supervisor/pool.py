@@ -186,12 +186,7 @@ class Pool:
         steps: list[Step] = []
         for slot in self.slots:
             if slot.deadline <= now:
-                late = self._order(slot, DeadlinePassed, now)
-                if any(isinstance(step, AbandonSpawn) for step in late):
-                    # Only a mold that hangs leaves a spawn unanswered; the next one takes its place.
-                    mold = self.terms(slot.name)[1] if slot not in self.molds else slot.name
-                    late += self._order(self.find(mold), Kill, now)
-                steps += late
+                steps += self._late(slot, now)
         if self.filling or self.trial is not None:
             steps += self._try_on(now, children_may_start=children_may_start)
             self._sweep()
@@ -200,6 +195,19 @@ class Pool:
             steps += self._fill(now, children_may_start=children_may_start)
             steps += self._exchange(now, children_may_start=children_may_start)
             steps += self._close_old_molds(now)
+        return steps
+
+    def _late(self, slot: Slot, now: float) -> list[Step]:
+        steps = self._order(slot, DeadlinePassed, now)
+        for step in steps[:]:
+            if isinstance(step, AbandonSpawn):
+                # Only a mold that hangs leaves a spawn unanswered; the next one takes its place.
+                mold = self.find(self.terms(slot.name)[1])
+                if mold.state is State.READY:
+                    since = step.asked_at
+                    steps += mold.step(
+                        Stalled(slot=mold.name, incarnation=mold.incarnation, unanswered_since=since), now
+                    )
         return steps
 
     def forgive(self, seconds: float) -> None:

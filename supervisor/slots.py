@@ -153,7 +153,12 @@ class Examined(Event, frozen=True):
 
 
 class Stalled(Event, frozen=True):
-    """Order: the child beats and does not get on, and nothing that it holds would be lost."""
+    """Order: the process does not get on with its task, and nothing that it holds would be lost.
+
+    A child's beat says for how long. `unanswered_since`: monotonic seconds at which a mold was asked for a child.
+    """
+
+    unanswered_since: float | None = None
 
 
 class EvidenceKept(Event, frozen=True):
@@ -245,7 +250,9 @@ class KillProcess(Action, frozen=True):
 
 
 class AbandonSpawn(Action, frozen=True):
-    """The process was never announced: close what was made for it."""
+    """The process that was asked for at `asked_at` was never announced: close what was made for it."""
+
+    asked_at: float
 
 
 class Examine(Action, frozen=True):
@@ -555,8 +562,11 @@ class Slot:
         """Evidence first."""
         return self._condemn("hung", now, lasted=now - self._loop_beat_at, loop_silent=True)
 
-    def condemn_as_stalled(self, _event: Stalled, now: float) -> list[Step]:
+    def condemn_as_stalled(self, event: Stalled, now: float) -> list[Step]:
         """Evidence first."""
+        if event.unanswered_since is not None:
+            lasted = now - event.unanswered_since
+            return self._condemn("hung", now, lasted=lasted, detail="it was asked for a worker and did not answer")
         stalled_for = self.beat.stalled_for if self.beat is not None else 0.0
         detail = f"its event loop runs, and for {stalled_for:.0f} s its session owed a step that it did not make"
         return self._condemn("hung", now, lasted=stalled_for, detail=detail)
@@ -586,8 +596,8 @@ class Slot:
 
     def abandon(self, _event: DeadlinePassed, now: float) -> list[Step]:
         """The spawn was never answered: whoever should have forked is stuck."""
-        self._asked_at = now
-        return [AbandonSpawn(slot=self.name, incarnation=self.incarnation)]
+        asked_at, self._asked_at = self._asked_at, now
+        return [AbandonSpawn(slot=self.name, incarnation=self.incarnation, asked_at=asked_at)]
 
     def bury_unborn(self, event: SpawnFailed, now: float) -> list[Step]:
         """There was no process."""
@@ -731,7 +741,8 @@ class Deadline(Struct, frozen=True):
 
 DEADLINES: dict[State, Deadline | None] = {
     State.EMPTY: None,
-    State.SPAWNING: Deadline("asked_at", "boot"),
+    # What it waits for is one fork of a mold that has booted.
+    State.SPAWNING: Deadline("asked_at", "kill_after"),
     State.BOOTING: Deadline("asked_at", "boot"),
     State.CONNECTING: Deadline("loop_beat_at", "silence"),
     State.CONNECTING_SILENT: Deadline("loop_beat_at", "kill_after"),

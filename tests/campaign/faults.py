@@ -48,13 +48,18 @@ class Faults:
         if not kind.cause:
             await self._stop_for_a_while(fault, incarnation, pid)
             return Recovery(fault=fault, seconds=time.monotonic() - began)
+        mold = self._watch.seat(MOLD).incarnation
         if kind.mold:
-            await self._harm_the_mold(fault, kind.mold)
+            # Nobody is forked until there is another one.
+            self._watch.victims.add((MOLD, mold))
+            _send(fault, self._watch.seat(MOLD).pid, kind.mold)
         left_behind = self._watch.orphans_ended
         _send(fault, pid, fault.signal)
-        await self._end(fault, incarnation, kind.cause)
+        await self._end(fault, fault.slot, incarnation, kind.cause)
+        if kind.mold:
+            await self._end(fault, MOLD, mold, kind.mold_cause)
         if kind.at_boot:
-            await self._end_at_boot(fault, incarnation, kind.causes_at_boot)
+            await self._end_at_boot(fault, incarnation, kind.cause_at_boot)
         what = f"{_told(fault)}: the slot is at work again"
         await self._changes.until(lambda: self._watch.ready_after(fault.slot, incarnation), RECOVERY, what)
         if fault.kind == "leave a process behind":
@@ -62,18 +67,20 @@ class Faults:
             await self._changes.until(lambda: self._watch.orphans_ended > left_behind, RECOVERY, what)
         return Recovery(fault=fault, seconds=time.monotonic() - began)
 
-    async def _end(self, fault: Fault, incarnation: int, cause: str) -> None:
-        ends = self._watch.seat(fault.slot).ends
-        what = f"{_told(fault)}: incarnation {incarnation} has ended"
+    async def _end(self, fault: Fault, slot: str, incarnation: int, cause: str) -> None:
+        ends = self._watch.seat(slot).ends
+        what = f"{_told(fault)}: incarnation {incarnation} of {slot} has ended"
         await self._changes.until(lambda: incarnation in ends, RECOVERY, what)
         if ends[incarnation] != cause:
-            raise CampaignError(f"{_told(fault)}: the supervisor calls the end {ends[incarnation]!r}, not {cause!r}")
+            raise CampaignError(
+                f"{_told(fault)}: the supervisor calls the end of {slot} {ends[incarnation]!r}, not {cause!r}"
+            )
 
-    async def _end_at_boot(self, fault: Fault, incarnation: int, causes: tuple[str, ...]) -> None:
+    async def _end_at_boot(self, fault: Fault, incarnation: int, cause: str) -> None:
         """Of the first that came as far as the desk: a mold that is harmed meanwhile forks nobody."""
         ends = self._watch.seat(fault.slot).ends
         await self._changes.until(
-            lambda: any(ends[later] in causes for later in ends if later > incarnation),
+            lambda: any(ends[later] == cause for later in ends if later > incarnation),
             RECOVERY,
             f"{_told(fault)}: a later incarnation than {incarnation} has ended of it",
         )
@@ -89,18 +96,6 @@ class Faults:
                 os.kill(pid, signal.SIGCONT)
         what = f"{_told(fault)}: heard again"
         await self._changes.until(lambda: seat.heard_again == incarnation, RECOVERY, what)
-
-    async def _harm_the_mold(self, fault: Fault, number: int) -> None:
-        """Nobody is forked until there is another one."""
-        mold = self._watch.seat(MOLD)
-        self._watch.victims.add((MOLD, mold.incarnation))
-        _send(fault, mold.pid, number)
-        if number == signal.SIGKILL:
-            await self._changes.until(
-                lambda incarnation=mold.incarnation: incarnation in mold.ends,  # type: ignore[misc]
-                RECOVERY,
-                f"{_told(fault)}: the mold has ended",
-            )
 
 
 def _send(fault: Fault, pid: int, number: int) -> None:

@@ -23,20 +23,21 @@ class Kind(Struct, frozen=True, kw_only=True):
     """One kind of fault.
 
     `weight` is its share of a schedule, `signals` of which one is sent, `cause` how the supervisor must call the end of
-    the victim ("": it must live on). `at_boot` is what the victim's successor does when it boots, and how its end may
-    be called. `mold` is a signal for the pool's mold, sent before the victim's.
+    the victim ("": it must live on). `at_boot` is what the victim's successor does when it boots, `mold` a signal for
+    the pool's mold, sent before the victim's; each with how the supervisor must call the end of that process.
     """
 
     weight: int
-    signals: tuple[int, ...]
-    cause: str
+    signals: tuple[int, ...] = (signal.SIGKILL,)
+    cause: str = "signal"
     at_boot: str = ""
-    causes_at_boot: tuple[str, ...] = ()
+    cause_at_boot: str = ""
     mold: int = 0
+    mold_cause: str = ""
 
 
 KINDS: dict[str, Kind] = {
-    "kill": Kind(weight=20, signals=(signal.SIGKILL,), cause="signal"),
+    "kill": Kind(weight=20),
     "ask to stop": Kind(weight=8, signals=(signal.SIGTERM, signal.SIGINT), cause="exit"),
     "signal": Kind(
         weight=10,
@@ -56,12 +57,10 @@ KINDS: dict[str, Kind] = {
             signal.SIGXCPU,
             signal.SIGRTMAX,
         ),
-        cause="signal",
     ),
     "crash": Kind(
         weight=10,
         signals=(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
-        cause="signal",
     ),
     "exit": Kind(weight=6, signals=(EXIT,), cause="exit"),
     "stop": Kind(weight=10, signals=(signal.SIGSTOP,), cause="hung"),
@@ -69,12 +68,10 @@ KINDS: dict[str, Kind] = {
     "block the loop": Kind(weight=10, signals=(BLOCK_THE_LOOP,), cause="hung"),
     "hold the interpreter": Kind(weight=6, signals=(HOLD_THE_INTERPRETER,), cause="hung"),
     "leave a process behind": Kind(weight=5, signals=(LEAVE_A_PROCESS_BEHIND,), cause="exit"),
-    "hang at boot": Kind(
-        weight=6, signals=(signal.SIGKILL,), cause="signal", at_boot="hang", causes_at_boot=("boot_timeout", "hung")
-    ),
-    "die at boot": Kind(weight=6, signals=(signal.SIGKILL,), cause="signal", at_boot="die", causes_at_boot=("exit",)),
-    "kill the mold": Kind(weight=3, signals=(signal.SIGKILL,), cause="signal", mold=signal.SIGKILL),
-    "stop the mold": Kind(weight=1, signals=(signal.SIGKILL,), cause="signal", mold=signal.SIGSTOP),
+    "hang at boot": Kind(weight=6, at_boot="hang", cause_at_boot="boot_timeout"),
+    "die at boot": Kind(weight=6, at_boot="die", cause_at_boot="exit"),
+    "kill the mold": Kind(weight=3, mold=signal.SIGKILL, mold_cause="signal"),
+    "stop the mold": Kind(weight=1, mold=signal.SIGSTOP, mold_cause="hung"),
 }
 
 

@@ -45,4 +45,5 @@ def test_a_kind_sends_what_it_may(name: str) -> None:
     # Both have another meaning to a worker.
     assert STACKS_SIGNAL not in sent
     assert signal.SIGCONT not in sent
-    assert bool(kind.at_boot) == bool(kind.causes_at_boot)
+    assert bool(kind.at_boot) == bool(kind.cause_at_boot)
+    assert bool(kind.mold) == bool(kind.mold_cause)

@@ -29,6 +29,7 @@ BUSY = 3.0
 
 LIMITS = {"silence": "1500ms", "kill_after": "3s"}
 SLOT = "default-1"
+MOLD = "mold:default"
 
 
 @pytest.fixture
@@ -230,15 +231,33 @@ def test_dies_at_boot(tmp_path: Path, server: WorkerSocketServer) -> None:
 def test_hangs_at_import(tmp_path: Path, server: WorkerSocketServer) -> None:
     """The mold has its boot deadline like everybody else; no child is ever asked for meanwhile."""
     with supervising(tmp_path, server, "hangs_at_import", limits=LIMITS | {"boot": "2s"}) as supervisor:
-        started = supervisor.wait_for("process started", slot="mold:default")
-        hung = supervisor.wait_for("killing a process that hangs", slot="mold:default")
+        started = supervisor.wait_for("process started", slot=MOLD)
+        hung = supervisor.wait_for("killing a process that hangs", slot=MOLD)
         assert hung["silent_for"] >= 2.0  # since it was asked for, which is before it is there
         assert seconds_between(started, hung) <= 2.0 + EVIDENCE_PATIENCE + BUSY
         assert (hung["why"], hung["hang"]) == ("boot_timeout", "not_progressing")
-        assert supervisor.wait_for("process ended", slot="mold:default")["cause"] == "boot_timeout"
-        supervisor.wait_for("process started", slot="mold:default", incarnation=2)
+        assert supervisor.wait_for("process ended", slot=MOLD)["cause"] == "boot_timeout"
+        supervisor.wait_for("process started", slot=MOLD, incarnation=2)
         assert list(supervisor.matching("process started", slot=SLOT)) == []
         assert supervisor.terminate() == 0
+
+
+def test_a_mold_that_stands_still(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """It does not beat: it is found out by the worker that is asked of it, and the next mold forks that one."""
+    with supervising(tmp_path, server) as supervisor:
+        mold = supervisor.wait_for("process started", slot=MOLD)["pid"]
+        child = supervisor.wait_for("process started", slot=SLOT)["pid"]
+        supervisor.wait_for("ready", slot=SLOT)
+        os.kill(mold, signal.SIGSTOP)
+        os.kill(child, signal.SIGKILL)
+        hung = supervisor.wait_for("killing a process that hangs", slot=MOLD)
+        assert (hung["hang"], hung["evidence"]["state"]) == ("stopped", "T")
+        assert hung["detail"] == "it was asked for a worker and did not answer"
+        assert 3.0 <= hung["lasted"] <= 3.0 + BUSY
+        died = supervisor.wait_for("process ended", slot=MOLD)
+        assert (died["cause"], died["signal"]) == ("hung", signal.SIGKILL)
+        # The second one is the worker that nobody forked.
+        lives_on(supervisor, server, incarnation=3)
 
 
 # --- ends --------------------------------------------------------------------------------------------------------

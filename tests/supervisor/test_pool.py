@@ -12,6 +12,8 @@ from supervisor.slots import (
     Booted,
     Died,
     Event,
+    EvidenceKept,
+    KeepEvidence,
     KillProcess,
     LoopBeat,
     Spawned,
@@ -20,6 +22,8 @@ from supervisor.slots import (
     State,
 )
 from wire.pipe import Beat
+
+LIMITS = config.Limits()
 
 
 class Story:
@@ -100,10 +104,26 @@ def test_a_mold_that_leaves_a_spawn_unanswered_is_replaced() -> None:
     story.comes_up("mold:rig")
     story.tick()
     story.now = story.pool.next_deadline()
-    assert story.tick() == [("AbandonSpawn", "rig-1", 1), ("KillProcess", "mold:rig", 1)]
+    steps = story.pool.tick(story.now, children_may_start=True)
+    assert orders(steps) == [("AbandonSpawn", "rig-1", 1)]
+    (evidence,) = (step for step in steps if isinstance(step, KeepEvidence))
+    assert (evidence.slot, evidence.hung.why, evidence.hung.lasted) == ("mold:rig", "hung", LIMITS.kill_after)
+    assert evidence.hung.detail == "it was asked for a worker and did not answer"
     story.happened(SpawnFailed, "rig-1", message="no answer", jitter=0.0)
+    assert story.happened(EvidenceKept, "mold:rig", hung=evidence.hung) == [("KillProcess", "mold:rig", 1)]
     story.dies("mold:rig")
     assert story.tick() == [("SpawnProcess", "mold:rig", 2)]
+
+
+def test_a_mold_that_leaves_many_spawns_unanswered_is_condemned_once() -> None:
+    story = Story(workers=3)
+    story.tick()
+    story.comes_up("mold:rig")
+    story.tick()
+    story.now = story.pool.next_deadline()
+    steps = story.pool.tick(story.now, children_may_start=True)
+    assert [slot for kind, slot, _ in orders(steps) if kind == "AbandonSpawn"] == ["rig-1", "rig-2", "rig-3"]
+    assert sum(isinstance(step, KeepEvidence) for step in steps) == 1
 
 
 def test_the_next_deadline_is_the_nearest_of_all_slots() -> None:
