@@ -22,10 +22,10 @@ from worker_child.catalogue import Catalogue
 from worker_child.errors import ConfigurationError, CredentialError, JournalError
 from worker_child.generators import generators
 from worker_child.journal import Journal
-from worker_child.journal_records import Recovered
 from worker_child.modules import import_module
 from worker_child.parent import Parent
 from worker_child.session import ActionTerms, Session, SessionSettings
+from worker_child.suspects import Suspects
 from worker_child.transport import ApiKey, Target, target
 from worker_child.worker import Worker
 
@@ -70,6 +70,7 @@ class _Child:
     def __init__(self, spawn: pipe.Spawn, channel: socket.socket) -> None:
         self.parent = Parent(spawn, channel, self._beat)
         self._settings = spawn.settings
+        self._slot = spawn.slot
         self._worker: Worker | None = None
         self._stop_asked: asyncio.Future[None]
         self._recover_by = math.inf
@@ -81,17 +82,18 @@ class _Child:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"{number.name} was received")
         self.parent.attach(loop, self)
-        journal = Journal(Path(self._settings.journal_path), self._settings.journal)
-        recovered = await self._unless_stopped(self._recover(journal))
+        path = Path(self._settings.journal_path)
+        journal = Journal(path, self._settings.journal)
+        suspects = Suspects(path if self._settings.journal != "off" else None, self._slot)
+        leftover = await self._unless_stopped(self._recover(journal, suspects))
         await self._unless_stopped(catalogue.first_look())
-        if recovered is None or self._stop_asked.done():
+        if leftover is None or self._stop_asked.done():
             self.parent.bye("asked to stop before it started to work")
             return DRAINED
         settings = self._session_settings(actions, catalogue, where)
-        leftover = [*recovered.reported, *_crashed(recovered, self._settings.previous_end)]
         backoff = Backoff(random.random)
         session = Session(settings, backoff, time.monotonic(), leftover)
-        self._worker = Worker(session, journal, actions, key, where, self.parent, catalogue)
+        self._worker = Worker(session, journal, actions, key, where, self.parent, catalogue, suspects)
         end = await self._worker.run()
         self.parent.detach(loop)
         counts = session.counts
@@ -125,17 +127,29 @@ class _Child:
         self.parent.bye(reason)
         return code
 
-    async def _recover(self, journal: Journal) -> Recovered:
-        """What the predecessor left, once it has let go of the journal.
+    async def _recover(self, journal: Journal, suspects: Suspects) -> list[frames.Report]:
+        """What is owed for the predecessor's jobs, once it has let go of the journal.
 
         A predecessor whose interpreter is stuck ends itself after `hang_limit` plus the grace; so long we wait.
         """
         settings = self._settings
         deadline = settings.hang_limit + settings.drain_grace + 10.0
         self._recover_by = time.monotonic() + deadline
-        recovered = await asyncio.to_thread(journal.recover, deadline)
+        owed = await asyncio.to_thread(self._take_over, journal, suspects, deadline)
         self._recover_by = math.inf
-        return recovered
+        return owed
+
+    def _take_over(self, journal: Journal, suspects: Suspects, deadline: float) -> list[frames.Report]:
+        """How the predecessor ended is known to us alone: what that says of its jobs is written down before anything
+        else can happen. Blocks."""
+        recovered = journal.recover(deadline)
+        crashed = suspects.accuse(recovered.claimed, self._settings.previous_end)
+        for report in crashed:
+            journal.reported(report)
+        journal.flush()
+        if crashed and journal.must_sync:
+            journal.sync()
+        return [*recovered.reported, *crashed]
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
         """What the work results in; None when asked to stop meanwhile."""
@@ -193,18 +207,3 @@ def _work(settings: pipe.ChildSettings, late_modules: list[str]) -> tuple[Regist
             "modules: they register no action, stock_actions is off, and there are no models: nothing to work on"
         )
     return actions, catalogue
-
-
-def _crashed(recovered: Recovered, previous: pipe.PreviousEnd | None) -> list[frames.Report]:
-    """Reports for the jobs that an earlier process of this slot had in hand when it ended."""
-    evidence = f"{previous.cause}: {previous.detail}" if previous is not None else "nobody saw how"
-    return [
-        frames.Report(
-            job_id=claimed.job_id,
-            lease_token=claimed.lease_token,
-            status="failed",
-            error_type="WorkerCrashed",
-            error_message=f"the worker process ended while the job was in hand ({evidence})",
-        )
-        for claimed in recovered.claimed
-    ]

@@ -89,6 +89,12 @@ class DeadLetter(Decision, frozen=True):
     message: str
 
 
+class ClearSuspect(Decision, frozen=True):
+    """The suspect has ended, having run alone: it does not end its process."""
+
+    job_id: str
+
+
 class Announce(Decision, frozen=True):
     """A fact for the supervisor."""
 

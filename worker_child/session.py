@@ -18,6 +18,7 @@ from worker_child.backoff import Backoff
 from worker_child.decisions import (
     Announce,
     CancelJob,
+    ClearSuspect,
     Connect,
     DeadLetter,
     Decision,
@@ -34,6 +35,8 @@ from worker_child.decisions import (
     StartJob,
 )
 from worker_child.deltas import DeltaStream, DeltaTraffic, Sent
+from worker_child.solitude import Solitude
+from worker_child.suspicion import POISON_JOB
 
 CONNECT_DEADLINE = 30.0
 """Above the connection's own: it passes only when whoever should connect has lost the order."""
@@ -231,6 +234,8 @@ class Session:
         self._jobs: dict[int, _Job] = {}
         self._by_id: dict[str, _Job] = {}
         self._stuck: dict[int, str] = {}
+        self.solitude = Solitude()
+        """Its `suspects` are set by the shell before jobs arrive."""
         self._kept: dict[str, _Kept] = {}
         self._kept_by_job: dict[str, str] = {}
         self._slots_kept = 0
@@ -250,9 +255,7 @@ class Session:
         self._hinted = False
         self._ready_announced = False
         self._retry_at = now
-        self._connect_deadline = _NEVER
-        self._register_deadline = _NEVER
-        self._ended_at = _NEVER
+        self._connect_deadline = self._register_deadline = self._ended_at = _NEVER
         self._read_check_at = _NEVER
         self._old_at = _NEVER
         """When the connection has served its time; it is exchanged as soon as no claim is open."""
@@ -271,9 +274,7 @@ class Session:
         self._drain_is_ordered = False
         self._drain_reason = ""
         self._drain_acknowledged = False
-        self._cut_off_at = _NEVER
-        self._drain_settles_at = _NEVER
-        self._drain_ends_at = _NEVER
+        self._cut_off_at = self._drain_settles_at = self._drain_ends_at = _NEVER
         for report in leftover:
             outcome = Outcome(
                 status=report.status,
@@ -287,12 +288,15 @@ class Session:
 
     @property
     def free_slots(self) -> int:
-        """Slots that no job, no unsettled report and no stuck execution holds."""
+        """Slots that no job, no unsettled report and no stuck execution holds; none beside a suspect."""
+        if self.solitude.is_wanted:
+            return 0
         return max(0, self.settings.concurrency - len(self._jobs) - self._slots_kept - len(self._stuck))
 
     def outstanding(self) -> tuple[list[JournalClaimed], list[frames.Report]]:
         """All that a journal must hold now: the jobs in hand and the reports that are not settled."""
-        claimed = [JournalClaimed(job.id, job.token, job.action) for job in self._jobs.values()]
+        begun = (job for job in self._jobs.values() if job.execution not in self.solitude.waiting)
+        claimed = [JournalClaimed(job.id, job.token, job.action) for job in begun]
         return claimed, [kept.frame for kept in self._kept.values()]
 
     def beat(self, now: float) -> pipe.Beat:
@@ -335,6 +339,7 @@ class Session:
             self._old_at,
             self._scan_at,
             self._deltas.next_at,
+            self.solitude.patience_ends_at,
             self._cut_off_at,
             self._drain_settles_at,
             self._drain_ends_at,
@@ -442,6 +447,8 @@ class Session:
             return []
         self._stuck[execution] = job.action
         self._count_running(job.action, 1)
+        # It has not returned: that its process lives says nothing for it yet.
+        self.solitude.forget(execution)
         return self.job_finished(execution, outcome, now)
 
     def job_finished(self, execution: int, outcome: Outcome, now: float) -> list[Decision]:
@@ -449,6 +456,7 @@ class Session:
         job = self._jobs.get(execution)
         if job is None:
             return []
+        was_alone = self.solitude.alone == execution
         self._forget(job)
         self.counts[outcome.status] += 1
         self._tally(job.action, outcome.status, now - job.claimed_at)
@@ -459,7 +467,12 @@ class Session:
             self._kept[str(frame.message_id)].stream = job.stream
             if self.state in _REPORTING:
                 last = _as_frames(job.id, job.token, self._deltas.flush(job.stream, now))
-        return [JournalReported(frame), *last, *self._send_report(frame)]
+        decisions = [JournalReported(frame), *last, *self._send_report(frame)]
+        if was_alone:
+            decisions.append(ClearSuspect(job.id))
+        if self.solitude.waiting:
+            decisions += self._start_suspect(now)
+        return decisions
 
     # --- deltas of generations --------------------------------------------------------------------------------------
 
@@ -573,21 +586,14 @@ class Session:
         self._drain_settles_at = now + DRAIN_ANSWER
         return [
             Note("info", "session.drain", {"reason": reason, "grace": grace, "jobs_in_hand": len(self._jobs)}),
-            *self._begin_drain(),
+            *self._begin_drain(now),
             *self._end_if_drained(now),
         ]
 
     def tick(self, now: float) -> list[Decision]:
         """Does what is due at `now`."""
-        decisions: list[Decision] = []
         # The end of a drain comes first: it makes everything else pointless.
-        if now >= self._cut_off_at:
-            decisions += self._cut_off(now)
-        if now >= self._drain_settles_at:
-            self._drain_settles_at = _NEVER
-            decisions += self._end_if_drained(now)
-        if now >= self._drain_ends_at:
-            decisions += self._end(f"{self._drain_reason}: the grace is over", now)
+        decisions = self._get_done(now)
         if now >= self._retry_at:
             self._retry_at = _NEVER
             self._connect_deadline = now + CONNECT_DEADLINE
@@ -607,11 +613,26 @@ class Session:
             decisions += self._exchange_if_old(now)
         if now >= self._scan_at:
             decisions += self._scan(now)
+        if now >= self.solitude.patience_ends_at:
+            self.solitude.give_up(now)
+            decisions += self._return_suspects(now)
         decisions += self._release_due_deltas(now)
         if now >= self._claim_pause:
             self._claim_pause = _NEVER
             self._claim_wanted = True
         return self._concluded(decisions, now)
+
+    def _get_done(self, now: float) -> list[Decision]:
+        """The deadlines of a drain."""
+        decisions: list[Decision] = []
+        if now >= self._cut_off_at:
+            decisions += self._cut_off(now)
+        if now >= self._drain_settles_at:
+            self._drain_settles_at = _NEVER
+            decisions += self._end_if_drained(now)
+        if now >= self._drain_ends_at:
+            decisions += self._end(f"{self._drain_reason}: the grace is over", now)
+        return decisions
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
@@ -647,7 +668,7 @@ class Session:
             if job.stream is not None:
                 decisions += _as_frames(job.id, job.token, self._deltas.repeat(job.stream, now))
         if self._drain_asked:
-            decisions += self._begin_drain()
+            decisions += self._begin_drain(now)
         self._claim_wanted = True
         return decisions
 
@@ -681,12 +702,12 @@ class Session:
             return []
         job.lease_until = now + job.lease_duration
         if frame.cancel is not None:
-            return self._cancel(job, frame.cancel.reason)
+            return self._cancel(job, frame.cancel.reason, now)
         return []
 
-    def _on_job_cancel(self, frame: frames.JobCancel, _now: float) -> list[Decision]:
+    def _on_job_cancel(self, frame: frames.JobCancel, now: float) -> list[Decision]:
         job = self._by_id.get(frame.job_id)
-        return [] if job is None else self._cancel(job, frame.reason)
+        return [] if job is None else self._cancel(job, frame.reason, now)
 
     def _on_report_ack(self, frame: frames.ReportAck, now: float) -> list[Decision]:
         self._acknowledged(now)
@@ -703,11 +724,11 @@ class Session:
     def _on_keepalive(self, frame: frames.Keepalive, _now: float) -> list[Decision]:
         return [Send(frames.Keepalive(message_id=frame.message_id))]
 
-    def _on_drain(self, _frame: frames.Drain, _now: float) -> list[Decision]:
+    def _on_drain(self, _frame: frames.Drain, now: float) -> list[Decision]:
         note: list[Decision] = []
         if not self._drain_asked:
             note.append(Note("info", "session.drain", {"reason": "the control plane asked for it"}))
-        return note + self._begin_drain()
+        return note + self._begin_drain(now)
 
     def _on_draining_ack(self, _frame: frames.DrainingAck, now: float) -> list[Decision]:
         self._drain_acknowledged = True
@@ -802,6 +823,8 @@ class Session:
 
     def _concluded(self, decisions: list[Decision], now: float) -> list[Decision]:
         """What the whole of an event makes possible: the next claim, or the end of a drain."""
+        if self.solitude.waiting:
+            decisions += self._start_suspect(now)
         if self._claim_wanted:
             self._claim_wanted = False
             decisions += self._claim(now)
@@ -820,14 +843,22 @@ class Session:
                 return []
             if done.status == "completed":
                 return self._report_again(done, job, now)
+        is_suspect = job.id in self.solitude.suspects
+        if is_suspect and (why := self.solitude.suspects[job.id]) is not None:
+            return self._refuse_poison(job, why, now)
         if self._drain_asked or self.free_slots <= 0 or not self._has_room(job.action_name or ""):
-            return self._hand_back(job, now)
+            return self._hand_back(job.id, job.lease_token, now)
+        if is_suspect and (self._jobs or self._stuck) and not self.solitude.is_patient(now):
+            return self._hand_back(job.id, job.lease_token, now)
         self._executions += 1
         taken = _Job(self._executions, job, now)
         self._jobs[taken.execution] = taken
         self._by_id[job.id] = taken
         self._count_running(taken.action, 1)
         self._scan_at = min(self._scan_at, taken.heartbeat_at, taken.lease_until)
+        if is_suspect:
+            self.solitude.wait(taken.execution, job, now)
+            return [Note("warning", "session.suspect_waits", {"job_id": job.id, "jobs_in_hand": len(self._jobs) - 1})]
         return [JournalClaimed(job.id, job.lease_token, taken.action), StartJob(taken.execution, job)]
 
     def _adopt(self, known: _Job, job: frames.ClaimedJob, now: float) -> list[Decision]:
@@ -837,6 +868,9 @@ class Session:
         old = known.token
         known.lease(job, now)
         self._scan_at = min(self._scan_at, known.heartbeat_at)
+        if known.execution in self.solitude.waiting:
+            self.solitude.wait(known.execution, job, now)
+            return []
         return [
             JournalClaimed(job.id, job.lease_token, known.action),
             JournalSettled(old),
@@ -853,20 +887,52 @@ class Session:
             *self._send_report(frame),
         ]
 
-    def _hand_back(self, job: frames.ClaimedJob, now: float) -> list[Decision]:
+    def _hand_back(self, job_id: str, lease_token: str, now: float) -> list[Decision]:
         self.counts["handed_back"] += 1
         outcome = Outcome(
             status="failed",
             error_type="WorkerOverCapacity",
             error_message="the worker drains" if self._drain_asked else "the worker has no free slot for the job",
         )
-        frame = self._keep(job.id, job.lease_token, outcome, now)
+        frame = self._keep(job_id, lease_token, outcome, now)
         return [JournalReported(frame), *self._send_report(frame)]
 
-    def _cancel(self, job: _Job, reason: str | None) -> list[Decision]:
+    # --- suspects of having ended a process: each runs alone --------------------------------------------------------
+
+    def _start_suspect(self, now: float) -> list[Decision]:
+        """The next suspect, if nothing else runs here."""
+        if self._stuck or len(self._jobs) > len(self.solitude.waiting) or (begun := self.solitude.begin(now)) is None:
+            return []
+        execution, job = begun
+        taken = self._jobs[execution]
+        return [JournalClaimed(taken.id, taken.token, taken.action), StartJob(execution, job)]
+
+    def _return_suspects(self, now: float) -> list[Decision]:
+        """Suspects that were not started: another worker may have room for them."""
+        decisions: list[Decision] = []
+        for execution in list(self.solitude.waiting):
+            job = self._jobs[execution]
+            self._forget(job)
+            decisions += self._hand_back(job.id, job.token, now)
+        return decisions
+
+    def _refuse_poison(self, job: frames.ClaimedJob, why: str, now: float) -> list[Decision]:
+        self.counts["failed"] += 1
+        self._tally(job.work, "failed", 0.0)
+        frame = self._keep(
+            job.id, job.lease_token, Outcome(status="failed", error_type=POISON_JOB, error_message=why), now
+        )
+        note = Note("error", "session.poison_job", {"job_id": job.id, "reason": why})
+        return [note, JournalReported(frame), *self._send_report(frame)]
+
+    def _cancel(self, job: _Job, reason: str | None, now: float) -> list[Decision]:
         if reason == frames.LEASE_LOST:
             job.heartbeat_at = job.lease_until = _NEVER
             return self._lose_lease(job)
+        if job.execution in self.solitude.waiting:
+            self._forget(job)
+            frame = self._keep(job.id, job.token, Outcome(status="cancelled"), now)
+            return [JournalReported(frame), *self._send_report(frame)]
         if job.cancel_asked:
             return []
         job.cancel_asked = True
@@ -876,6 +942,10 @@ class Session:
         if job.lease_lost:
             return []
         job.lease_lost = True
+        if job.execution in self.solitude.waiting:
+            # Nothing of it has begun, and nobody waits for its report.
+            self._forget(job)
+            return [Note("warning", "session.lease_lost", {"job_id": job.id, "action": job.action})]
         terms = self.settings.actions.get(job.action)
         decisions: list[Decision] = [
             LoseLease(job.execution),
@@ -888,6 +958,8 @@ class Session:
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.execution]
         del self._by_id[job.id]
+        if self.solitude.forget(job.execution):
+            self._claim_wanted = True
         self._count_running(job.action, -1)
 
     def _count_running(self, action: str, change: int) -> None:
@@ -941,11 +1013,13 @@ class Session:
         decisions: list[Decision] = []
         reporting = self.state in _REPORTING
         due = _NEVER
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             if now >= job.lease_until:
                 # Contract, "Obligations of a worker": no heartbeat was answered for a lease duration.
                 job.lease_until = _NEVER
                 decisions += self._lose_lease(job)
+                if job.execution not in self._jobs:
+                    continue
             if now >= job.heartbeat_at:
                 heartbeat = self._heartbeat(job, now)
                 if reporting:
@@ -1034,18 +1108,19 @@ class Session:
             self._retry_at = min(self._retry_at, self._conflict_since + limit)
         return decisions
 
-    def _begin_drain(self) -> list[Decision]:
+    def _begin_drain(self, now: float) -> list[Decision]:
         self._drain_asked = True
         self._claim_pause = _NEVER
         self._move(Event.DRAIN)
+        returned = self._return_suspects(now)
         if self.state is not State.DRAINING:
-            return []
-        return [Send(frames.Draining(message_id=self._message_id())), *self._announce_ready()]
+            return returned
+        return [Send(frames.Draining(message_id=self._message_id())), *returned, *self._announce_ready()]
 
     def _cut_off(self, now: float) -> list[Decision]:
         """The grace is as good as over: what still runs is stopped, and goes back like a lapsed lease, only sooner."""
         self._cut_off_at = _NEVER
-        decisions: list[Decision] = []
+        decisions = self._return_suspects(now)
         for job in list(self._jobs.values()):
             self._forget(job)
             self.counts["cut_off"] += 1
@@ -1076,6 +1151,7 @@ class Session:
         ) = _NEVER
         self._old_at, self._is_old = _NEVER, False
         self._cut_off_at = self._drain_settles_at = self._drain_ends_at = self._deltas.next_at = _NEVER
+        self.solitude.patience_ends_at = _NEVER
         return [End(reason, refused)]
 
     def _message_id(self) -> str:

@@ -20,6 +20,7 @@ from worker_child.journal_records import Claimed
 from worker_child.parent import Parent
 from worker_child.runner import Runner
 from worker_child.session import Session
+from worker_child.suspects import NOBODY, Suspects
 from worker_child.transport import ApiKey, Connection, Target, UpgradeRefused, open_connection
 
 WATCH_INTERVAL = 1.0
@@ -44,9 +45,11 @@ class Worker:
         where: Target,
         parent: Parent,
         catalogue: Catalogue = NOTHING,
+        suspects: Suspects = NOBODY,
     ) -> None:
         self._session = session
         self._journal = journal
+        self._suspects = suspects
         self._key = key
         self._target = where
         self._parent = parent
@@ -88,6 +91,7 @@ class Worker:
             decisions.CancelJob: lambda cancel: self._runner.cancel(cancel.execution, cancel.reason),
             decisions.LoseLease: lambda lose: self._runner.lose_lease(lose.execution),
             decisions.DeadLetter: lambda letter: self._journal.dead_letter(letter.report, letter.code, letter.message),
+            decisions.ClearSuspect: lambda clear: self._suspects.clear(clear.job_id),
             decisions.Connect: self._connect,
             decisions.DropConnection: self._drop,
             decisions.Ping: self._ping,
@@ -147,11 +151,15 @@ class Worker:
         received: list[frames.FromServer] = []
         for message in messages:
             try:
-                received.append(codec.decode_from_server(message))
+                frame = codec.decode_from_server(message)
             except codec.RemoteFrameError as error:
                 self._step(self._session.frames_received, received)
                 received = []
                 self._step(self._session.garbage_received, str(error), error.message_id)
+                continue
+            if type(frame) is frames.Claimed:
+                self._session.solitude.suspects = self._suspects.current()
+            received.append(frame)
         self._step(self._session.frames_received, received)
 
     def binary_received(self) -> None:

@@ -123,7 +123,7 @@ class JoinedSessions(RuleBasedStateMachine):
         box.reachable = not box.reachable
 
     def _worker_is_killed(self, data: st.DataObject, box: Box) -> None:
-        box.restart(cut=data.draw(st.booleans()))
+        box.restart(cut=data.draw(st.booleans()), self_made=data.draw(st.booleans()))
 
     def _box_was_suspended(self, _data: st.DataObject, box: Box) -> None:
         box.process.step(box.process.session.suspended)
@@ -213,7 +213,8 @@ class JoinedSessions(RuleBasedStateMachine):
         room = self.room
         for job in room.store.jobs.values():
             cancelled = job.cancel_requested_at is not None or job.error_message == "somebody asked"
-            assert job.status == "completed" or (job.status in TERMINAL_JOB and cancelled), job
+            poisonous = job.error_type == "PoisonJob" and any(job.id in box.suspects for box in room.boxes)
+            assert job.status == "completed" or (job.status in TERMINAL_JOB and (cancelled or poisonous)), job
             assert room.store.completions[job.id] == (1 if job.status == "completed" else 0)
         for box in room.boxes:
             assert box.process.session.state is State.REGISTERED

@@ -1,6 +1,7 @@
 """Handlers for tests: `test.gate` tells the test that it runs, and goes on when the test says so."""
 
 import asyncio
+import ctypes
 import json
 import os
 
@@ -34,3 +35,10 @@ async def gate(params: Gate, ctx: Context) -> dict[str, object]:
 async def noop() -> dict[str, object]:
     """Nothing, quickly."""
     return {}
+
+
+@action("test.bomb", idempotent=True)
+async def bomb(params: Gate, ctx: Context) -> None:
+    """As `test.gate`, but what it does when the test lets it go on ends the process."""
+    await gate(params, ctx)
+    ctypes.string_at(0)

@@ -44,14 +44,13 @@ from control_plane.session import (
     StoreReport,
     StoreUpdateSession,
 )
-from wire import codec, frames
+from wire import codec, frames, pipe
 from worker_child import decisions
-from worker_child.__main__ import _crashed
 from worker_child.backoff import Backoff
 from worker_child.decisions import Decision, Outcome
-from worker_child.journal import Claimed, Recovered
 from worker_child.session import ActionTerms, SessionSettings
 from worker_child.session import Session as WorkerSession
+from worker_child.suspicion import Suspect, accuse, crash_reports, poison, stays
 
 PROJECT = "proj_1"
 LEASE, CADENCE = 60.0, 20.0
@@ -397,6 +396,7 @@ class Link:
             together = [codec.decode_from_server(content)]
             while self.down.items and self.down.items[0][0] == "frame":
                 together.append(codec.decode_from_server(self.down.items.popleft()[1]))
+            session.solitude.suspects = {job_id: poison(one) for job_id, one in self.process.box.suspects.items()}
             self.process.step(session.frames_received, together)
         elif kind == "ping":
             self.send(("pong", None))
@@ -473,6 +473,12 @@ class Process:
                 assert self.box.journal[decision.job.lease_token] == "job in hand", "started, then journalled"
                 self.running[decision.execution] = decision.job
                 assert len(self.running) <= self.box.concurrency
+                suspects = [job.id for job in self.running.values() if job.id in self.session.solitude.suspects]
+                assert not suspects or len(self.running) == 1, "a suspect runs alone"
+                assert poisonous(self.box.suspects, decision.job.id) is None
+            case decisions.ClearSuspect():
+                if not stays(self.box.suspects[decision.job_id]):
+                    del self.box.suspects[decision.job_id]
             case decisions.CancelJob():
                 self.asked_to_stop.add(decision.execution)
             case decisions.End():
@@ -509,8 +515,13 @@ class Process:
             self.step(self.session.job_finished, execution, outcome)
 
 
+def poisonous(suspects: dict[str, Suspect], job_id: str) -> str | None:
+    """Why the job must not run, if it must not."""
+    return poison(suspects[job_id]) if job_id in suspects else None
+
+
 class Box:
-    """The place of one worker: its journal outlives its processes."""
+    """The place of one worker: its journal and what it knows of suspects outlive its processes."""
 
     def __init__(self, room: "Room", name: str, concurrency: int, actions: dict[str, ActionTerms]) -> None:
         self.room = room
@@ -522,28 +533,31 @@ class Box:
         self.journal: dict[str, Any] = {}
         """Lease token -> "job in hand" or the report that is owed."""
         self.jobs_in_journal: dict[str, str] = {}
-        self.process = self._next()
+        self.suspects: dict[str, Suspect] = {}
+        self.process = self._next(None)
 
-    def _next(self) -> Process:
+    def _next(self, end: pipe.PreviousEnd | None) -> Process:
         self.incarnation += 1
         reported = [replace(entry, message_id=None) for entry in self.journal.values() if entry != "job in hand"]
         in_hand = [
-            Claimed(self.jobs_in_journal[token], token, "work")
-            for token, entry in self.journal.items()
-            if entry == "job in hand"
+            (self.jobs_in_journal[token], token) for token, entry in self.journal.items() if entry == "job in hand"
         ]
-        crashed = _crashed(Recovered(claimed=in_hand, reported=reported), None)
+        if end is not None:
+            self.suspects |= accuse(self.suspects, in_hand, end, self.name, self.room.now)
+        crashed = crash_reports(in_hand, end, self.suspects)
         for report in crashed:
             self.journal[report.lease_token] = report
         return Process(self.room, self, [*reported, *crashed])
 
-    def restart(self, *, cut: bool) -> None:
-        """The process ends as by SIGKILL and another takes its place; `cut`: nothing tells the control plane."""
+    def restart(self, *, cut: bool, self_made: bool = False) -> None:
+        """The process ends as by SIGKILL and another takes its place; `cut`: nothing tells the control plane.
+        `self_made`: a job is to blame."""
         link = self.process.link
         if link is not None:
             link.drop()
             link.dead = link.dead or cut
-        self.process = self._next()
+        end = pipe.PreviousEnd(incarnation=self.incarnation, cause="signal", detail="signal", self_made=self_made)
+        self.process = self._next(end)
 
 
 class Room:

@@ -11,6 +11,7 @@ from worker_child.backoff import AT_ONCE, MAX_AGE
 from worker_child.decisions import (
     Announce,
     CancelJob,
+    ClearSuspect,
     Connect,
     DeadLetter,
     DropConnection,
@@ -33,6 +34,7 @@ from worker_child.session import (
     SessionError,
     State,
 )
+from worker_child.solitude import PATIENCE
 
 FAILED = Outcome(status="failed", error_type="ValueError", error_message="no")
 
@@ -827,3 +829,124 @@ def test_a_server_cannot_make_up_names_of_actions() -> None:
     assert sum(counts.failed for counts in told.values()) == 100
     beat = pipe.Beat(slot="x" * 80, incarnation=10**9, source="loop", actions=told)
     assert len(pipe.encode(beat)) < pipe.MAX_MESSAGE
+
+
+# --- suspects of having ended a process -------------------------------------------------------------------------------
+
+
+def with_suspects(*jobs: frames.ClaimedJob, suspects: tuple[str, ...] = ("job-1",)) -> SessionDriver:
+    """Three slots; these jobs have come with the first claim."""
+    driver = SessionDriver(concurrency=3).register()
+    driver.session.solitude.suspects = dict.fromkeys(suspects)
+    return driver.claim_answered(*jobs)
+
+
+def started(driver: SessionDriver) -> list[str]:
+    return [start.job.id for start in driver.of(StartJob)]
+
+
+def test_a_suspect_runs_alone_and_nothing_is_claimed_beside_it() -> None:
+    driver = with_suspects(claimed_job(1), claimed_job(2))
+    assert started(driver) == ["job-1"]
+    assert [(report.job_id, report.error_type) for report in driver.sent(frames.Report)] == [
+        ("job-2", "WorkerOverCapacity")
+    ]
+    assert not driver.sent(frames.Claim)
+    assert driver.session.free_slots == 0
+    report = driver.finish(1)
+    assert [clear.job_id for clear in driver.of(ClearSuspect)] == ["job-1"]
+    assert [claim.available_slots for claim in driver.acknowledge(report).sent(frames.Claim)] == [3]
+
+
+def test_a_suspect_waits_under_its_lease_until_it_is_alone() -> None:
+    driver = with_suspects(claimed_job(2), claimed_job(1), claimed_job(3))
+    assert started(driver) == ["job-2"]
+    assert [report.job_id for report in driver.sent(frames.Report)] == ["job-3"]
+    assert [job.job_id for job in driver.session.outstanding()[0]] == ["job-2"], "what waits cannot end the process"
+    beaten = {beat.job_id for beat in driver.wait(21).sent(frames.Heartbeat)}
+    assert beaten == {"job-1", "job-2"}
+    driver.finish(1)
+    assert [claimed.job_id for claimed in driver.of(JournalClaimed)] == started(driver) == ["job-1"]
+
+
+def test_suspects_run_one_after_the_other() -> None:
+    driver = with_suspects(claimed_job(1), suspects=("job-1", "job-2"))
+    driver.receive(frames.Claimed(jobs=[claimed_job(2)]))
+    assert [report.error_type for report in driver.sent(frames.Report)] == ["WorkerOverCapacity"]
+    driver = with_suspects(suspects=("job-1", "job-2"))
+    driver.receive(frames.Claimed(jobs=[claimed_job(3)]))
+    driver.receive(frames.Claimed(jobs=[claimed_job(1)]))
+    assert not started(driver)
+    driver.finish(1)
+    assert started(driver) == ["job-1"]
+
+
+def test_a_suspect_is_not_waited_with_for_ever_and_not_again_soon() -> None:
+    driver = with_suspects(claimed_job(2), claimed_job(1))
+    driver.receive(frames.HeartbeatAck(job_id="job-1")).receive(frames.HeartbeatAck(job_id="job-2"))
+    driver.wait(30).receive(frames.HeartbeatAck(job_id="job-1")).receive(frames.HeartbeatAck(job_id="job-2"))
+    driver.wait(PATIENCE - 29)
+    handed = [report for report in driver.sent(frames.Report) if report.error_type == "WorkerOverCapacity"]
+    assert handed[0].job_id == "job-1"
+    assert driver.sent(frames.Claim), "the other slots are used again"
+    driver.claim_answered(claimed_job(1, token="again"))
+    assert driver.sent(frames.Report)[0].lease_token == "again"
+    assert not driver.of(StartJob)
+
+
+def test_a_suspect_that_waits_can_be_cancelled_and_loses_its_lease() -> None:
+    driver = with_suspects(claimed_job(2), claimed_job(1))
+    driver.receive(frames.JobCancel(job_id="job-1"))
+    assert [(report.job_id, report.status) for report in driver.sent(frames.Report)] == [("job-1", "cancelled")]
+    assert driver.sent(frames.Claim)
+    driver = with_suspects(claimed_job(2), claimed_job(1))
+    lost = frames.CancelDirective(job_id="job-1", reason="lease_lost")
+    driver.receive(frames.HeartbeatAck(job_id="job-1", cancel=lost))
+    assert not driver.sent(frames.Report)
+    assert driver.sent(frames.Claim)
+    driver = with_suspects(claimed_job(2), claimed_job(1, lease_duration_seconds=30)).lose()
+    driver.wait(31)
+    assert [report.job_id for report in driver.session.outstanding()[1]] == []
+    assert "job-1" not in driver.session._by_id
+
+
+def test_a_suspect_that_waits_goes_back_at_no_cost_when_the_worker_drains() -> None:
+    driver = with_suspects(claimed_job(2), claimed_job(1)).drain()
+    assert [(report.job_id, report.error_type) for report in driver.sent(frames.Report)] == [
+        ("job-1", "WorkerOverCapacity")
+    ]
+
+
+def test_a_suspect_that_waits_and_is_leased_anew_starts_under_the_new_lease() -> None:
+    driver = with_suspects(claimed_job(2), claimed_job(1))
+    driver.receive(frames.Claimed(jobs=[claimed_job(1, token="newer")]))
+    assert not driver.of(JournalSettled)
+    driver.finish(1)
+    assert [claimed.lease_token for claimed in driver.of(JournalClaimed)] == ["newer"]
+    assert [start.job.lease_token for start in driver.of(StartJob)] == ["newer"]
+
+
+def test_a_suspect_does_not_begin_beside_code_that_did_not_return() -> None:
+    driver = with_suspects(claimed_job(2), claimed_job(1))
+    driver.took(driver.session.job_abandoned(1, DONE, driver.now))
+    assert not driver.of(StartJob)
+    driver.took(driver.session.code_returned(1, driver.now))
+    assert started(driver) == ["job-1"]
+
+
+def test_a_suspect_whose_code_does_not_return_is_not_cleared() -> None:
+    driver = with_suspects(claimed_job(1))
+    driver.took(driver.session.job_abandoned(1, DONE, driver.now))
+    assert not driver.of(ClearSuspect)
+    assert driver.session.solitude.alone is None
+
+
+def test_poison_is_refused_with_its_reason_and_never_started() -> None:
+    driver = SessionDriver(concurrency=3).register()
+    driver.session.solitude.suspects = {"job-1": "it ended three processes"}
+    driver.claim_answered(claimed_job(1), claimed_job(2))
+    [report] = driver.sent(frames.Report)
+    assert (report.job_id, report.status, report.error_type) == ("job-1", "failed", "PoisonJob")
+    assert report.error_message == "it ended three processes"
+    assert [reported.report for reported in driver.of(JournalReported)] == [report]
+    assert started(driver) == ["job-2"]
