@@ -62,6 +62,7 @@ test-long: $(VENV)/dev ## the same properties, walked much longer than in the te
 bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
+	$(BIN)/python -m bench.tokens
 
 campaign: $(VENV)/dev ## random faults against workers under load (SEED= FAULTS=500 WORKERS=20), then KILLS=10 of the quickstart's supervisor
 	@$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \

@@ -97,7 +97,9 @@ class Load:
 class Socket(asyncio.Protocol):
     """One worker's connection."""
 
-    def __init__(self, load: Load) -> None:
+    decode = staticmethod(decode)
+
+    def __init__(self, load: Any) -> None:
         self.load = load
         self.upgrade: ServerProtocol | None = ServerProtocol()
         self.transport: asyncio.Transport
@@ -134,7 +136,7 @@ class Socket(asyncio.Protocol):
                 break
             payload = apply_mask(data[start : start + size], data[start - 4 : start])
             if data[position] == TEXT:
-                self.frame_received(decode(payload))
+                self.frame_received(self.decode(payload))
             elif data[position] == PING:
                 self.send(payload, PONG)
             else:
