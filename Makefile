@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long check format docs bench campaign lock clean
+.PHONY: help run test test-long test-llm check format docs bench campaign lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -59,6 +59,15 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 test-long: $(VENV)/dev ## the same properties, walked much longer than in the tests (minutes)
 	MOBIUS_TEST_LONG=1 $(BIN)/python -m pytest --timeout=3600 tests/integration/test_joined_sessions.py
 
+# llama.cpp with its own HTTP server, built already; in an environment of its own, since no program of ours needs it.
+$(VENV)/llama/installed: requirements/llama.txt | python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+test-llm: $(VENV)/dev $(VENV)/llama/installed ## generations by a real llama.cpp server, with a tiny model that the test writes
+	$(BIN)/python -m pytest -s tests/llm
+
 bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
@@ -83,6 +92,8 @@ lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
 	for version in 0.0.23 0.0.61; do echo "deepnoodle-mobius==$$version" | $(BIN)/uv pip compile --quiet --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --output-file requirements/clients-$$version.txt - || exit; done
+	echo "xllamacpp" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --output-file requirements/llama.txt -
 	if command -v npm >/dev/null; then cd bench/node && npm install --package-lock-only --omit-lockfile-registry-resolved; fi
 
 clean: ## remove what make has made
