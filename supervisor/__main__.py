@@ -56,7 +56,7 @@ def _run(config: Config, load: Callable[[], Config] | None) -> int:
     notifier = Notifier.from_environment(os.environ)
     log, writer = open_log(config.supervisor.log_level, config.supervisor.log_format, os.environ)
     try:
-        allow_files_for(sum(pool.workers for pool in config.pool))
+        allow_files_for(config.pool)
         become_subreaper()
         instance_id, source = identity.detect(config.supervisor.instance_id, os.environ, str(state.path))
         log.publish(IdentityDetected(instance_id=instance_id, source=source))

@@ -14,13 +14,14 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import msgspec
 from msgspec import Struct
 
 from supervisor.evidence import SuspectT, children_of, complete, why_no_stacks
 from supervisor.facts import Fact, HandlerImportFailed, MessageRefused, OrphanEnded
+from supervisor.job_processes import JobProcesses, Owner
 from supervisor.output import Line, OutputReader
 from supervisor.slots import (
     Action,
@@ -96,7 +97,11 @@ def become_subreaper() -> None:
 
 
 class Children:
-    """Every process that the supervisor ordered. Tells events by `deliver`, facts by `publish`, lines by `forward`."""
+    """Every process that the supervisor ordered. Tells events by `deliver`, facts by `publish`, lines by `forward`.
+
+    `mold_of` names the mold that a slot is filled from now; `unexplained` is called when the process of a job died and
+    `jobs.explain` should say whether for want of memory.
+    """
 
     def __init__(
         self,
@@ -105,12 +110,18 @@ class Children:
         deliver: Callable[[Event], None],
         publish: Callable[[Fact], None],
         forward: Callable[[str, int, list[Line]], None],
+        mold_of: Callable[[str], str],
+        unexplained: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._deliver = deliver
         self._publish = publish
         self._forward = forward
         self._processes: dict[tuple[str, int], Process] = {}
+        self._mold_of = mold_of
+        self.jobs = JobProcesses(loop, publish=publish, unexplained=unexplained, mold_of=self._mold_for_jobs)
+        self._suspects: dict[int, set[Hashable]] = {}
+        """Children of ours that nobody ordered, each with the spawns that were not announced yet when it was seen."""
         # One for all: a new one for each message would cost more than the message.
         self._buffer = bytearray(pipe.MAX_MESSAGE)
         # Whoever started us may have left children of its own to us (exec keeps them); they are not ours to end.
@@ -159,11 +170,13 @@ class Children:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         stacks_reader, stacks_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        jobs, their_jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = self._adopt(slot, incarnation, "child", ours, reader, settings.log_mark.encode())
         process.stacks = StacksReader(self._loop, stacks_reader)
         process.mold = mold
+        self.jobs.attach(Owner(process.key, jobs, settings.concurrency, mold.channel))
         try:
-            socket.send_fds(mold.channel, [data], [theirs.fileno(), writer, stacks_writer])
+            socket.send_fds(mold.channel, [data], [theirs.fileno(), writer, stacks_writer, their_jobs.fileno()])
         except (BrokenPipeError, ConnectionResetError):
             # It has just ended, which is about to be told: nothing went wrong here.
             self._fail_spawn(process, _MOLD_ENDED)
@@ -172,6 +185,7 @@ class Children:
             raise
         finally:
             theirs.close()
+            their_jobs.close()
             os.close(writer)
             os.close(stacks_writer)
 
@@ -252,24 +266,41 @@ class Children:
             self._signal(process, pipe.STACKS_SIGNAL)
 
     def sweep(self, *, thorough: bool) -> bool:
-        """End and reap whatever became our child without our order. Whether that was possible.
+        """End and reap whatever became our child without our order. Whether nothing was left undecided.
 
-        Not while a spawn is unannounced: its process is ours before we know its number. `thorough` also looks for
-        orphans that live, which costs a walk over all processes where the kernel does not list a process's children.
+        While a spawn is unannounced its process is ours before we know its number: what is seen meanwhile is decided
+        when the spawn is. `thorough` also looks for orphans that live, which costs a walk over all processes where the
+        kernel does not list a process's children.
         """
-        if any(process.pidfd < 0 for process in self._processes.values()):
-            return False
-        ordered = {process.pid for process in self._processes.values()}
+        pending: set[Hashable] = {process.key for process in self._processes.values() if process.pidfd < 0}
+        pending |= self.jobs.unannounced
+        ordered = {process.pid for process in self._processes.values()} | self.jobs.pids | self._inherited
         if thorough:
-            for pid in children_of(os.getpid()):
-                if pid not in ordered and pid not in self._inherited:
+            unknown = children_of(os.getpid()) - ordered
+            self._suspects = {pid: waits for pid, waits in self._suspects.items() if pid in unknown}
+            for pid in unknown:
+                if self._is_orphan(pid, pending):
                     self._end_orphan(pid)
-        while (zombie := _a_zombie()) is not None and zombie not in ordered and zombie not in self._inherited:
+        while (zombie := _a_zombie()) is not None and zombie not in ordered and self._is_orphan(zombie, pending):
             self._reap(zombie)
-        return True
+        return not self._suspects
+
+    def _is_orphan(self, pid: int, pending: set[Hashable]) -> bool:
+        """Whether an unknown child of ours can be none of the spawns that are, or were, not announced yet."""
+        if pid in self._orphans:
+            return True
+        waits = self._suspects.setdefault(pid, pending)
+        self._suspects[pid] = waits & pending
+        return not self._suspects[pid]
+
+    def _mold_for_jobs(self, slot: str) -> socket.socket | None:
+        with contextlib.suppress(LookupError):
+            return self._live(self._mold_of(slot)).channel
+        return None
 
     def close(self) -> None:
         """Forget every process without waiting for it (a stuck one is the kernel's)."""
+        self.jobs.close()
         for process in list(self._processes.values()):
             self._forget(process)
 
@@ -327,6 +358,10 @@ class Children:
 
     def _forget(self, process: Process) -> None:
         self._processes.pop(process.key, None)
+        if process.kind == "child":
+            self.jobs.owner_gone(process.key)
+        elif process.kind == "mold":
+            self.jobs.mold_gone(process.channel)
         if process.channel.fileno() >= 0:
             self._loop.remove_reader(process.channel.fileno())
             process.channel.close()
@@ -431,6 +466,10 @@ class Children:
                 self._deliver(SaidBye(slot=slot, incarnation=incarnation, bye=bye))
             case pipe.Spawned():
                 self._announced(message)
+            case pipe.JobSpawned():
+                self.jobs.announced(message)
+            case pipe.JobSpawnFailed():
+                self.jobs.not_made(message)
             case pipe.SpawnFailed():
                 process = self._processes.get((message.slot, message.incarnation))
                 if process is not None and process.pidfd < 0:
@@ -474,6 +513,7 @@ class Children:
         self._reap(pid)
 
     def _reap(self, pid: int) -> None:
+        self._suspects.pop(pid, None)
         with contextlib.suppress(ChildProcessError):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
                 return

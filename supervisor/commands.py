@@ -8,11 +8,11 @@ import asyncio
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
-from supervisor import reload
+from supervisor import config, reload
 from supervisor.children import Children
 from supervisor.config import Config
 from supervisor.control_messages import (
@@ -115,7 +115,7 @@ class Commands:
         busy = self._fleet.busy(wanted)
         if busy:
             return self._refuse([busy], exit_code=BUSY)
-        allow_files_for(sum(pool.workers for pool in (*wanted.pool, *self._fleet.running.pool)))
+        allow_files_for([*wanted.pool, *self._fleet.running.pool])
         change, steps = self._fleet.begin_change(wanted, time.monotonic())
         self._perform(steps)
         boot = max(pool.limits.boot for pool in wanted.pool)
@@ -138,7 +138,8 @@ class Commands:
             return Answer(exit_code=BUSY, errors=[f"pool {name}: {busy}"])
         if pool.outdated and workers > len(pool.staying):
             return Answer(exit_code=REFUSED, errors=[f"pool {name}: {REPLACED}"])
-        allow_files_for(sum(one.workers for one in self._fleet.running.pool) + workers)
+        scaled = msgspec.structs.replace(pool.settings, workers=workers)
+        allow_files_for([*self._fleet.running.pool, scaled])
         before = pool.settings.workers
         self._perform(pool.scale(workers, self._fleet.grace, time.monotonic()))
         done = await self._until(
@@ -286,9 +287,15 @@ def fleet_status(fleet: Fleet, now: float) -> FleetStatus:
     )
 
 
-def allow_files_for(children: int) -> None:
-    """A pipe, an output, stacks and a pidfd for each child; the usual soft limit of 1024 is for programs with fewer."""
-    wanted = 256 + 5 * children
+def allow_files_for(pools: Iterable[config.Pool]) -> None:
+    """Two pipes, an output, stacks and a pidfd for each child, and a pidfd for each job that may have a process.
+
+    A child inherits the limit, and has three descriptors for such a job. The usual soft limit of 1024 is for programs
+    with fewer.
+    """
+    pools = list(pools)
+    children = sum(pool.workers * (6 + pool.concurrency) for pool in pools)
+    wanted = 256 + max([children, *(4 * pool.concurrency for pool in pools)])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

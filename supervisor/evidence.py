@@ -17,19 +17,23 @@ _STATUS = ("State", "Threads", "TracerPid", "VmRSS", "VmSwap", "SigPnd", "ShdPnd
 
 
 def complete(suspect: SuspectT, pid: int) -> SuspectT:
-    """The fact with what /proc says of the process, and what that says of the hang.
+    """The fact with what /proc says of the process, and what that says of the hang."""
+    evidence = evidence_of(pid)
+    return msgspec.structs.replace(suspect, evidence=evidence, hang=hang_class(evidence.state, suspect))
+
+
+def evidence_of(pid: int) -> ProcessEvidence:
+    """What /proc says of a process.
 
     Nothing is read that waits for the process's memory lock: whoever holds that may be what hangs.
     """
-    state = _state_and_parent(pid)[0]
-    evidence = ProcessEvidence(
-        state=state,
+    return ProcessEvidence(
+        state=_state_and_parent(pid)[0],
         wait_channel="".join(_lines(f"/proc/{pid}/wchan")),
         kernel_stack=_lines(f"/proc/{pid}/stack"),
         status=[line for line in _lines(f"/proc/{pid}/status") if line.partition(":")[0] in _STATUS],
         children=[_described(child) for child in sorted(children_of(pid))[:_KEPT_LINES]],
     )
-    return msgspec.structs.replace(suspect, evidence=evidence, hang=hang_class(state, suspect))
 
 
 def why_no_stacks(pid: int) -> str:

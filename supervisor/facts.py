@@ -227,6 +227,40 @@ class HandlerImportFailed(SlotFact, frozen=True):
     traceback: str
 
 
+class JobFact(SlotFact, frozen=True):
+    """A fact about the process that one job of a child runs in."""
+
+    job_id: str
+    action: str
+
+
+class JobProcessStarted(JobFact, frozen=True):
+    """The process exists."""
+
+    pid: int
+
+
+class JobProcessKilled(JobFact, frozen=True):
+    """It did not stop in its grace and is killed now; its stacks, where it could write them, are in its output."""
+
+    pid: int
+    evidence: ProcessEvidence
+
+
+class JobProcessEnded(JobFact, frozen=True):
+    """It is gone and reaped. `cause` is "finished" (exit code 0), "exit", "signal", "out_of_memory" or "killed"."""
+
+    cause: str
+    exit_code: int | None
+    signal: int | None
+
+
+class JobProcessRefused(JobFact, frozen=True):
+    """It could not be made; its job goes back."""
+
+    problem: str
+
+
 class OrphanEnded(Fact, frozen=True):
     """A living process that no slot ordered became our child (a handler left it behind) and was killed."""
 

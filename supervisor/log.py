@@ -48,6 +48,9 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.MessageRefused: ("warning", "pipe message refused"),
     facts.BuildSkew: ("warning", facts.REPLACED),
     facts.HandlerImportFailed: ("error", "handler modules cannot be imported"),
+    facts.JobProcessKilled: ("error", "killing the process of a job that does not stop"),
+    facts.JobProcessEnded: ("warning", "process of a job ended"),
+    facts.JobProcessRefused: ("warning", "no process for a job"),
     facts.OrphanEnded: ("warning", "ended a process that nobody ordered"),
     facts.DrainStarted: ("info", "stopping"),
     facts.DrainFinished: ("info", "stopped"),
@@ -109,6 +112,10 @@ class Log:
                 entry["evidence"] = {key: value for key, value in evidence.items() if value}
                 # The class says it better.
                 del entry["loop_silent"], fields["loop_silent"]
+            case facts.JobProcessKilled():
+                entry["evidence"] = {key: value for key, value in msgspec.to_builtins(fact.evidence).items() if value}
+            case facts.JobProcessEnded() if fact.cause == "finished":
+                level = "debug"
             case facts.DrainFinished() if fact.killed or fact.stuck or fact.cut_off:
                 level = "warning"
             case facts.ChildBye() if fact.refused:

@@ -32,6 +32,7 @@ from supervisor.facts import (
     Commanded,
     ControlListening,
     Fact,
+    JobProcessEnded,
     JournalAdopted,
     Listening,
     Noted,
@@ -135,7 +136,14 @@ class Loop:
         """
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._unexpected)
-        self._children = Children(self._loop, deliver=self._deliver, publish=self._publish, forward=self._forward)
+        self._children = Children(
+            self._loop,
+            deliver=self._deliver,
+            publish=self._publish,
+            forward=self._forward,
+            mold_of=lambda slot: self._fleet.terms(slot)[2],
+            unexplained=self._wake,
+        )
         ops = Ops(self._fleet, self._metrics)
         self._commands = Commands(
             self._fleet, self._children, self._records, perform=self._ordered, publish=self._publish, load=load
@@ -244,10 +252,12 @@ class Loop:
             for index, event in enumerate(self._events)
             if isinstance(event, Died) and event.signal == signal.SIGKILL and not self._fleet.kills(event.slot)
         ]
-        if killed:
-            verdict = self._blame.judge(len(killed), now)
+        jobs = self._children.jobs
+        if killed or jobs.unjudged:
+            verdict = self._blame.judge(len(killed) + jobs.unjudged, now)
             for index in killed:
                 self._events[index] = msgspec.structs.replace(self._events[index], out_of_memory=verdict)
+            jobs.explain(out_of_memory=verdict)
 
     def _take_events(self, now: float) -> None:
         """Until nothing follows from anything any more; bounded, because a bug here must not hold the loop."""
@@ -395,6 +405,9 @@ class Loop:
         self._metrics.publish(fact)
         self._records.publish(fact)
         self._log.publish(fact)
+        if isinstance(fact, JobProcessEnded):
+            # What it started in a session of its own is a child of ours now; the next round is soon enough.
+            self._search = True
         if isinstance(fact, ChangeAdopted):
             self._log.set_level(self._fleet.settings.supervisor.log_level)
 

@@ -76,6 +76,11 @@ class Metrics(Collector):
                 self._counted["crash_loops", fact.pool, fact.slot] += 1
             case facts.ChildRecycled():
                 self._counted["recycles", fact.pool, fact.slot, fact.reason] += 1
+            case facts.JobProcessStarted():
+                self._counted["job_processes", fact.pool, fact.slot] += 1
+            case facts.JobProcessEnded():
+                self._counted["job_processes", fact.pool, fact.slot] -= 1
+                self._counted["job_process_exits", fact.pool, fact.slot, fact.cause] += 1
             case facts.OrphanEnded():
                 self._counted["orphans",] += 1
 
@@ -156,6 +161,9 @@ class Metrics(Collector):
         yield self._counter("hangs", "mobius_slot_hangs", "Processes killed for hanging.", "class")
         yield self._counter("crash_loops", "mobius_slot_crash_loops", "Times that a crash loop was named.")
         yield self._counter("recycles", "mobius_slot_recycles", "Children that reached a limit.", "reason")
+        yield self._counter(
+            "job_process_exits", "mobius_slot_job_process_exits", "Processes of single jobs that ended.", "cause"
+        )
         yield CounterMetricFamily(
             "mobius_supervisor_orphans",
             "Processes left behind by handlers and ended.",
@@ -195,6 +203,12 @@ class Metrics(Collector):
         now = self._clock()
         slots, children = self._fleet.slots, self._fleet.children
         yield _gauge("mobius_slot_jobs_in_hand", "Jobs the child holds.", children, lambda slot: slot.jobs_in_hand)
+        yield _gauge(
+            "mobius_slot_job_processes",
+            "Processes that run one job each.",
+            children,
+            lambda slot: self._counted["job_processes", slot.pool, slot.name],
+        )
         yield _gauge(
             "mobius_slot_heartbeat_age_seconds",
             "Since the last beat of the child's event loop.",

@@ -454,8 +454,9 @@ class Pool:
             self.trial = None
 
     def _close_old_molds(self, now: float) -> list[Step]:
-        if any(child.state is State.SPAWNING for child in self.children):
-            # It might be an old mold that forks it.
+        gone = [child.is_over for child in self.children if child.name in self.leaving]
+        if self.is_rolling or not all(gone) or any(child.state is State.SPAWNING for child in self.children):
+            # Old children have the processes of their jobs forked by the mold that they come from, with its code.
             return []
         live = (State.SPAWNING, State.BOOTING, State.CONNECTING, State.READY)
         return [s for mold in self._old_molds if mold.state in live for s in self._drain(mold, 0.0, now)]

@@ -1,8 +1,8 @@
 """What the supervisor, a mold and a child say to each other: MessagePack, one message a datagram.
 
 The pipes are SOCK_SEQPACKET socket pairs: the kernel keeps message boundaries, and the end of a process is the end
-of its stream. Nothing per job crosses them. Every message of a slot names its incarnation, so that a dead child's
-late beat cannot touch its successor.
+of its stream. Every message of a slot names its incarnation, so that a dead child's late beat cannot touch its
+successor. Nothing of a single job crosses them, unless its action asks for a process of its own; that has its own pipe.
 """
 
 import signal
@@ -121,13 +121,22 @@ class MoldSettings(Message, frozen=True, tag="mold.settings"):
 
 
 class Spawn(Message, frozen=True, tag="mold.spawn"):
-    """Fork one child. Three file descriptors ride along (SCM_RIGHTS): the child's pipe end, its output pipe, and the
-    pipe that takes its Python stacks at STACKS_SIGNAL."""
+    """Fork one child. Four file descriptors ride along (SCM_RIGHTS): the child's pipe end, its output pipe, the pipe
+    that takes its Python stacks at STACKS_SIGNAL, and its end of the pipe for processes of jobs."""
 
     slot: str
     incarnation: int
     supervisor_pid: int
     settings: ChildSettings
+
+
+class SpawnJob(Message, frozen=True, tag="mold.spawn_job"):
+    """Fork a process for one job of a child. Three file descriptors ride along: those of the child's JobFork."""
+
+    slot: str
+    incarnation: int
+    number: int
+    supervisor_pid: int
 
 
 # --- mold -> supervisor ---------------------------------------------------------------------------------------------
@@ -161,6 +170,24 @@ class SpawnFailed(Message, frozen=True, tag="mold.spawn_failed"):
 
     slot: str
     incarnation: int
+    message: str
+
+
+class JobSpawned(Message, frozen=True, tag="mold.job_spawned"):
+    """The job's process exists and is the supervisor's own child by now."""
+
+    slot: str
+    incarnation: int
+    number: int
+    pid: int
+
+
+class JobSpawnFailed(Message, frozen=True, tag="mold.job_spawn_failed"):
+    """The fork did not happen."""
+
+    slot: str
+    incarnation: int
+    number: int
     message: str
 
 
@@ -252,10 +279,56 @@ class Drain(Message, frozen=True, tag="child.drain"):
     grace: float
 
 
-ToMold = MoldSettings | Spawn
-FromMold = MoldReady | MoldFailed | Spawned | SpawnFailed
+# --- child <-> supervisor, on a pipe of its own: processes of jobs ----------------------------------------------------
+
+
+class JobFork(Message, frozen=True, tag="job.fork"):
+    """Child to supervisor: have the mold fork a process for job `job_id`. `number` names it from now on.
+
+    Three file descriptors ride along: the process's end of its conversation with the child, the reading end of its life
+    line (a pipe whose other end only the child has), and the writing end of its output pipe.
+    Answered by JobForkFailed, or by JobEnded in the end. How many there are is bounded by the child's concurrency.
+    """
+
+    number: int
+    job_id: str
+    action: str
+
+
+class JobStop(Message, frozen=True, tag="job.stop"):
+    """Child to supervisor: end the process. SIGTERM, and after `grace` seconds, with evidence, SIGKILL to its group."""
+
+    number: int
+    grace: float
+
+
+class JobForkFailed(Message, frozen=True, tag="job.fork_failed"):
+    """Supervisor to child: there is no process for this job, and there will be none."""
+
+    number: int
+    message: str
+
+
+class JobEnded(Message, frozen=True, tag="job.ended"):
+    """Supervisor to child: the process is gone and reaped, and its group with it: an exit code or a signal.
+
+    `killed`: by the supervisor, after its grace. `out_of_memory`: by the kernel for want of memory; None where that
+    cannot be told.
+    """
+
+    number: int
+    exit_code: int | None
+    signal: int | None
+    killed: bool = False
+    out_of_memory: bool | None = False
+
+
+ToMold = MoldSettings | Spawn | SpawnJob
+FromMold = MoldReady | MoldFailed | Spawned | SpawnFailed | JobSpawned | JobSpawnFailed
 FromChild = Hello | Registered | Ready | Beat | Bye
 ToChild = Drain
+JobOrder = JobFork | JobStop
+JobNews = JobForkFailed | JobEnded
 
 MessageT = TypeVar("MessageT")
 
@@ -264,6 +337,8 @@ _to_mold: "msgspec.msgpack.Decoder[ToMold]" = msgspec.msgpack.Decoder(ToMold)
 _from_mold: "msgspec.msgpack.Decoder[FromMold]" = msgspec.msgpack.Decoder(FromMold)
 _from_child: "msgspec.msgpack.Decoder[FromChild]" = msgspec.msgpack.Decoder(FromChild)
 _to_child: "msgspec.msgpack.Decoder[ToChild]" = msgspec.msgpack.Decoder(ToChild)
+_job_order: "msgspec.msgpack.Decoder[JobOrder]" = msgspec.msgpack.Decoder(JobOrder)
+_job_news: "msgspec.msgpack.Decoder[JobNews]" = msgspec.msgpack.Decoder(JobNews)
 
 
 class PipeMessageError(ValueError):
@@ -296,6 +371,16 @@ def decode_from_child(data: bytes) -> FromChild:
 def decode_to_child(data: bytes) -> ToChild:
     """What a supervisor said to its child. Raises PipeMessageError."""
     return _decode(_to_child, data)
+
+
+def decode_job_order(data: bytes) -> JobOrder:
+    """What a child said about the process of a job. Raises PipeMessageError."""
+    return _decode(_job_order, data)
+
+
+def decode_job_news(data: bytes) -> JobNews:
+    """What a supervisor said about one. Raises PipeMessageError."""
+    return _decode(_job_news, data)
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[MessageT]", data: bytes) -> MessageT:

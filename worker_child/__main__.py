@@ -21,6 +21,7 @@ from worker_child.backoff import Backoff
 from worker_child.catalogue import Catalogue
 from worker_child.errors import ConfigurationError, CredentialError, JournalError
 from worker_child.generators import generators
+from worker_child.isolation import JobProcesses
 from worker_child.journal import Journal
 from worker_child.modules import import_module
 from worker_child.parent import Parent
@@ -37,14 +38,17 @@ CONFIGURATION = 78
 ResultT = TypeVar("ResultT")
 
 
-def run(spawn: pipe.Spawn, channel: socket.socket, *, build_id: str, late_modules: list[str]) -> int:
+def run(
+    spawn: pipe.Spawn, channel: socket.socket, jobs: socket.socket, *, build_id: str, late_modules: list[str]
+) -> int:
     """Runs one worker until it is drained or refused. Returns the exit code of its process.
 
-    `build_id` is the mold's, whose code this process runs; `late_modules` are those that the mold could not import.
+    `jobs` is the pipe for processes of jobs; `build_id` is the mold's, whose code this process runs; `late_modules` are
+    those that the mold could not import.
     """
     settings = spawn.settings
     log.configure(level=settings.log_level, log_format=settings.log_format, mark=settings.log_mark)
-    child = _Child(spawn, channel)
+    child = _Child(spawn, channel, jobs)
     try:
         actions, catalogue = _work(spawn.settings, late_modules)
         key = ApiKey(spawn.settings.api_key, spawn.settings.api_key_file)
@@ -67,8 +71,9 @@ def run(spawn: pipe.Spawn, channel: socket.socket, *, build_id: str, late_module
 class _Child:
     """What a child's supervisor, signals and beats talk to, before there is a worker and while there is one."""
 
-    def __init__(self, spawn: pipe.Spawn, channel: socket.socket) -> None:
+    def __init__(self, spawn: pipe.Spawn, channel: socket.socket, jobs: socket.socket) -> None:
         self.parent = Parent(spawn, channel, self._beat)
+        self._jobs = jobs
         self._settings = spawn.settings
         self._slot = spawn.slot
         self._worker: Worker | None = None
@@ -94,7 +99,10 @@ class _Child:
         backoff = Backoff(random.random)
         session = Session(settings, backoff, time.monotonic(), leftover)
         self._worker = Worker(session, journal, actions, key, where, self.parent, catalogue, suspects)
+        processes = JobProcesses(self._jobs)
+        self._worker.isolate(processes)
         end = await self._worker.run()
+        processes.close()
         self.parent.detach(loop)
         counts = session.counts
         self.parent.bye(

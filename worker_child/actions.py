@@ -18,7 +18,7 @@ from worker_child import signatures
 from worker_child.errors import ActionDefinitionError, JobCancelled, UnknownAction
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-Isolation = Literal["task", "thread"]
+Isolation = Literal["task", "thread", "process"]
 
 _LONGEST_SECONDS = 366 * 86400.0
 
@@ -45,6 +45,7 @@ class Context:
 
     `deadline` is a UTC time or None. `idempotency_key` is the same for every attempt at the same job: hand it to
     whatever must not be done twice. `lease_lost` says that the control plane may have given the job to another worker.
+    `times_out_at` is the action's own timeout, in seconds since the epoch.
     """
 
     __slots__ = (
@@ -52,18 +53,18 @@ class Context:
         "_cancelled",
         "_job",
         "_log",
-        "_times_out_at",
         "action",
         "lease_lost",
+        "times_out_at",
         "worker_instance_id",
     )
 
-    def __init__(self, job: ClaimedJob, worker_instance_id: str, times_out_at: dt.datetime | None = None) -> None:
+    def __init__(self, job: ClaimedJob, worker_instance_id: str, times_out_at: float | None = None) -> None:
         self._job = job
         self._cancel_asked = False
         self._cancelled: Cancelled | None = None
         self._log: Any = None
-        self._times_out_at = times_out_at
+        self.times_out_at = times_out_at
         self.action = job.work
         self.lease_lost = False
         self.worker_instance_id = worker_instance_id
@@ -101,7 +102,8 @@ class Context:
     @property
     def deadline(self) -> dt.datetime | None:
         """When the job is out of time (UTC): the action's timeout or the step's deadline, whichever is first."""
-        deadlines = [] if self._times_out_at is None else [self._times_out_at]
+        at = self.times_out_at
+        deadlines = [] if at is None else [dt.datetime.fromtimestamp(at, dt.UTC)]
         with contextlib.suppress(ValueError):
             deadlines.append(dt.datetime.fromisoformat(self._extension("deadline_at")).astimezone(dt.UTC))
         return min(deadlines, default=None)
@@ -191,7 +193,8 @@ class Registry:
 
         It takes at most one parameters object (its annotation is the type; none means a dict) and at most one
         `Context`. `timeout` is seconds or a duration such as "2m"; `idempotent` lets a job run on when its lease was
-        lost. `isolation` is "task" for `async def` and "thread" for `def`.
+        lost. `isolation` is "task" for `async def` and "thread" for `def` unless it says "process": then each job has
+        a process of its own, which may crash, leak and be killed.
         Raises ActionDefinitionError.
         """
         # At once: `@action` without a name is given the handler here, and would never come to register it.
@@ -246,6 +249,15 @@ class Registry:
         """Sorted names of all registered actions."""
         return sorted(self._actions)
 
+    def in_process(self, name: str) -> "Registry":
+        """What a process for one job of this action needs: the action alone, without bounds that its worker keeps."""
+        chosen = Registry()
+        if name in self._actions:
+            action = self._actions[name]
+            isolation: Isolation = "task" if action.asynchronous else "thread"
+            chosen._actions[name] = msgspec.structs.replace(action, isolation=isolation, timeout=None)
+        return chosen
+
     def restricted(self, names: Iterable[str]) -> "Registry":
         """Only the actions in `names`. Raises ActionDefinitionError that names what is missing."""
         chosen = Registry()
@@ -267,11 +279,11 @@ def _isolation(isolation: Isolation | None, *, asynchronous: bool) -> Isolation:
     if isolation is None:
         return "task" if asynchronous else "thread"
     if isolation not in typing.get_args(Isolation):
-        raise ValueError(f'isolation is "task" or "thread", got {isolation!r}')
+        raise ValueError(f'isolation is "task", "thread" or "process", got {isolation!r}')
     if isolation == "task" and not asynchronous:
         raise ValueError('isolation="task" is for `async def`: a plain function would hold up all other jobs')
     if isolation == "thread" and asynchronous:
-        raise ValueError('isolation="thread" is for `def`: a coroutine runs as a task')
+        raise ValueError('isolation="thread" is for `def`: a coroutine runs as a task, or in a process')
     return isolation
 
 

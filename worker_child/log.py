@@ -1,9 +1,12 @@
 """structlog set-up of a worker process: one line an event on standard output, which the supervisor reads."""
 
+import contextlib
+import datetime as dt
 import logging
 import sys
-from typing import Any, Literal, TextIO
+from typing import Any, ClassVar, Literal, TextIO
 
+import msgspec
 import structlog
 
 from worker_child.actions import current
@@ -41,16 +44,42 @@ def configure(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=lambda *_: _LineWriter(stream or sys.stdout, f"{mark}\n"),
+        logger_factory=lambda *_: _LineWriter(stream or sys.stdout),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
+    mark_lines(mark)
     structlog.contextvars.bind_contextvars(**bound)
     root = logging.getLogger()
     root.handlers[:] = [_StandardLibrary()]
     root.setLevel(threshold)
     for name in _OUR_LIBRARIES:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def mark_lines(mark: str) -> None:
+    """From now on each line of this process ends with `mark`, and nothing of what was bound is on it.
+
+    Of loggers too that were made before, in the mold.
+    """
+    structlog.contextvars.clear_contextvars()
+    _LineWriter.end = f"{mark}\n"
+
+
+def forward(lines: list[bytes], mark: str, fields: dict[str, Any]) -> None:
+    """Lines of another process: those that end with `mark` are of its log, the others were printed and get `fields`.
+
+    What is printed has no level, so none is too low for it.
+    """
+    now = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
+    with contextlib.suppress(OSError, ValueError):
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            if text.endswith(mark):
+                sys.stdout.write(text.removesuffix(mark) + _LineWriter.end)
+            elif text:
+                entry = {"timestamp": now, "level": "info", "event": text.rstrip("\r"), "stream": "output", **fields}
+                sys.stdout.write(msgspec.json.encode(entry).decode() + _LineWriter.end)
+        sys.stdout.flush()
 
 
 def _add_job(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -76,15 +105,16 @@ def _cut_exception(_logger: Any, _method: str, event: structlog.typing.EventDict
 class _LineWriter:
     """Writes whole lines. A reader that is gone must not fail the job that logs."""
 
-    __slots__ = ("_end", "_stream")
+    __slots__ = ("_stream",)
 
-    def __init__(self, stream: TextIO, end: str) -> None:
+    end: ClassVar[str] = "\n"
+
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._end = end
 
     def msg(self, line: str) -> None:
         try:
-            self._stream.write(line + self._end)
+            self._stream.write(line + self.end)
             self._stream.flush()
         except (OSError, ValueError):
             return

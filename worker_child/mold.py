@@ -30,7 +30,7 @@ import websockets.asyncio.client
 
 from wire import build, pipe
 from worker_child import __main__ as child
-from worker_child import log
+from worker_child import isolated, log
 from worker_child.actions import registry
 from worker_child.errors import ConfigurationError
 from worker_child.modules import import_module
@@ -41,7 +41,8 @@ THREADS_SETTLE = 0.2
 """Seconds that a thread which is just ending is given, before its module is called one that leaves threads behind."""
 
 _PR_SET_PDEATHSIG = 1
-_GIVEN = 3
+_GIVEN = {pipe.Spawn: 4, pipe.SpawnJob: 3}
+"""File descriptors that ride along with an order."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,6 +73,7 @@ class Mold:
             return 78
         self._channel.recv(pipe.MAX_MESSAGE)
         _prepare()
+        _reset_signals()
         gc.collect()
         gc.freeze()
         self._say(pipe.MoldReady(build=self._build, actions=registry.names(), late_modules=self._late))
@@ -107,20 +109,22 @@ class Mold:
 
     def _serve(self) -> int:
         while True:
-            data, descriptors, _, _ = socket.recv_fds(self._channel, pipe.MAX_MESSAGE, _GIVEN)
+            data, descriptors, _, _ = socket.recv_fds(
+                self._channel, pipe.MAX_MESSAGE, max(_GIVEN.values()), socket.MSG_CMSG_CLOEXEC
+            )
             if not data:
                 return 0
             try:
                 message = pipe.decode_to_mold(data)
-                if not isinstance(message, pipe.Spawn) or len(descriptors) != _GIVEN:
-                    raise pipe.PipeMessageError(f"a mold that is ready takes Spawn with {_GIVEN} file descriptors")
-                self._spawn(message, (descriptors[0], descriptors[1], descriptors[2]))
+                if isinstance(message, pipe.MoldSettings) or len(descriptors) != _GIVEN[type(message)]:
+                    raise pipe.PipeMessageError("a mold that is ready forks, with the file descriptors of the order")
+                self._spawn(message, descriptors)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
-    def _spawn(self, spawn: pipe.Spawn, given: tuple[int, int, int]) -> None:
-        """Forks twice, so that the child becomes the supervisor's own before it runs a line of the pool's code."""
+    def _spawn(self, spawn: pipe.Spawn | pipe.SpawnJob, given: list[int]) -> None:
+        """Forks twice, so that the process becomes the supervisor's own before it runs a line of the pool's code."""
         pid_reader, pid_writer = os.pipe()
         go_reader, go_writer = os.pipe()
         sys.stdout.flush()
@@ -135,19 +139,19 @@ class Mold:
             answer = os.read(pid_reader, 16)
             if not answer:
                 raise BlockingIOError("the second fork failed: too many processes, or no memory")
-            self._say(pipe.Spawned(slot=spawn.slot, incarnation=spawn.incarnation, pid=int(answer)))
+            self._say(_spawned(spawn, int(answer)))
             os.write(go_writer, b"g")
         except OSError as error:
-            self._say(pipe.SpawnFailed(slot=spawn.slot, incarnation=spawn.incarnation, message=str(error)))
+            self._say(_spawn_failed(spawn, str(error)))
         finally:
             for descriptor in (pid_reader, pid_writer, go_reader, go_writer):
                 if descriptor >= 0:
                     os.close(descriptor)
 
     def _fork_again(
-        self, spawn: pipe.Spawn, given: tuple[int, int, int], handshake: tuple[int, int, int, int]
+        self, spawn: pipe.Spawn | pipe.SpawnJob, given: list[int], handshake: tuple[int, int, int, int]
     ) -> NoReturn:
-        """The intermediate process: forks the child, says its pid, and is gone, which re-parents the child."""
+        """The intermediate process: forks, says the pid, and is gone, which re-parents what it forked."""
         pid_reader, pid_writer, go_reader, go_writer = handshake
         try:
             child_pid = os.fork()
@@ -163,7 +167,10 @@ class Mold:
             if os.read(go_reader, 1) == b"g":
                 os.close(go_reader)
                 self._channel.close()
-                code = _become_child(spawn, given, self._build, self._late)
+                if isinstance(spawn, pipe.Spawn):
+                    code = _become_child(spawn, given, self._build, self._late)
+                else:
+                    code = _become_job(spawn, given, self._late)
         except BaseException:  # noqa: BLE001 - the last resort of a process: say why, then end with its code
             traceback.print_exc()
         finally:
@@ -187,9 +194,9 @@ def _prepare() -> None:
     hashlib.sha1(b"", usedforsecurity=False)
 
 
-def _become_child(spawn: pipe.Spawn, given: tuple[int, int, int], build_id: str, late: list[str]) -> int:
+def _become_child(spawn: pipe.Spawn, given: list[int], build_id: str, late: list[str]) -> int:
     """Runs in the child, once it is the supervisor's. Returns the child's exit code."""
-    channel, output, stacks = given
+    channel, output, stacks, jobs = given
     os.setsid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != spawn.supervisor_pid:
@@ -198,15 +205,45 @@ def _become_child(spawn: pipe.Spawn, given: tuple[int, int, int], build_id: str,
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    _reset_signals()
     # Written by the signal's own handler in C: it answers while the loop is blocked or the interpreter is stuck.
     faulthandler.register(pipe.STACKS_SIGNAL, file=stacks, all_threads=True)
     random.seed()
-    return child.run(spawn, socket.socket(fileno=channel), build_id=build_id, late_modules=late)
+    pipes = socket.socket(fileno=channel), socket.socket(fileno=jobs)
+    return child.run(spawn, *pipes, build_id=build_id, late_modules=late)
+
+
+def _become_job(spawn: pipe.SpawnJob, given: list[int], late: list[str]) -> int:
+    """Runs in a job's process, once it is the supervisor's. Returns its exit code.
+
+    It does not watch the supervisor but its worker, which finishes what it has in hand when the supervisor is gone.
+    """
+    channel, life_line, output = given
+    os.setsid()
+    if not isolated.tie_to(life_line) or os.getppid() != spawn.supervisor_pid:
+        return 0
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    # Into its own output, which its worker puts into the log under the job.
+    faulthandler.register(pipe.STACKS_SIGNAL, file=2, all_threads=True)
+    random.seed()
+    return isolated.run(socket.socket(fileno=channel), late)
+
+
+def _spawned(spawn: pipe.Spawn | pipe.SpawnJob, pid: int) -> pipe.Spawned | pipe.JobSpawned:
+    if isinstance(spawn, pipe.Spawn):
+        return pipe.Spawned(slot=spawn.slot, incarnation=spawn.incarnation, pid=pid)
+    return pipe.JobSpawned(slot=spawn.slot, incarnation=spawn.incarnation, number=spawn.number, pid=pid)
+
+
+def _spawn_failed(spawn: pipe.Spawn | pipe.SpawnJob, message: str) -> pipe.SpawnFailed | pipe.JobSpawnFailed:
+    if isinstance(spawn, pipe.Spawn):
+        return pipe.SpawnFailed(slot=spawn.slot, incarnation=spawn.incarnation, message=message)
+    return pipe.JobSpawnFailed(slot=spawn.slot, incarnation=spawn.incarnation, number=spawn.number, message=message)
 
 
 def _reset_signals() -> None:
-    """Undoes what imported modules did to signals: the child's own loop sets what it needs."""
+    """Undoes what imported modules did to signals, for all forks at once: their own loops set what they need."""
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextvars
-import datetime as dt
 import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -15,9 +14,9 @@ from wire.codec import MAX_FRAME_TO_SERVER
 from wire.depth import MAX_DEPTH, is_deeper
 from wire.frames import ClaimedJob
 from worker_child import signatures
-from worker_child.actions import Action, Context, Registry, current
+from worker_child.actions import Action, Context, Isolation, Registry, current
 from worker_child.catalogue import NOTHING, Catalogue
-from worker_child.decisions import Outcome
+from worker_child.decisions import OVER_CAPACITY, Outcome
 from worker_child.errors import JobCancelled, NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
 
 MAX_RESULT = MAX_FRAME_TO_SERVER - 64 * 1024
@@ -27,6 +26,8 @@ MAX_MESSAGE = 8 * 1024
 STOP_GRACE = 10.0
 """Seconds that code which was told to stop, by a cancel or at its timeout, may take before its job is reported without
 it."""
+KILL_PATIENCE = 10.0
+"""Seconds from the end of the grace of a job's process to its end."""
 OVERDUE_AFTER = 30.0
 """Seconds after that at which code that still runs is a reason to replace the whole process."""
 
@@ -37,13 +38,26 @@ _RESERVED = frozenset(
     [
         *(verdict.__name__ for verdict in VERDICTS),
         "PoisonJob",
-        "WorkerOverCapacity",
+        OVER_CAPACITY,
         "WorkerCrashed",
         "WorkerShutdown",
     ]
 )
 _json = msgspec.json.Encoder()
 _json_object = msgspec.json.Decoder(dict[str, Any])
+
+
+class Processes(Protocol):
+    """Where actions with a process for each job run."""
+
+    async def run(self, number: int, job: ClaimedJob, context: Context) -> Outcome:
+        """The job's outcome, when its process is gone. Not to be cancelled: see `stop`."""
+
+    def stop(self, number: int, grace: float) -> None:
+        """SIGTERM, and after `grace` seconds the end."""
+
+    def lose_lease(self, number: int) -> None:
+        """Tells the code that its lease is gone."""
 
 
 class _Execution:
@@ -61,11 +75,13 @@ class _Execution:
         "task",
         "timed_out",
         "timer",
+        "times_out_at",
     )
 
-    def __init__(self, number: int, job: ClaimedJob) -> None:
+    def __init__(self, number: int, job: ClaimedJob, times_out_at: float | None) -> None:
         self.number = number
         self.job = job
+        self.times_out_at = times_out_at
         self.action: Action | None = None
         self.context: Context | None = None
         self.task: asyncio.Task[None] | None = None
@@ -75,6 +91,11 @@ class _Execution:
         self.started = False
         self.timed_out = False
         self.done = False
+
+    @property
+    def isolation(self) -> Isolation:
+        """What it runs in; before that is known it is a task that has not begun."""
+        return "task" if self.action is None else self.action.isolation
 
 
 class Runner:
@@ -102,13 +123,17 @@ class Runner:
         self._worker_instance_id = worker_instance_id
         self._finished = finished
         self._came_back = came_back
+        self.processes: Processes | None = None
+        """Without them, a job whose action asks for a process fails."""
+        self.gives_up = True
+        """Whether a job is reported without its code, should that not stop in time."""
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="job")
         self._executions: dict[int, _Execution] = {}
 
-    def start(self, number: int, job: ClaimedJob) -> None:
-        """Runs a job as a task of its own."""
-        execution = _Execution(number, job)
+    def start(self, number: int, job: ClaimedJob, *, times_out_at: float | None = None) -> None:
+        """Runs a job as a task of its own. `times_out_at` (seconds since the epoch) is for the handler to see alone."""
+        execution = _Execution(number, job, times_out_at)
         self._executions[number] = execution
         execution.task = self._loop.create_task(self._run(execution))
 
@@ -128,8 +153,11 @@ class Runner:
     def lose_lease(self, number: int) -> None:
         """Tells the code that its lease is gone."""
         execution = self._executions.get(number)
-        if execution is not None and execution.context is not None:
-            execution.context.lease_lost = True
+        if execution is None or execution.context is None:
+            return
+        execution.context.lease_lost = True
+        if self.processes is not None and execution.isolation == "process":
+            self.processes.lose_lease(number)
 
     def overdue(self, now: float) -> int:
         """How many executions run on, long after their jobs were reported without them. `now` is monotonic seconds."""
@@ -146,12 +174,17 @@ class Runner:
     async def _run(self, execution: _Execution) -> None:
         execution.started = True
         try:
-            action, arguments = self._prepare(execution)
-            if action.isolation == "task":
-                value = await action.handler(*arguments)
+            action, context = self._prepare(execution)
+            arguments = _arguments(action, context, execution.job)
+            if action.isolation == "process":
+                # They are made again there: here they show, before anything is forked, that they can be.
+                outcome = await self._in_process(execution, context)
             else:
-                value = await self._in_thread(action, arguments)
-            outcome = _completed(value, action.result_decoder)
+                if action.isolation == "task":
+                    value = await action.handler(*arguments)
+                else:
+                    value = await self._in_thread(action, arguments)
+                outcome = _completed(value, action.result_decoder)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, is its job's outcome
             outcome = _failed(execution, error)
         self._executions.pop(execution.number, None)
@@ -160,7 +193,7 @@ class Runner:
         else:
             self._finish(execution, outcome)
 
-    def _prepare(self, execution: _Execution) -> tuple[Action, list[Any]]:
+    def _prepare(self, execution: _Execution) -> tuple[Action, Context]:
         job = execution.job
         if job.kind == "llm_generation":
             action = self._catalogue.action(job, functools.partial(self._produced, execution.number))
@@ -169,21 +202,23 @@ class Runner:
         else:
             raise UnknownAction(f"this worker cannot do jobs of the kind {job.kind!r}")
         execution.action = action
-        times_out_at = None
         if action.timeout is not None:
             execution.timer = self._loop.call_later(action.timeout, self._time_out, execution)
-            times_out_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=action.timeout)
-        context = Context(job, self._worker_instance_id, times_out_at)
+            execution.times_out_at = time.time() + action.timeout
+        context = Context(job, self._worker_instance_id, execution.times_out_at)
         execution.context = context
         current.set(context)
-        arguments: list[Any] = []
-        for argument in action.arguments:
-            if argument == "context":
-                arguments.append(context)
-            else:
-                given = job.spec.get("parameters")
-                arguments.append(action.convert({} if given is None else given))
-        return action, arguments
+        return action, context
+
+    async def _in_process(self, execution: _Execution, context: Context) -> Outcome:
+        if self.processes is None:
+            raise UnknownAction(f"no process can be made here, as {execution.job.action_name!r} asks for")
+        outcome = await self.processes.run(execution.number, execution.job, context)
+        if outcome.status == "completed":
+            return outcome
+        if execution.timed_out:
+            return _timed_out(execution)
+        return msgspec.structs.replace(outcome, status="cancelled") if execution.cancel_reason else outcome
 
     async def _in_thread(self, action: Action, arguments: list[Any]) -> Any:
         inherited = contextvars.copy_context()
@@ -210,7 +245,10 @@ class Runner:
     def _give_up_later(self, execution: _Execution) -> None:
         if execution.timer is not None:
             execution.timer.cancel()
-        execution.timer = self._loop.call_later(STOP_GRACE, self._give_up, execution)
+        if self.gives_up:
+            # A process is killed when its grace is over, which takes a while, and then there is an outcome.
+            patience = STOP_GRACE + (KILL_PATIENCE if execution.isolation == "process" else 0.0)
+            execution.timer = self._loop.call_later(patience, self._give_up, execution)
 
     def _give_up(self, execution: _Execution) -> None:
         """The code ignores that it was told to stop: its job is reported without it, and it keeps its slot."""
@@ -228,8 +266,10 @@ class Runner:
     def _stop(self, execution: _Execution) -> None:
         if execution.context is not None:
             execution.context.cancel()
-        is_task = execution.action is None or execution.action.isolation == "task"
-        if execution.task is not None and is_task:
+        if execution.isolation == "process":
+            if self.processes is not None:
+                self.processes.stop(execution.number, STOP_GRACE)
+        elif execution.task is not None and execution.isolation == "task":
             execution.task.cancel()
 
     def _finish(self, execution: _Execution, outcome: Outcome, *, returned: bool = True) -> None:
@@ -237,6 +277,17 @@ class Runner:
         if execution.timer is not None:
             execution.timer.cancel()
         self._finished(execution.number, outcome, returned)
+
+
+def _arguments(action: Action, context: Context, job: ClaimedJob) -> list[Any]:
+    arguments: list[Any] = []
+    for argument in action.arguments:
+        if argument == "context":
+            arguments.append(context)
+        else:
+            given = job.spec.get("parameters")
+            arguments.append(action.convert({} if given is None else given))
+    return arguments
 
 
 def _completed(value: Any, decoder: Any = None) -> Outcome:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from wire import frames, pipe
 from worker_child.backoff import Backoff
 from worker_child.decisions import (
+    OVER_CAPACITY,
     Announce,
     CancelJob,
     ClearSuspect,
@@ -458,8 +459,11 @@ class Session:
             return []
         was_alone = self.solitude.alone == execution
         self._forget(job)
-        self.counts[outcome.status] += 1
-        self._tally(job.action, outcome.status, now - job.claimed_at)
+        if outcome.error_type == OVER_CAPACITY:
+            self.counts["handed_back"] += 1
+        else:
+            self.counts[outcome.status] += 1
+            self._tally(job.action, outcome.status, now - job.claimed_at)
         frame = self._keep(job.id, job.token, outcome, now, slot_until=now + job.lease_duration)
         # The last deltas wait for nothing: what the report completes comes before it.
         last: list[Decision] = []
@@ -891,7 +895,7 @@ class Session:
         self.counts["handed_back"] += 1
         outcome = Outcome(
             status="failed",
-            error_type="WorkerOverCapacity",
+            error_type=OVER_CAPACITY,
             error_message="the worker drains" if self._drain_asked else "the worker has no free slot for the job",
         )
         frame = self._keep(job_id, lease_token, outcome, now)

@@ -15,6 +15,7 @@ from worker_child.actions import Registry
 from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Decision, End, Outcome
 from worker_child.errors import CredentialError
+from worker_child.isolation import JobProcesses
 from worker_child.journal import Journal
 from worker_child.journal_records import Claimed
 from worker_child.parent import Parent
@@ -108,6 +109,10 @@ class Worker:
     @last_read.setter
     def last_read(self, now: float) -> None:
         self._session.last_read = now
+
+    def isolate(self, processes: JobProcesses) -> None:
+        """Where jobs run whose action asks for a process for each. Before `run`; without, such a job fails."""
+        self._runner.processes = processes
 
     async def run(self) -> End:
         """Works until the session ends; returns why it did. What is unsettled by then is in the journal."""

@@ -402,3 +402,27 @@ def test_out_of_memory(tmp_path: Path, server: WorkerSocketServer, little_memory
         assert (died["signal"], died["self_made"]) == (signal.SIGKILL, True)
         supervisor.wait_for("ready", slot=died["slot"], incarnation=died["incarnation"] + 1)
         assert supervisor.terminate() == 0
+
+
+def test_out_of_memory_in_the_process_of_a_job(
+    tmp_path: Path, server: WorkerSocketServer, little_memory: Callable[[], None]
+) -> None:
+    """It is the job's process that goes, before its worker; the job is told, and nothing is replaced."""
+    modules = ["tests.support.gate_handlers", "tests.support.isolated_handlers"]
+    with supervising(tmp_path, server, modules=modules, workers=2) as supervisor, Gate() as gate:
+        little_memory()
+        supervisor.wait_for("ready", slot=SLOT)
+        supervisor.wait_for("ready", slot="default-2")
+        by_a_person = server.offer("isolated.wait", {"port": gate.port})
+        os.kill(gate.knock().says["pid"], signal.SIGKILL)
+        report = server.wait_for_report()
+        assert (report["job_id"], report["error_type"]) == (by_a_person, "HandlerCrashed")
+        assert report["error_message"].endswith("was ended by signal 9 (SIGKILL)")
+        server.offer("isolated.hog", {"bytes": 400 * 1024 * 1024})
+        report = server.wait_for_report()
+        assert (report["status"], report["error_type"]) == ("failed", "HandlerOutOfMemory")
+        assert supervisor.wait_for("process of a job ended", cause="out_of_memory")["signal"] == signal.SIGKILL
+        server.offer("print", {"message": "still here"})
+        assert server.wait_for_report()["result"] == {"output": "still here"}
+        assert list(supervisor.matching("process ended")) == []
+        assert supervisor.terminate() == 0

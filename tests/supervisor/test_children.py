@@ -49,6 +49,8 @@ class Nursery:
             deliver=self.events.put_nowait,
             publish=self.facts.append,
             forward=self._forward,
+            mold_of=lambda slot: f"mold:{slot}",
+            unexplained=lambda: self.children.jobs.explain(out_of_memory=None),
         )
 
     def _forward(self, slot: str, _incarnation: int, lines: list[Line]) -> None:

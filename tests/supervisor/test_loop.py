@@ -51,7 +51,12 @@ async def loop(tmp_path: Path) -> Loop:
     )
     made._loop = asyncio.get_running_loop()
     made._children = Children(
-        made._loop, deliver=made._deliver, publish=made._publish, forward=lambda _slot, _incarnation, _lines: None
+        made._loop,
+        deliver=made._deliver,
+        publish=made._publish,
+        forward=lambda _slot, _incarnation, _lines: None,
+        mold_of=lambda slot: slot,
+        unexplained=made._wake,
     )
     writer.close()
     return made

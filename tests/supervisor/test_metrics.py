@@ -257,7 +257,19 @@ def test_an_exchange_has_more_slots_and_counts_what_each_child_holds() -> None:
 
 
 UNITS = ("_seconds", "_bytes", "_ratio")
-COUNTS = ("children", "wanted", "slots", "capacity", "up", "in_hand", "waiting", "crash_loop", "degraded", "needed")
+COUNTS = (
+    "children",
+    "wanted",
+    "slots",
+    "capacity",
+    "up",
+    "in_hand",
+    "waiting",
+    "crash_loop",
+    "degraded",
+    "needed",
+    "processes",
+)
 
 
 def test_names_say_kind_and_unit() -> None:

@@ -42,8 +42,9 @@ _STAND_IN = """
 class Child:
     """One forked child: what it says, and how to talk to it."""
 
-    def __init__(self, pid: int, channel: socket.socket, output: int, stacks: int) -> None:
+    def __init__(self, pid: int, channel: socket.socket, output: int, stacks: int, jobs: socket.socket) -> None:
         self.pid = pid
+        self.jobs = jobs
         self.stacks = stacks
         self.channel = channel
         self._output = output
@@ -123,7 +124,7 @@ class MoldProcess:
 
     def spawn(self, *, supervisor_pid: int | None = None, incarnation: int = 1, **settings: Any) -> Child:
         """Asks for a child and waits until the mold says that it exists."""
-        given: dict[str, Any] = {
+        told: dict[str, Any] = {
             "worker_instance_id": "rig-1",
             "api_url": "http://127.0.0.1:1",
             "project": "default",
@@ -135,19 +136,23 @@ class MoldProcess:
             slot="default-1",
             incarnation=incarnation,
             supervisor_pid=supervisor_pid or self.supervisor.pid,
-            settings=pipe.ChildSettings(**given),
+            settings=pipe.ChildSettings(**told),
         )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(DEADLINE)
         reader, writer = os.pipe()
         stacks, stacks_writer = os.pipe()
-        socket.send_fds(self.channel, [pipe.encode(spawn)], [theirs.fileno(), writer, stacks_writer])
+        jobs, their_jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        jobs.settimeout(DEADLINE)
+        given = [theirs.fileno(), writer, stacks_writer, their_jobs.fileno()]
+        socket.send_fds(self.channel, [pipe.encode(spawn)], given)
         theirs.close()
+        their_jobs.close()
         os.close(writer)
         os.close(stacks_writer)
         answer = self.heard()
         assert isinstance(answer, pipe.Spawned), answer
-        child = Child(answer.pid, ours, reader, stacks)
+        child = Child(answer.pid, ours, reader, stacks, jobs)
         self.children.append(child)
         return child
 
@@ -166,6 +171,7 @@ class MoldProcess:
                 with contextlib.suppress(ProcessLookupError):
                     child.signal(signal.SIGKILL)
             child.channel.close()
+            child.jobs.close()
             os.close(child._output)
             os.close(child.stacks)
         with contextlib.suppress(ProcessLookupError):

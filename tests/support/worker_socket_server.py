@@ -8,6 +8,7 @@ It knows register, claim, report and draining, which is what a supervisor's chil
 drain. Everything that a control plane decides is tested against the real one.
 """
 
+import contextlib
 import json
 import queue
 import threading
@@ -34,6 +35,7 @@ class WorkerSocketServer:
         self.reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self._offered = 0
+        self._connections: list[ServerConnection] = []
         self._server = serve(self._serve_one, "127.0.0.1", 0, process_request=self._judge)
         self.port: int = self._server.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -64,6 +66,19 @@ class WorkerSocketServer:
         )
         return job_id
 
+    def cancel(self, job_id: str) -> None:
+        """Ask whoever is connected to stop a job."""
+        for connection in list(self._connections):
+            with contextlib.suppress(ConnectionClosed):
+                connection.send(json.dumps({"type": "job.cancel", "job_id": job_id, "reason": "the test asks"}))
+
+    def lose_lease(self, job_id: str) -> None:
+        """Say to whoever is connected that a job's lease is gone."""
+        cancel = {"job_id": job_id, "reason": "lease_lost"}
+        for connection in list(self._connections):
+            with contextlib.suppress(ConnectionClosed):
+                connection.send(json.dumps({"type": "job.heartbeat.ack", "job_id": job_id, "cancel": cancel}))
+
     def wait_for_report(self) -> dict[str, Any]:
         """The next report that came."""
         return self.reports.get(timeout=DEADLINE)
@@ -74,11 +89,14 @@ class WorkerSocketServer:
         return _connection.respond(HTTPStatus(self.refuse_with), "refused by the test\n")
 
     def _serve_one(self, connection: ServerConnection) -> None:
+        self._connections.append(connection)
         try:
             for text in connection:
                 self._answer(connection, json.loads(text))
         except ConnectionClosed:
             return
+        finally:
+            self._connections.remove(connection)
 
     def _answer(self, connection: ServerConnection, frame: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"message_id": frame["message_id"]} if "message_id" in frame else {}

@@ -291,7 +291,8 @@ async def test_a_stop_that_comes_while_the_journal_is_read_is_not_lost(
         journal_path=str(tmp_path / "journal"),
     )
     spawn = pipe.Spawn(slot="default-1", incarnation=1, supervisor_pid=1, settings=settings)
-    child = child_program._Child(spawn, theirs)
+    jobs, their_jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = child_program._Child(spawn, theirs, their_jobs)
     recover = Journal.recover
 
     def recover_and_be_stopped(journal: Journal, deadline: float) -> Recovered:
@@ -307,8 +308,8 @@ async def test_a_stop_that_comes_while_the_journal_is_read_is_not_lost(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         child.parent.detach(loop)
-        ours.close()
-        theirs.close()
+        for end in (ours, theirs, jobs, their_jobs):
+            end.close()
 
 
 async def test_the_journal_is_empty_once_nothing_is_owed(rig: Rig) -> None:
