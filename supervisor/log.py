@@ -48,6 +48,7 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.MessageRefused: ("warning", "pipe message refused"),
     facts.BuildSkew: ("warning", facts.REPLACED),
     facts.HandlerImportFailed: ("error", "handler modules cannot be imported"),
+    facts.JobProcessStarted: ("debug", "process of a job started"),
     facts.JobProcessKilled: ("error", "killing the process of a job that does not stop"),
     facts.JobProcessEnded: ("warning", "process of a job ended"),
     facts.JobProcessRefused: ("warning", "no process for a job"),

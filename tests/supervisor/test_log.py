@@ -47,6 +47,7 @@ def test_every_fact_has_a_line_or_is_left_out_on_purpose() -> None:
         facts.Fact,
         facts.SlotFact,
         facts.SuspectFact,
+        facts.JobFact,
     }
     assert kinds == set(log._LINES)
 
