@@ -33,7 +33,7 @@ class DropConnection(Decision, frozen=True):
     reason: str
 
 
-class Send(Decision, frozen=True):
+class Send(Decision, frozen=True, gc=False):
     """Send a frame. `repeated`: it was sent before, and is of no use behind unsent bytes of the same connection."""
 
     frame: frames.FromWorker
@@ -44,7 +44,7 @@ class Ping(Decision, frozen=True):
     """Send a WebSocket ping: nothing was read for a while."""
 
 
-class StartJob(Decision, frozen=True):
+class StartJob(Decision, frozen=True, gc=False):
     """Run a job. `execution` names this run of it in every later decision and event."""
 
     execution: int
@@ -64,7 +64,7 @@ class LoseLease(Decision, frozen=True):
     execution: int
 
 
-class JournalClaimed(Decision, frozen=True):
+class JournalClaimed(Decision, frozen=True, gc=False):
     """Write down that this job is in hand."""
 
     job_id: str
@@ -72,13 +72,13 @@ class JournalClaimed(Decision, frozen=True):
     action: str
 
 
-class JournalReported(Decision, frozen=True):
+class JournalReported(Decision, frozen=True, gc=False):
     """Write the report down, before it is sent."""
 
     report: frames.Report
 
 
-class JournalSettled(Decision, frozen=True):
+class JournalSettled(Decision, frozen=True, gc=False):
     """The lease's report was acknowledged, or its lease was superseded: forget it."""
 
     lease_token: str

@@ -137,6 +137,11 @@ class Runner:
         self._executions[number] = execution
         execution.task = self._loop.create_task(self._run(execution))
 
+    @property
+    def idle(self) -> bool:
+        """Whether no code of any job runs."""
+        return not self._executions
+
     def cancel(self, number: int, reason: str) -> None:
         """Tells the code to stop: a coroutine by cancellation, a thread by its context alone."""
         execution = self._executions.get(number)

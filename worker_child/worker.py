@@ -75,6 +75,7 @@ class Worker:
         """Outcomes of this turn of the loop that the session does not know yet."""
         self._outgoing: list[bytes] = []
         self._turn_over_scheduled = False
+        self._deciding = False
         self._unsynced = False
         self._rewrite_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -124,7 +125,7 @@ class Worker:
         end = await self._ended
         looking_for_models.cancel()
         self._runner.stop()
-        self._turn_over()
+        self._step(_nothing)
         if self._syncing is not None:
             # A disk that stands still keeps nobody here: what it has not taken is in the kernel's hands already.
             await asyncio.wait([self._syncing], timeout=SYNC_PATIENCE)
@@ -179,7 +180,10 @@ class Worker:
 
     def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
         self._finished.append((execution, outcome, returned))
-        if not self._turn_over_scheduled:
+        if self._runner.idle and not self._deciding:
+            # Nothing runs that could finish in this turn of the loop too.
+            self._step(_nothing)
+        elif not self._turn_over_scheduled:
             self._turn_over_scheduled = True
             self._loop.call_soon(self._turn_over)
 
@@ -201,6 +205,7 @@ class Worker:
 
     def _step(self, event: Callable[..., list[Decision]], *facts: Any) -> None:
         """Tells the session of one event, and carries out what it decides."""
+        self._deciding = True
         try:
             now = time.monotonic()
             # An outcome that waits for the end of the turn was there before this event, and must not look later.
@@ -210,6 +215,8 @@ class Worker:
             self._write()
         except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
             self._fail(error)
+        finally:
+            self._deciding = False
 
     def _carry_out(self, decided: list[Decision]) -> None:
         perform = self._perform
@@ -254,7 +261,8 @@ class Worker:
     def _turn_over(self) -> None:
         """Every job that could finish in this turn of the loop has done so."""
         self._turn_over_scheduled = False
-        self._step(_nothing)
+        if self._finished:
+            self._step(_nothing)
 
     def _write(self) -> None:
         """One write to the journal, then one to the socket, for everything that was decided together.

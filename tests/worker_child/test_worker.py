@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.scripted_server import ScriptedServer, scripted_server
 from tests.support.session_driver import claimed_job
-from wire import frames, pipe
+from wire import codec, frames, pipe
 from worker_child import journal as journal_module
 from worker_child import transport
 from worker_child import worker as worker_module
@@ -132,6 +132,32 @@ async def test_with_fsync_nothing_is_sent_before_the_sync_and_one_sync_covers_ma
             assert synced
         assert len(synced) == 1
         await rig.close()
+
+
+async def test_the_last_running_job_waits_for_no_other_turn_of_the_loop(rig: Rig) -> None:
+    await rig.server.register()
+    await rig.server.answer_claim(claimed_job(1), claimed_job(2))
+    for _ in range(2):
+        await asyncio.wait_for(rig.started.acquire(), 20)
+    runner, told = rig.worker._runner, []
+    runner._finished = lambda *facts: (rig.worker._job_finished(*facts), told.append(len(rig.worker._finished)))
+    await rig.server.receive(frames.Claim)
+    rig.gate.set()
+    for _ in range(2):
+        await rig.server.receive(frames.Report)
+    assert told == [1, 0], "the first waits for the second, the second for nobody"
+
+
+async def test_a_job_that_is_cancelled_before_its_first_step_is_reported(rig: Rig) -> None:
+    await rig.server.register()
+    claim = await rig.server.receive(frames.Claim)
+    claimed = frames.Claimed(message_id=claim.message_id, jobs=[claimed_job(1)])
+    rig.worker.messages_received(
+        [codec.encode_to_worker(frame) for frame in (claimed, frames.JobCancel(job_id="job-1"))]
+    )
+    await rig.server.receive(frames.Claim)
+    report = await rig.server.receive(frames.Report)
+    assert (report.job_id, report.status) == ("job-1", "cancelled")
 
 
 async def test_a_suspend_drops_the_connection_and_connects_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
