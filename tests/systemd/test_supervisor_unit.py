@@ -200,6 +200,7 @@ def test_a_worker_that_runs_out_of_memory_is_replaced_and_the_unit_goes_on(
     main = main_process(supervisor)
     control_plane.start("exhaust-memory")
     death = supervisor.wait_for(SUPERVISOR, says("process ended", "slot=default-", "signal=9 "))
+    assert death["MOBIUS_CAUSE"] == "out_of_memory"
     supervisor.wait_for(SUPERVISOR, says("ready ", "slot=default-", "incarnation=2 "), after=death["__CURSOR"])
     shown = supervisor.show(SUPERVISOR, "ActiveState", "MainPID", "NRestarts")
     assert shown == {"ActiveState": "active", "MainPID": main, "NRestarts": "0"}
