@@ -12,6 +12,7 @@ import uvloop
 from service_manager import journal
 from service_manager.notify import Notifier
 from supervisor import exit_records, identity, state_directory
+from supervisor.check import import_modules
 from supervisor.children import become_subreaper
 from supervisor.commands import allow_files_for
 from supervisor.config import Config, load, with_workers
@@ -112,14 +113,22 @@ def cli(context: click.Context, path: Path | None, workers: int | None) -> int:
 @config_option
 @click.pass_context
 def check(context: click.Context, path: Path | None) -> int:
-    """Check a pool file, and say what would run."""
+    """Check a pool file, import the modules of its pools (as whoever runs this), and say what would run."""
     config = load(_named(context, path or context.obj), os.environ)
+    import_modules(config, os.environ)
     where = "embedded" if config.control_plane.embedded else config.control_plane.api_url
     click.echo(f"control plane: {where}")
     for pool in config.pool:
         modules = ", ".join(pool.modules) or "no modules"
-        click.echo(f"pool {pool.name}: {pool.workers} workers, {pool.concurrency} jobs in each, {modules}")
+        workers, jobs = _counted(pool.workers, "worker"), _counted(pool.concurrency, "job")
+        click.echo(f"pool {pool.name}: {workers}, {jobs} in each, {modules}")
+    for note in config.notes:
+        click.echo(f"note: {note}", err=True)
     return 0
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 for _command in COMMANDS:

@@ -16,6 +16,7 @@ def mold_settings(config: Config, pool: Pool) -> MoldSettings:
     return MoldSettings(
         pool=pool.name,
         modules=pool.modules,
+        actions=pool.actions,
         module_path=pool.module_path,
         preload=pool.preload,
         stock_actions=pool.stock_actions,

@@ -5,6 +5,7 @@ waits for it any more.
 """
 
 import asyncio
+import contextlib
 import math
 import resource
 import time
@@ -93,7 +94,7 @@ class Commands:
             case Status(slot=None):
                 return Answer(status=fleet_status(self._fleet, time.monotonic()))
             case Status():
-                return self._status(request.slot or "")
+                return await self._status(request.slot or "")
 
     # --- reload --------------------------------------------------------------------------------------------------
 
@@ -110,8 +111,7 @@ class Commands:
         except SupervisorError as error:
             return self._refuse([str(error)], tell=not dry_run)
         if dry_run:
-            plan = self._fleet.plan(wanted)
-            return Answer(exit_code=REFUSED if plan.refused else 0, **_told(plan))  # type: ignore[arg-type]
+            return await self._rehearse(wanted)
         busy = self._fleet.busy(wanted)
         if busy:
             return self._refuse([busy], exit_code=BUSY)
@@ -120,6 +120,22 @@ class Commands:
         self._perform(steps)
         boot = max(pool.limits.boot for pool in wanted.pool)
         await self._until(lambda: change.outcome != "trying", 2 * boot + MARGIN)
+        return _outcome(change)
+
+    async def _rehearse(self, wanted: Config) -> Answer:
+        """All of a reload but the part that is seen: whether the new molds come up is tried."""
+        plan = self._fleet.plan(wanted)
+        told = _told(plan)
+        if plan.refused or not any(pool.needs_new_mold for pool in plan.pools):
+            return Answer(exit_code=REFUSED if plan.refused else 0, **told)  # type: ignore[arg-type]
+        rolling = any(pool.is_rolling for pool in self._fleet.pools)
+        busy = self._fleet.busy(wanted) or ("children are being exchanged; ask again later" if rolling else "")
+        if busy:
+            return Answer(exit_code=BUSY, lines=told["lines"], errors=[f"the modules were not tried: {busy}"])
+        change, steps = self._fleet.rehearse(wanted, time.monotonic())
+        self._perform(steps)
+        boot = max(pool.limits.boot for pool in wanted.pool)
+        await self._until(lambda: change.outcome != "trying", boot + MARGIN)
         return _outcome(change)
 
     def _refuse(self, problems: list[str], *, exit_code: int = REFUSED, tell: bool = True) -> Answer:
@@ -154,7 +170,8 @@ class Commands:
         if found is None:
             return self._unknown(name, "worker's slot")
         pool, child = found
-        busy = self._fleet.busy() or pool.role(name)
+        role = pool.role(name)
+        busy = self._fleet.busy() or (f"nothing to do, it is {role} already" if role else "")
         if busy:
             return Answer(exit_code=BUSY, errors=[f"{name}: {busy}"])
         self._perform(pool.hold(name, self._fleet.grace, time.monotonic()))
@@ -207,15 +224,20 @@ class Commands:
             stacks, why_not = await answered
         return Answer(lines=stacks.splitlines()) if stacks else Answer(exit_code=BUSY, errors=[f"{slot}: {why_not}"])
 
-    def _status(self, name: str) -> Answer:
+    async def _status(self, name: str) -> Answer:
         slot = next((one for one in self._fleet.slots if one.name == name), None)
         if slot is None:
             return self._unknown(name, "slot")
+        last_exit = self._records.last(name)
+        if last_exit is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MARGIN):
+                    last_exit = await asyncio.to_thread(self._records.newest, name)
         detail = SlotDetail(
             status=_slot_status(self._fleet, slot, time.monotonic()),
             output=self._children.last_lines(name)[-_OUTPUT_LINES:],
             silence=msgspec.to_builtins(slot.suspicion) if slot.suspicion is not None else None,
-            last_exit=self._records.last(name),
+            last_exit=last_exit,
         )
         return Answer(detail=detail)
 
@@ -230,8 +252,10 @@ class Commands:
         )
 
     def _unknown(self, name: str, what: str) -> Answer:
-        slots = ", ".join(slot.name for slot in self._fleet.slots)
-        return Answer(exit_code=NOT_FOUND, errors=[f"{name}: is no {what} of this supervisor, which has {slots}"])
+        pools = [f"pool {pool.name}" for pool in self._fleet.pools] if "pool" in what else []
+        slots = [slot.name for slot in self._fleet.slots] if "slot" in what else []
+        known = ", ".join(pools + slots)
+        return Answer(exit_code=NOT_FOUND, errors=[f"{name}: is no {what} of this supervisor, which has {known}"])
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Whether it came true in time."""
@@ -337,13 +361,15 @@ def _told(plan: reload.Plan) -> dict[str, list[str]]:
 
 def _outcome(change: Change) -> Answer:
     told = _told(change.plan)
-    if change.outcome == "adopted":
-        return Answer(lines=[*told["lines"], "adopted"])
+    if change.outcome in ("adopted", "rehearsed"):
+        last = "adopted" if change.outcome == "adopted" else "nothing was changed; the modules can be imported"
+        return Answer(lines=[*told["lines"], last])
     if change.outcome == "trying":
         return _still_under_way(told["lines"])
     if change.plan.refused:
         return Answer(exit_code=REFUSED, errors=change.plan.refused)
-    problem = f"aborted: {change.problem}; the settings and children from before stay"
+    what = "it would be aborted" if change.rehearsal else "aborted"
+    problem = f"{what}: {change.problem}; the settings and children from before stay"
     return Answer(exit_code=REFUSED, lines=told["lines"], errors=[problem])
 
 

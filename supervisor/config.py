@@ -1,5 +1,6 @@
 """The pool file: TOML -> frozen Structs, once. What does not fit is refused with a sentence that names the key."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -342,7 +343,7 @@ def build(document: dict[str, Any], directory: Path, environ: Mapping[str, str])
         )
     found = [_resolve_pool(pool, index, directory, environ, problems) for index, pool in enumerate(found)]
     _check_pool_names(found, problems)
-    credential = _credential(control_plane, environ, problems)
+    credential = _credential(control_plane, environ, problems, notes)
     project_named = "project" in named or "MOBIUS_PROJECT" in environ
     control_plane = _project_of_key(control_plane, credential, problems, named=project_named)
     if problems:
@@ -719,7 +720,9 @@ def _check_pool_names(pools: list[Pool], problems: list[str]) -> None:
 # --- the credential ----------------------------------------------------------------------------------------------
 
 
-def _credential(control_plane: ControlPlane, environ: Mapping[str, str], problems: list[str]) -> Credential:
+def _credential(
+    control_plane: ControlPlane, environ: Mapping[str, str], problems: list[str], notes: list[str]
+) -> Credential:
     """The first that there is: MOBIUS_API_KEY, the systemd credential, `api_key_file`."""
     if control_plane.embedded:
         return Credential(source="control_plane.api_key_file", key_file=control_plane.api_key_file)
@@ -731,6 +734,7 @@ def _credential(control_plane: ControlPlane, environ: Mapping[str, str], problem
             credential = Credential(source="CREDENTIALS_DIRECTORY/api-key", key_file=str(system))
         else:
             credential = Credential(source="control_plane.api_key_file", key_file=control_plane.api_key_file)
+            _note_if_readable(Path(control_plane.api_key_file), notes)
     try:
         key = read_key(credential)
     except OSError as error:
@@ -745,6 +749,13 @@ def _credential(control_plane: ControlPlane, environ: Mapping[str, str], problem
                 "put the key there as it was issued, and nothing else"
             )
     return credential
+
+
+def _note_if_readable(key_file: Path, notes: list[str]) -> None:
+    """Not refused: where secrets are mounted (Kubernetes), the mode is somebody else's choice."""
+    with contextlib.suppress(OSError):
+        if key_file.stat().st_mode & 0o077:
+            notes.append(f"control_plane.api_key_file: other users of this machine may read {key_file}; chmod 600 it")
 
 
 def read_key(credential: Credential) -> str:

@@ -73,6 +73,14 @@ class ExitRecords:
         """The newest record of a slot in this supervisor's time, ready for JSON."""
         return self._last.get(slot)
 
+    def newest(self, slot: str) -> dict[str, Any] | None:
+        """The newest record on the disk, which may be of an earlier supervisor's time. Not for the loop's thread."""
+        for path in _newest_first(self._directory / slot)[:1]:
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+                return found
+        return None
+
     def close(self) -> None:
         """Write what is queued, for two seconds at most."""
         with contextlib.suppress(queue.Full):
@@ -146,7 +154,8 @@ def _record(died: facts.ChildDied, seen: dict[str, facts.SuspectFact]) -> dict[s
 
 def _write_file(folder: Path, name: str, data: bytes) -> None:
     """0600 from its first moment, and whole or not at all."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     new = folder / f".{name}.new"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, which has no path

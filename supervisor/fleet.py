@@ -59,12 +59,19 @@ class Phase(StrEnum):
 
 
 class Change:
-    """A reload under way. `outcome` is "trying" until the first new children are ready, or one of them is not."""
+    """A reload under way. `outcome` is "trying" until the first new children are ready, or one of them is not.
 
-    def __init__(self, settings: config.Config, plan: reload.Plan) -> None:
+    A rehearsal ends when the new molds are ready, and leaves nothing behind; `before` is the change before it.
+    """
+
+    def __init__(
+        self, settings: config.Config, plan: reload.Plan, *, rehearsal: bool = False, before: "Change | None" = None
+    ) -> None:
         self.settings = settings
         self.plan = plan
-        self.outcome: Literal["trying", "adopted", "aborted"] = "trying"
+        self.rehearsal = rehearsal
+        self.before = before
+        self.outcome: Literal["trying", "adopted", "aborted", "rehearsed"] = "trying"
         self.problem = ""
 
 
@@ -246,13 +253,23 @@ class Fleet:
             change.outcome, change.problem = "aborted", "\n".join(change.plan.refused)
             return change, [ChangeRefused(problems=change.plan.refused)]
         steps: list[Step] = [ChangeBegan(actions=reload.lines(change.plan))]
-        settings = {pool.name: pool for pool in wanted.pool}
+        return change, steps + self._try_out(change, now)
+
+    def rehearse(self, wanted: config.Config, now: float) -> tuple[Change, list[Step]]:
+        """Only the new molds, to see whether they come up. Not while `busy`, and not while anything is exchanged."""
+        change = self.change = Change(wanted, self.plan(wanted), rehearsal=True, before=self.change)
+        return change, self._try_out(change, now)
+
+    def _try_out(self, change: Change, now: float) -> list[Step]:
+        steps: list[Step] = []
+        settings = {pool.name: pool for pool in change.settings.pool}
         for planned in change.plan.pools:
             if planned.action == "start":
                 self.pools.append(Pool(settings[planned.name], on_trial=True, past=self._past))
             if planned.needs_new_mold:
-                steps += self._pool(planned.name).try_out(settings[planned.name], self.grace, now)
-        return change, steps
+                pool = self._pool(planned.name)
+                steps += pool.try_out(settings[planned.name], self.grace, now, rehearsal=change.rehearsal)
+        return steps
 
     def _decide_change(self, now: float) -> list[Step]:
         change = self.change
@@ -262,15 +279,24 @@ class Fleet:
         failures = [trial.failure for trial in trials if trial.failure]
         if failures:
             change.outcome, change.problem = "aborted", failures[0]
-            steps: list[Step] = [ChangeAborted(problem=failures[0])]
-            for pool in self.pools:
-                steps += pool.abort(self.grace, now)
-                pool.retired = pool.retired or not pool.filling
-            return steps
+            told = [] if change.rehearsal else [ChangeAborted(problem=failures[0])]
+            return [*told, *self._end_trials(change, now)]
         if not all(trial.is_ready for trial in trials):
             return []
+        if change.rehearsal:
+            change.outcome = "rehearsed"
+            return self._end_trials(change, now)
         change.outcome = "adopted"
         return [ChangeAdopted(), *self._commit(change, now)]
+
+    def _end_trials(self, change: Change, now: float) -> list[Step]:
+        steps: list[Step] = []
+        for pool in self.pools:
+            steps += pool.abort(self.grace, now)
+            pool.retired = pool.retired or not pool.filling
+        if change.rehearsal:
+            self.change = change.before
+        return steps
 
     def _commit(self, change: Change, now: float) -> list[Step]:
         """Grace and limits of what is drained are those that it was started with."""
@@ -382,8 +408,12 @@ class Fleet:
 
     def _sentence(self, slot: Slot, reason: str) -> str:
         """What a process of a pool said of its settings, with the place of the key that it names."""
-        pool = next(f"pool[{index}]" for index, pool in enumerate(self.pools) if pool.owns(slot.name))
-        return f"{pool}.{reason}" if reason.startswith(_KEYS_OF_A_POOL) else f"{pool}: {reason}"
+        return sentence_of_pool(next(index for index, pool in enumerate(self.pools) if pool.owns(slot.name)), reason)
+
+
+def sentence_of_pool(index: int, reason: str) -> str:
+    """What a process of a pool said, with the place in the pool file."""
+    return f"pool[{index}].{reason}" if reason.startswith(_KEYS_OF_A_POOL) else f"pool[{index}]: {reason}"
 
 
 def _drained(child: Slot) -> DrainedSlot:

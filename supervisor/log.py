@@ -65,7 +65,7 @@ _LINES: dict[type[Fact], tuple[str, str]] = {
     facts.Overslept: ("warning", "the supervisor itself was held up"),
     facts.OutputDropped: ("warning", "log lines were dropped: their reader is too slow"),
     facts.ActionFailed: ("error", "action failed"),
-    facts.Noted: ("info", "note"),
+    facts.Noted: ("warning", "note"),
     facts.IdentityDetected: ("info", "worker identity"),
     facts.Listening: ("info", "serving /metrics, /healthz, /readyz and /status"),
 }

@@ -6,7 +6,6 @@ import math
 import os
 import random
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from service_manager.log_writer import LogWriter
 from service_manager.notify import Notifier
 from supervisor import journals
 from supervisor.child_settings import child_settings, mold_settings
-from supervisor.children import Children, Program
+from supervisor.children import Children
 from supervisor.commands import Commands
 from supervisor.config import Config
 from supervisor.control import Control
@@ -46,6 +45,7 @@ from supervisor.metrics import Metrics
 from supervisor.oom import Blame
 from supervisor.ops import Ops
 from supervisor.output import Line
+from supervisor.programs import control_plane_program, mold_program
 from supervisor.slots import (
     AbandonSpawn,
     Action,
@@ -62,7 +62,6 @@ from supervisor.slots import (
     Step,
     ThreadBeat,
 )
-from wire.pipe import MOLD_FD, PIPE_FD_VARIABLE
 
 ROUND_INTERVAL = 1.0
 """Seconds between two rounds at most."""
@@ -78,7 +77,6 @@ SAMPLING_ROUNDS = 30
 
 _MOST_ROUNDS_AT_ONCE = 100
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_PRIVATE = ("MOBIUS_API_KEY", "CREDENTIALS_DIRECTORY")
 _random = random.SystemRandom()
 
 
@@ -99,7 +97,7 @@ class Loop:
         self._settings = settings
         self._fleet = fleet
         self._instance_prefix = instance_prefix
-        self._environ = {name: value for name, value in environ.items() if name not in _PRIVATE}
+        self._environ = environ
         self._log = log
         self._writer = writer
         self._notifier = notifier
@@ -356,11 +354,13 @@ class Loop:
     def _spawn(self, action: SpawnProcess) -> None:
         slot, incarnation = action.slot, action.incarnation
         if slot == CONTROL_PLANE_SLOT:
-            self._children.start(slot, incarnation, "control_plane", self._control_plane_program())
+            self._children.start(
+                slot, incarnation, "control_plane", control_plane_program(self._settings, self._environ)
+            )
             return
         settings, pool, mold = self._fleet.terms(slot)
         if slot == mold:
-            self._children.start(slot, incarnation, "mold", self._mold_program())
+            self._children.start(slot, incarnation, "mold", mold_program(self._environ))
             self._children.instruct(slot, incarnation, mold_settings(settings, pool))
             return
         told = child_settings(settings, pool, slot, self._instance_prefix, action.previous_end)
@@ -372,23 +372,6 @@ class Loop:
 
     def _slot_names(self) -> set[str]:
         return {child.name for child in self._fleet.children}
-
-    def _mold_program(self) -> Program:
-        environ = {name: value for name, value in self._environ.items() if name != "MOBIUS_BOOTSTRAP_API_KEY"}
-        return Program(arguments=_python("worker_child.mold"), environ=environ)
-
-    def _control_plane_program(self) -> Program:
-        settings = self._settings.control_plane
-        flags = {
-            "--listen": settings.listen,
-            "--store": settings.store,
-            "--bootstrap-key-file": settings.api_key_file,
-            "--lease-duration": f"{settings.lease_duration:g}s",
-            "--heartbeat-cadence": f"{settings.heartbeat_cadence:g}s",
-            "--log-level": self._settings.supervisor.log_level,
-        }
-        arguments = [*_python("control_plane"), "serve", *(word for pair in flags.items() for word in pair)]
-        return Program(arguments=arguments, environ={**self._environ, PIPE_FD_VARIABLE: str(MOLD_FD)})
 
     def _failed(self, action: Action, error: Exception) -> None:
         name = type(action).__name__
@@ -424,8 +407,3 @@ class Loop:
         error = context.get("exception")
         problem = f"{type(error).__name__}: {error}" if error is not None else ""
         self._log.write("error", "unexpected", {"what": context.get("message", ""), "problem": problem})
-
-
-def _python(module: str) -> list[str]:
-    """Unbuffered, so that a line is seen when it is written; and without the current directory on the module path."""
-    return [sys.executable, "-P", "-u", "-m", module]

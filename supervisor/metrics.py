@@ -109,7 +109,9 @@ class Metrics(Collector):
 
     def _count_end(self, died: facts.ChildDied) -> None:
         self._counted["exits", died.pool, died.slot, died.cause] += 1
-        if not died.asked:
+        pool = self._fleet.pool_of(died.slot)
+        wanted = pool is not None and any(child.name == died.slot for child in pool.staying)
+        if wanted and not died.asked:
             # A slot that fails again before it is ready is out of service since its first death.
             self._died_at.setdefault(died.slot, self._clock())
         else:

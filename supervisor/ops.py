@@ -127,7 +127,7 @@ def status(fleet: Fleet) -> dict[str, Any]:
         "pools": [
             {
                 "name": pool.name,
-                "workers": len(pool.children),
+                "workers": pool.settings.workers,
                 "working": sum(child.is_working for child in pool.children),
                 "mold": _slot_status(pool.mold),
                 "slots": [

@@ -41,18 +41,24 @@ Past = dict[str, tuple[int, PreviousEnd | None]]
 
 
 class Trial:
-    """New settings with a mold and the first children of their own. `failure` says why they are not taken."""
+    """New settings with a mold and the first children of their own. `failure` says why they are not taken.
 
-    def __init__(self, settings: config.Pool, mold: Slot, now: float) -> None:
+    Of a rehearsal there is the mold alone.
+    """
+
+    def __init__(self, settings: config.Pool, mold: Slot, now: float, *, rehearsal: bool) -> None:
         self.settings = settings
         self.mold = mold
+        self.rehearsal = rehearsal
         self.children: list[Slot] = []
         self.failure = ""
         self.deadline = now + settings.limits.boot
 
     @property
     def is_ready(self) -> bool:
-        """Everything that was started claims work."""
+        """Everything that was started claims work, or could."""
+        if self.rehearsal:
+            return self.mold.state is State.READY
         return bool(self.children) and all(child.state is State.READY for child in self.children)
 
     def owns(self, slot: str) -> bool:
@@ -310,8 +316,8 @@ class Pool:
         self.mold.restart = settings.restart
         return self.scale(settings.workers, grace, now)
 
-    def try_out(self, settings: config.Pool, grace: float, now: float) -> list[Step]:
-        """Start a mold and the first children with new settings. What runs is not touched."""
+    def try_out(self, settings: config.Pool, grace: float, now: float, *, rehearsal: bool = False) -> list[Step]:
+        """Start a mold and the first children (in a rehearsal none) with new settings. What runs is not touched."""
         self._grace = grace
         steps = self._interrupt_exchange(grace, now)
         if self.filling:
@@ -320,7 +326,7 @@ class Pool:
             mold = self._remembered(_mold(name, settings))
         else:
             mold = self.mold
-        self.trial = Trial(settings, mold, now)
+        self.trial = Trial(settings, mold, now, rehearsal=rehearsal)
         return steps + self._start(mold, now)
 
     def commit(self, grace: float, now: float) -> list[Step]:
@@ -437,7 +443,9 @@ class Pool:
         if trial is None or trial.failure:
             return []
         trial.judge(now)
-        if trial.failure or trial.children or trial.mold.state is not State.READY or not children_may_start:
+        if trial.failure or trial.rehearsal or trial.children or trial.mold.state is not State.READY:
+            return []
+        if not children_may_start:
             return []
         trial.deadline = now + trial.settings.limits.boot
         workers = trial.settings.workers

@@ -106,7 +106,7 @@ class ChildSettings(Message, frozen=True):
 
 
 class MoldSettings(Message, frozen=True, tag="mold.settings"):
-    """First message to a mold: what to import before the first fork."""
+    """First message to a mold: what to import before the first fork, and the actions that it must bring."""
 
     pool: str
     modules: list[str]
@@ -114,6 +114,7 @@ class MoldSettings(Message, frozen=True, tag="mold.settings"):
     preload: bool
     stock_actions: bool
     environment_actions: bool
+    actions: list[str] = msgspec.field(default_factory=list)
     model_servers: bool = False
     """The children will talk to model servers: what that needs is imported before the fork."""
     log_level: str = "info"

@@ -65,6 +65,9 @@ class Mold:
         log.configure(level=settings.log_level, log_format=settings.log_format, pool=settings.pool)
         try:
             self._import(settings)
+            if not self._late:
+                # What the children would find out, each for itself.
+                registry.restricted(settings.actions)
         except ConfigurationError as error:
             detail = getattr(error, "detail", "")
             # Closing a socket that holds unread data resets it, and the last words would be lost with it.

@@ -243,3 +243,35 @@ def test_an_exchange_whose_mold_is_of_another_build_is_given_up() -> None:
     assert story.names() == ["a-1", "a-2"]
     assert not story.fleet.pools[0].is_rolling
     assert all(child.state is State.READY for child in story.fleet.children)
+
+
+def test_a_rehearsal_starts_the_new_molds_alone_and_leaves_nothing_behind() -> None:
+    story = Story(pool("a"), pool("b", modules=[]))
+    adopted = story.reload(settings(pool("a"), pool("b", modules=[])))
+    story.settle()
+    before = story.names()
+    change, steps = story.fleet.rehearse(settings(pool("a"), pool("c")), story.now)
+    assert story.took(steps) == [("SpawnProcess", "mold:a"), ("SpawnProcess", "mold:c")]
+    assert story.fleet.busy() != ""
+    told = len(story.facts)
+    story.settle()
+    assert change.outcome == "rehearsed"
+    assert story.fleet.change is adopted
+    assert story.names() == before
+    assert [one.name for one in story.fleet.pools] == ["a", "b"]
+    assert [slot.name for slot in story.fleet.slots if slot.kind == "mold"] == ["mold:a:2", "mold:b"]
+    changes = (facts.ChangeBegan, facts.ChangeAdopted, facts.ChangeAborted)
+    assert not [fact for fact in story.facts[told:] if isinstance(fact, changes)]
+
+
+def test_a_rehearsal_that_fails_says_why() -> None:
+    story = Story(pool("a"))
+    change, steps = story.fleet.rehearse(settings(pool("a")), story.now)
+    story.took(steps)
+    story.happened(Spawned, "mold:a:2", pid=1)
+    story.happened(SaidBye, "mold:a:2", bye=pipe.Bye(slot="", incarnation=1, reason="no module", refused=True))
+    story.dies("mold:a:2", exit_code=78)
+    story.settle()
+    assert (change.outcome, change.problem) == ("aborted", "mold:a:2: no module")
+    assert story.fleet.change is None
+    assert story.names() == ["a-1", "a-2"]

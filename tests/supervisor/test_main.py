@@ -390,7 +390,58 @@ def test_check_says_what_would_run(tmp_path: Path) -> None:
     path.write_text("[control_plane]\napi_url = 'https://mobius.example'\n[[pool]]\nname = 'rig'\nworkers = 3")
     done = run_command("check", "-c", str(path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "control plane: https://mobius.example\npool rig: 3 workers, 1 jobs in each, no modules\n"
+    assert done.stdout == "control plane: https://mobius.example\npool rig: 3 workers, 1 job in each, no modules\n"
+
+
+EVERY_WAY_TO_FAIL = """
+[control_plane]
+api_url = 'https://mobius.example'
+[[pool]]
+name = "fine"
+modules = ["fine"]
+[[pool]]
+name = "absent"
+modules = ["there_is_no_such_module"]
+[[pool]]
+name = "restricted"
+modules = ["fine"]
+actions = ["no.such.action"]
+[[pool]]
+name = "ends"
+modules = ["ends"]
+[[pool]]
+name = "hangs"
+modules = ["hangs"]
+limits = { boot = "3s" }
+"""
+
+
+def test_check_imports_the_modules_as_a_supervisor_would(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(EVERY_WAY_TO_FAIL)
+    (tmp_path / "fine.py").write_text("print('at work')")
+    (tmp_path / "ends.py").write_text("import os\nprint('no licence', flush=True)\nos._exit(3)")
+    (tmp_path / "hangs.py").write_text("import threading\nthreading.Event().wait()")
+    done = run_command("check", "-c", str(tmp_path / "pool.toml"))
+    assert (done.returncode, done.stdout) == (78, "")
+    problems = done.stderr.splitlines()
+    assert problems[0].startswith("error: pool[1].modules: there is no module 'there_is_no_such_module'")
+    assert problems[1].startswith("error: pool[2].actions: no handler is registered for 'no.such.action'")
+    assert problems[2:] == [
+        "error: pool[3].modules: the process that imports them ended (no licence)",
+        "error: pool[4].modules: were not imported within 3s",
+    ]
+
+
+def test_check_notes_a_key_that_others_may_read(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text("[control_plane]\napi_url = 'https://mobius.example'\n[[pool]]\n")
+    key = tmp_path / "api-key"
+    key.write_text("mbx_" + "0" * 32)
+    for mode, notes in ((0o644, 1), (0o600, 0)):
+        key.chmod(mode)
+        done = run_command("check", "-c", str(tmp_path / "pool.toml"), environ={"MOBIUS_API_KEY": ""})
+        assert done.returncode == 0, done.stderr
+        note = f"note: control_plane.api_key_file: other users of this machine may read {key}"
+        assert done.stderr.count(note) == notes
 
 
 @pytest.mark.parametrize(

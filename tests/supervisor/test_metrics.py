@@ -208,6 +208,26 @@ def test_a_restart_is_timed_from_the_first_death_to_the_next_ready_child() -> No
     assert found["mobius_pool_restart_seconds_sum", pool] == 1.0
 
 
+def test_what_fails_on_trial_was_never_in_service() -> None:
+    story = Story(embedded=False)
+    story.come_up()
+    story.fleet.begin_change(story.settings(concurrency=1), story.now)
+    story.come_up(once=True)
+    story.fleet.tick(story.now)
+    tried = story.fleet.pools[0].find("rig-3")
+    story.feed(
+        Spawned(slot="rig-3", incarnation=tried.incarnation, pid=1),
+        Died(slot="rig-3", incarnation=tried.incarnation, exit_code=78, signal=None, jitter=0.0, output=[]),
+    )
+    story.come_up()
+    story.fleet.begin_change(story.settings(concurrency=1), story.now)
+    story.come_up()
+    found = samples(story.metrics)
+    assert found["mobius_slot_exits_total", slot("rig-3", ("cause", "exit"))] == 1
+    assert story.fleet.pools[0].find("rig-3").state is State.READY
+    assert ("mobius_pool_restart_seconds_count", (("pool", "rig"),)) not in found
+
+
 def test_times_of_hangs_and_drains() -> None:
     story = busy_story()
     story.feed(Drain(slot="rig-1", incarnation=1, grace=30.0))

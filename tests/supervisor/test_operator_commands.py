@@ -110,6 +110,11 @@ def test_status_of_a_slot_has_its_output_and_how_its_last_process_ended(
         unknown = operated.command("status", "default-9")
         assert (unknown.returncode, unknown.stdout) == (66, "")
         assert "default-9: is no slot of this supervisor, which has mold:default, default-1" in unknown.stderr
+        operated.terminate()
+        operated.start()
+        operated.wait_for("ready", slot="default-2", incarnation=1, count=2)
+        before = json.loads(operated.command("status", "default-2", "--output", "json").stdout)
+        assert before["last_exit"]["cause"] == "drained", "of the time before this supervisor"
 
 
 def test_top_looks_again_and_again(tmp_path: Path, server: WorkerSocketServer) -> None:
@@ -207,10 +212,35 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path, serv
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"modules": ["there_is_no_such_module"]}, "modules: there is no module 'there_is_no_such_module'"),
+        ({"actions": ["no.such.action"]}, "actions: no handler is registered for 'no.such.action'"),
+    ],
+)
+def test_a_dry_run_tries_the_modules_and_no_child(
+    tmp_path: Path, server: WorkerSocketServer, change: dict[str, Any], sentence: str
+) -> None:
+    with Operated(tmp_path, server) as operated:
+        before = operated.pids()
+        tried = operated.command("reload", "--dry-run")
+        assert tried.returncode == 0, tried.stderr
+        assert tried.stdout.splitlines()[-1] == "nothing was changed; the modules can be imported"
+        operated.wait_for("process ended", slot="mold:default:2", incarnation=1)
+        operated.change_file(**change)
+        failed = operated.command("reload", "--dry-run")
+        assert failed.returncode == 78
+        assert failed.stderr.startswith(f"error: it would be aborted: mold:default:2: {sentence}")
+        assert operated.pids() == before
+        assert operated.status()["reload"] == ""
+        assert len(server.registered) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
         ({"workers": 0}, "error: pool[0].workers: expected a whole number from 1 to 1000, got 0"),
         ({"supervisor": {"state_dir": "elsewhere"}}, "error: supervisor.state_dir: expected the value"),
         ({"modules": ["there_is_no_such_module"]}, "error: aborted: mold:default:2: "),
-        ({"actions": ["no.such.action"]}, "error: aborted: default-3: "),
+        ({"actions": ["no.such.action"]}, "error: aborted: mold:default:2: actions: "),
     ],
 )
 def test_a_reload_that_cannot_work_is_refused_and_nothing_changes(
@@ -248,9 +278,11 @@ def test_only_one_reload_at_a_time(tmp_path: Path, server: WorkerSocketServer) -
         for words in (["reload"], ["scale", "default", "3"], ["restart", "default-1"], ["drain", "default-1"]):
             done = operated.command(*words)
             assert (done.returncode, "a reload is under way" in done.stderr) == (75, True), words
-        # Looking is always possible.
+        # Looking is always possible, trying is not.
         assert operated.children()["default-3"]["plan"] == "on trial"
-        assert operated.command("reload", "--dry-run").returncode == 0
+        dry = operated.command("reload", "--dry-run")
+        assert (dry.returncode, "the modules were not tried: a reload is under way" in dry.stderr) == (75, True)
+        assert dry.stdout.startswith("pool default: roll")
         # A stop goes before everything.
         assert operated.terminate() == 0
         assert operated.leftovers() == []
@@ -307,7 +339,10 @@ def test_scale_up_and_down(tmp_path: Path, server: WorkerSocketServer) -> None:
         assert operated.command("scale", "default", "1").returncode == 0
         assert list(operated.children()) == ["default-1"]
         unknown = operated.command("scale", "nobody", "1")
-        assert (unknown.returncode, "is no pool" in unknown.stderr) == (66, True)
+        assert (unknown.returncode, unknown.stderr) == (
+            66,
+            "error: nobody: is no pool of this supervisor, which has pool default\n",
+        )
         assert operated.command("scale", "default", "0").returncode == 64
 
 

@@ -35,6 +35,7 @@ def test_the_commands_of_the_page_install_what_works(bare: Machine) -> None:
     follow("control plane")
     follow("key")
     follow("supervisor")
+    follow("check")
     bare.wait_for(SUPERVISOR, lambda entry: message(entry).startswith("ready") and "slot=default-2" in message(entry))
     for unit in (SUPERVISOR, CONTROL_PLANE):
         assert bare.run("systemctl", "is-enabled", unit).stdout == "enabled\n"
