@@ -1,6 +1,7 @@
 """`mobius worker`: a supervisor from flags instead of a pool file."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -23,6 +24,7 @@ _FLAGS = {
     "supervisor.listen": "--listen",
     "control_plane.api_key_file": "--api-key-file",
     "pool[0].modules": "--modules",
+    "pool[0].entry_points": "--entry-points",
     "pool[0].actions": "--actions",
     "pool[0].models": "--models",
 }
@@ -53,7 +55,12 @@ _PROVIDERS = "pool[0].providers."
 )
 @click.option("--name", help="Name of the worker for people, shown beside its identity.")
 @click.option("--environment-id", metavar="ID", help="Take only jobs that are pinned to this environment.")
-@click.option("--modules", metavar="M1,M2", help="Python modules with @action handlers to import.")
+@click.option("--modules", metavar="M1,M2", help="Python modules, or files, with @action handlers.")
+@click.option(
+    "--entry-points",
+    metavar="E1,E2",
+    help="Handlers of installed packages, by entry points of the group mobius.actions; * is all of them.",
+)
 @click.option(
     "--module-path",
     type=click.Path(path_type=Path),
@@ -91,6 +98,7 @@ def worker(
         "models": _checked("--models", pool_file.Models, _words(flags["models"])),
         "providers": _providers(flags["providers"], flags["provider_keys"]),
         "modules": _checked("--modules", pool_file.Modules, _words(flags["modules"])),
+        "entry_points": _checked("--entry-points", pool_file.Words, _words(flags["entry_points"])),
         "module_path": [str(flags["module_path"])],
         "environment_id": flags["environment_id"] or "",
     }
@@ -144,7 +152,8 @@ def _with_flags(sentence: str) -> str:
         name, _, field = key.removeprefix(_PROVIDERS).partition(".")
         return f"{'--provider-key-file' if field == 'api_key_file' else '--provider'} {name}{colon}{rest}"
     rest = rest.replace("`module_path`", "--module-path").replace('write listen = ""', "leave --listen out")
-    return f"{_FLAGS.get(key, key)}{colon}{rest}"
+    entry = re.sub(r"\[\d+\]$", "", key)
+    return f"{_FLAGS.get(entry, key)}{colon}{rest}"
 
 
 def _queues(option: str | None) -> list[str]:

@@ -119,7 +119,7 @@ def check(context: click.Context, path: Path | None) -> int:
     where = "embedded" if config.control_plane.embedded else config.control_plane.api_url
     click.echo(f"control plane: {where}")
     for pool in config.pool:
-        modules = ", ".join(pool.modules) or "no modules"
+        modules = ", ".join([*pool.modules, *pool.entry_points]) or "no modules"
         workers, jobs = _counted(pool.workers, "worker"), _counted(pool.concurrency, "job")
         click.echo(f"pool {pool.name}: {workers}, {jobs} in each, {modules}")
     for note in config.notes:

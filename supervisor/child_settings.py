@@ -3,7 +3,7 @@
 from typing import Literal, cast
 
 from supervisor.config import Config, ModelServer, Pool
-from wire.pipe import ChildSettings, ModelProvider, MoldSettings, PreviousEnd
+from wire.pipe import ENTRY_POINT_SOURCE, ChildSettings, ModelProvider, MoldSettings, PreviousEnd
 
 # Children write JSON, and the supervisor's log turns it into what its own reader wants.
 _CHILD_LOG: Literal["json"] = "json"
@@ -15,7 +15,7 @@ def mold_settings(config: Config, pool: Pool) -> MoldSettings:
     """What a pool's mold imports."""
     return MoldSettings(
         pool=pool.name,
-        modules=pool.modules,
+        modules=[*pool.modules, *(ENTRY_POINT_SOURCE + name for name in pool.entry_points)],
         actions=pool.actions,
         module_path=pool.module_path,
         preload=pool.preload,

@@ -131,7 +131,7 @@ class Credential(Struct, frozen=True, kw_only=True):
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-_MODULE = r"^[^\W\d]\w*(\.[^\W\d]\w*)*$"
+_MODULE = r"^([^\W\d]\w*(\.[^\W\d]\w*)*|[^\x00]{1,4096}\.py)$"
 _WORD = r"^[^\s\x00-\x1f]{1,256}$"
 
 Time = Annotated[Duration, Meta(description="a duration in quotes", examples=["30s"])]
@@ -184,7 +184,7 @@ ModelApi = Annotated[
 ]
 Modules = Annotated[
     list[Annotated[str, Meta(pattern=_MODULE)]],
-    Meta(description="a list of Python module names", examples=[["my_handlers"]]),
+    Meta(description="a list of Python modules, or of files that end in .py", examples=[["my_handlers"]]),
 ]
 PathText = Annotated[
     str, Meta(pattern=r"^[^\x00]{1,4096}$", description="a path in quotes", examples=["/path/to/file"])
@@ -257,7 +257,7 @@ class ModelServer(Struct, frozen=True, kw_only=True):
 
 
 class Pool(Struct, frozen=True, kw_only=True):
-    """One `[[pool]]`. Directories of `module_path` are absolute after loading.
+    """One `[[pool]]`. Directories of `module_path` and files of `modules` are absolute after loading.
 
     `providers` has what `[pool.providers.NAME]` says, and Ollama's usual place if `models` names it and nothing else is
     said of it.
@@ -271,6 +271,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     models: Models = msgspec.field(default_factory=list)
     providers: dict[str, ModelServer] = msgspec.field(default_factory=dict)
     modules: Modules = msgspec.field(default_factory=list)
+    entry_points: Words = msgspec.field(default_factory=list)
     module_path: PathList = msgspec.field(default_factory=lambda: ["."])
     preload: bool = True
     stock_actions: bool = True
@@ -630,6 +631,13 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, environ: Mapping[str,
                 f"{path}.module_path[{position}]: expected an existing directory, got {_shown(entry)}; "
                 "create it or correct the path"
             )
+    modules = [str(directory / entry) if entry.endswith(".py") else entry for entry in pool.modules]
+    for position, entry in enumerate(modules):
+        if entry.endswith(".py") and not Path(entry).is_file():
+            problems.append(
+                f"{path}.modules[{position}]: expected an existing file, or the name of a module, got {_shown(entry)}; "
+                "create it or correct the path"
+            )
     limits, restart = pool.limits, pool.restart
     if limits.silence >= limits.kill_after:
         problems.append(
@@ -653,7 +661,7 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, environ: Mapping[str,
         name: _resolve_provider(name, server, f"{path}.providers.{name}", directory, environ, problems)
         for name, server in providers.items()
     }
-    return msgspec.structs.replace(pool, module_path=module_path, providers=providers)
+    return msgspec.structs.replace(pool, modules=modules, module_path=module_path, providers=providers)
 
 
 # --- model servers ------------------------------------------------------------------------------------------------

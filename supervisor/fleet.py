@@ -42,7 +42,7 @@ CLOSE_GRACE = 10.0
 _HOPELESS_EXITS = frozenset({64, 65, 73, 77, 78})
 """Exit codes by which a process says that its settings are at fault: a second try would end alike."""
 
-_KEYS_OF_A_POOL = ("modules: ", "actions: ", "models: ", "providers.", "queues: ")
+_KEYS_OF_A_POOL = ("modules: ", "entry_points: ", "actions: ", "models: ", "providers.", "queues: ")
 """How the sentence of a process begins that names a key of its pool."""
 
 CUT_OFF_EXIT = 75

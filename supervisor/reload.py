@@ -138,7 +138,7 @@ def _pool_plan(old: Pool | None, new: Pool, shared: str, slots: list[str]) -> Po
     starts = max(0, new.workers - len(slots))
     told = [key for key in changed if key not in IN_PLACE_KEYS]
     why = ", ".join([*([shared] if shared else []), *changed])
-    if told or shared or new.modules:
+    if told or shared or new.modules or new.entry_points:
         why = f"changed: {why}" if why else "its modules may have changed"
         actions = _slot_actions(slots, new.workers, "restart")
         return PoolPlan(name=new.name, action="roll", why=why, slots=actions, starts=starts)

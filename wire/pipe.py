@@ -20,6 +20,12 @@ MOLD_FD = 3
 PIPE_FD_VARIABLE = "MOBIUS_SUPERVISOR_FD"
 """Environment variable that names the pipe's file descriptor to an embedded control plane."""
 
+ENTRY_POINT_GROUP = "mobius.actions"
+"""Under which installed packages offer modules with handlers."""
+
+ENTRY_POINT_SOURCE = f"{ENTRY_POINT_GROUP}:"
+"""How an entry point begins among the sources of handlers; its name follows."""
+
 STACKS_SIGNAL = int(signal.SIGRTMAX) - 2
 """A process that catches this signal answers with the Python stacks of all its threads. A real-time signal, because
 handlers' libraries have uses of their own for SIGUSR1 and SIGUSR2."""
@@ -106,7 +112,11 @@ class ChildSettings(Message, frozen=True):
 
 
 class MoldSettings(Message, frozen=True, tag="mold.settings"):
-    """First message to a mold: what to import before the first fork, and the actions that it must bring."""
+    """First message to a mold: what to import before the first fork, and the actions that it must bring.
+
+    `modules` are sources of handlers: names of modules, absolute paths of `.py` files, and ENTRY_POINT_SOURCE with the
+    name of an entry point, or `*` for all of them.
+    """
 
     pool: str
     modules: list[str]

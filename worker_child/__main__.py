@@ -23,7 +23,7 @@ from worker_child.errors import ConfigurationError, CredentialError, JournalErro
 from worker_child.generators import generators
 from worker_child.isolation import JobProcesses
 from worker_child.journal import Journal
-from worker_child.modules import import_module
+from worker_child.modules import import_source
 from worker_child.parent import Parent
 from worker_child.session import ActionTerms, Session, SessionSettings
 from worker_child.suspects import Suspects
@@ -197,7 +197,7 @@ class _Child:
 def _work(settings: pipe.ChildSettings, late_modules: list[str]) -> tuple[Registry, Catalogue]:
     """The actions and the models that this worker offers. Raises ConfigurationError, CredentialError."""
     for name in dict.fromkeys([*late_modules, *settings.modules]):
-        import_module(name)
+        import_source(name)
     if not settings.queues:
         raise ConfigurationError('queues: name at least one queue, such as "default"')
     if settings.journal != "off" and not settings.journal_path:

@@ -21,7 +21,7 @@ from worker_child import job_messages, log
 from worker_child.actions import registry
 from worker_child.decisions import Outcome
 from worker_child.errors import WorkerError
-from worker_child.modules import import_module
+from worker_child.modules import import_source
 from worker_child.runner import Runner
 
 ENDED = 0
@@ -59,7 +59,7 @@ def run(channel: socket.socket, late_modules: list[str]) -> int:
     log.mark_lines(start.log_mark)
     try:
         for name in late_modules:
-            import_module(name)
+            import_source(name)
     except WorkerError as error:
         outcome = Outcome(status="failed", error_type=type(error).__name__, error_message=str(error))
     else:

@@ -33,7 +33,7 @@ from worker_child import __main__ as child
 from worker_child import isolated, log
 from worker_child.actions import registry
 from worker_child.errors import ConfigurationError
-from worker_child.modules import import_module
+from worker_child.modules import expanded, import_source
 
 SHARED_MODULES = (structlog, uvloop, websockets.asyncio.client)
 LATE = "--late"
@@ -85,18 +85,19 @@ class Mold:
     def _import(self, settings: pipe.MoldSettings) -> None:
         sys.path[:0] = [str(Path(entry).resolve()) for entry in settings.module_path]
         if settings.stock_actions:
-            import_module("worker_child.stock.basic")
+            import_source("worker_child.stock.basic")
         if settings.model_servers:
-            import_module("worker_child.providers.server")
+            import_source("worker_child.providers.server")
+        sources = expanded(settings.modules)
         if not settings.preload:
-            self._late = list(settings.modules)
+            self._late = list(sources)
             return
         found = []
-        for name in settings.modules:
+        for name in sources:
             if name in self._late:
                 continue
             before = _threads()
-            import_module(name)
+            import_source(name)
             if _threads(at_most=before) > before:
                 found.append(name)
         if found:

@@ -137,8 +137,8 @@ def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -
         (
             "[[pool]]\nmodules = ['handlers.py ']",
             (
-                'pool[0].modules: expected a list of Python module names, got ["handlers.py "]; '
-                'write for example modules = ["my_handlers"]'
+                "pool[0].modules: expected a list of Python modules, or of files that end in .py, "
+                'got ["handlers.py "]; write for example modules = ["my_handlers"]'
             ),
         ),
         (
@@ -254,6 +254,17 @@ def test_a_password_in_a_url_is_not_repeated(tmp_path: Path) -> None:
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, "[[pool]]\nmodule_path = ['.', 'nowhere']")
     assert found.startswith(f'pool[0].module_path[1]: expected an existing directory, got "{tmp_path}/nowhere"')
+
+
+def test_modules_may_be_files_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").touch()
+    text = "[[pool]]\nmodules = ['acme.images', './handlers.py']\nentry_points = ['sounds']"
+    pool = loaded(tmp_path, text).pool[0]
+    assert (pool.modules, pool.entry_points) == (["acme.images", f"{tmp_path}/handlers.py"], ["sounds"])
+    (found,) = problems(tmp_path, "[[pool]]\nmodules = ['handlers.py', 'other/handlers.py']")
+    assert found.startswith(
+        f'pool[0].modules[1]: expected an existing file, or the name of a module, got "{tmp_path}/other/handlers.py"'
+    )
 
 
 def test_durations_and_sizes_become_numbers(tmp_path: Path) -> None:

@@ -50,6 +50,27 @@ def test_it_says_what_it_imported_and_stays_single_threaded(mold: MoldProcess) -
     assert status(mold.pid)["Threads"] == "1"
 
 
+def test_files_and_entry_points_are_sources_too(mold: MoldProcess) -> None:
+    (mold.home / "some").mkdir()
+    (mold.home / "some" / "handlers.py").write_text(HANDLERS)
+    (mold.home / "acme_images.py").write_text(HANDLERS.replace("mine", "images"))
+    info = mold.home / "acme-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mobius.actions]\nimages = acme_images\n")
+    ready = mold.settle(modules=[str(mold.home / "some" / "handlers.py"), "mobius.actions:*"], stock_actions=False)
+    assert isinstance(ready, pipe.MoldReady), ready
+    assert ready.actions == ["images", "mine"]
+
+
+def test_one_action_of_two_sources_is_refused_with_both_places(mold: MoldProcess) -> None:
+    for name in ("one", "other"):
+        (mold.home / f"{name}.py").write_text(HANDLERS)
+    failed = mold.settle(modules=["one", str(mold.home / "other.py")])
+    assert isinstance(failed, pipe.MoldFailed)
+    assert "action 'mine' is defined twice, by one.mine (one.py, line 3) and by other.mine (other.py" in failed.message
+
+
 def test_stock_actions_are_left_out_on_request(mold: MoldProcess) -> None:
     (mold.home / "handlers.py").write_text(HANDLERS)
     ready = mold.settle(modules=["handlers"], stock_actions=False)
