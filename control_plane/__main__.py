@@ -32,6 +32,7 @@ from control_plane.config import (
     parse_handle,
     parse_project_dialects,
 )
+from control_plane.credentials import credential
 from control_plane.domain.store import LeaseTerms, Store
 from control_plane.errors import Conflict, ControlPlaneError, NotFound, StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.keys import hash_secret, new_api_key
@@ -55,9 +56,25 @@ EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
 )
 
 T = TypeVar("T")
-_store_option = click.option(
-    "--store", required=True, metavar="URL", help="sqlite:///absolute/path.db or sqlite:relative.db"
-)
+STORE_PASSWORD_CREDENTIAL = "store-password"  # noqa: S105 - the name of a systemd credential
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _store_options(command: Function) -> Function:
+    """Where the store is, and the file that has its password."""
+    command = click.option(
+        "--store-password-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=f"Of mode 0600; default: the systemd credential {STORE_PASSWORD_CREDENTIAL}, PGPASSFILE, PGPASSWORD.",
+    )(command)
+    return click.option(
+        "--store",
+        required=True,
+        metavar="URL",
+        help="sqlite:///absolute/path.db, sqlite:relative.db or postgresql://user@host/database",
+    )(command)
+
+
 _level_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
 
 
@@ -69,7 +86,7 @@ def cli() -> None:
 
 @cli.command("serve")
 @click.option("--listen", default="127.0.0.1:8780", show_default=True, metavar="HOST:PORT")
-@_store_option
+@_store_options
 @click.option(
     "--bootstrap-key-file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -93,6 +110,7 @@ def serve_command(**options: Any) -> None:
     config = ServeConfig(
         listen=parse_address(options["listen"]),
         store=options["store"],
+        store_password_file=options["store_password_file"],
         bootstrap_key_file=options["bootstrap_key_file"],
         dialect=options["dialect"],
         dialects=parse_project_dialects(options["project_dialect"]),
@@ -101,7 +119,7 @@ def serve_command(**options: Any) -> None:
         insecure_listen=options["insecure_listen"],
     )
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
-    store = store_at(config.store, terms)
+    store = _store_at(config.store, config.store_password_file, terms)
     pipe = inherited_pipe()
     with (
         contextlib.closing(Notifier.from_environment(os.environ)) as notifier,
@@ -116,14 +134,15 @@ def keys_group() -> None:
 
 
 @keys_group.command("create")
-@_store_option
+@_store_options
 @click.option("--project", required=True, metavar="HANDLE", help="The one project that the key opens.")
 @click.option("--name", default="key", show_default=True, help="To tell keys apart.")
-def keys_create(store: str, project: str, name: str) -> None:
+def keys_create(store: str, store_password_file: Path | None, project: str, name: str) -> None:
     """Create an API key and print it: it is shown this once, and only its hash is stored."""
     handle = parse_handle(project, "--project")
     key = new_api_key(None if handle == BOOTSTRAP_PROJECT else handle)
-    _run(_with_store(store, lambda opened: opened.create_key(handle, name, hash_secret(key))))
+    opened = _store_at(store, store_password_file, LeaseTerms(), shared=True)
+    _run(_with_store(opened, lambda: opened.create_key(handle, name, hash_secret(key))))
     click.echo(key)
 
 
@@ -133,21 +152,27 @@ def projects_group() -> None:
 
 
 @projects_group.command("create")
-@_store_option
+@_store_options
 @click.argument("handle")
 @click.option("--name", help="For display; default: the handle.")
-def projects_create(store: str, handle: str, name: str | None) -> None:
+def projects_create(store: str, store_password_file: Path | None, handle: str, name: str | None) -> None:
     """Create a project; `keys create` then makes a key for it."""
     handle = parse_handle(handle, "HANDLE")
-    project = _run(_with_store(store, lambda opened: opened.create_project(handle, name or handle)))
+    opened = _store_at(store, store_password_file, LeaseTerms(), shared=True)
+    project = _run(_with_store(opened, lambda: opened.create_project(handle, name or handle)))
     click.echo(project.id)
 
 
-async def _with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
-    store = store_at(url, LeaseTerms(), shared=True)
+def _store_at(url: str, password_file: Path | None, terms: LeaseTerms, *, shared: bool = False) -> Store:
+    if password_file is None and not url.startswith("sqlite:"):
+        password_file = credential(STORE_PASSWORD_CREDENTIAL)
+    return store_at(url, terms, password_file=password_file, shared=shared)
+
+
+async def _with_store(store: Store, work: Callable[[], Awaitable[T]]) -> T:
     await store.open(lambda _: None)
     try:
-        return await work(store)
+        return await work()
     finally:
         await store.close()
 

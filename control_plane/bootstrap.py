@@ -6,6 +6,7 @@ from pathlib import Path
 import structlog
 
 from control_plane.config import BOOTSTRAP_PROJECT, ConfigurationError, parse_api_key
+from control_plane.credentials import credential, others_can_read
 from control_plane.domain.store import Store
 from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, new_api_key
@@ -43,29 +44,25 @@ async def ensure_key(store: Store, key_file: Path | None) -> None:
         await store.create_project(BOOTSTRAP_PROJECT, BOOTSTRAP_PROJECT.capitalize())
     except Conflict:
         _log.debug("project exists", project=BOOTSTRAP_PROJECT)
-    await store.create_key(BOOTSTRAP_PROJECT, KEY_NAME, hash_secret(key))
+    try:
+        await store.create_key(BOOTSTRAP_PROJECT, KEY_NAME, hash_secret(key))
+    except Conflict:
+        # Another replica, started at the same time and given the same key, was first.
+        return
     _log.info("first API key created", project=BOOTSTRAP_PROJECT, key_file=None if given else str(key_file))
 
 
 def _given() -> tuple[str | None, str]:
     """The key that somebody chose, and where: the variable before the credential."""
     variable = os.environ.pop(BOOTSTRAP_KEY_VARIABLE, None)
-    directory = _credentials()
-    if variable is not None or directory is None:
+    path = credential(CREDENTIAL_NAME)
+    if variable is not None or path is None:
         return variable, BOOTSTRAP_KEY_VARIABLE
-    path, origin = directory / CREDENTIAL_NAME, f"the credential {CREDENTIAL_NAME}"
+    origin = f"the credential {CREDENTIAL_NAME}"
     try:
         return path.read_text().strip(), origin
-    except FileNotFoundError:
-        return None, origin
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{origin} cannot be read: {error}") from error
-
-
-def _credentials() -> Path | None:
-    """Where a service manager has put secrets for this process alone."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    return Path(directory) if directory else None
 
 
 async def _check_given(store: Store, given: str | None, origin: str) -> None:
@@ -93,15 +90,9 @@ def _key_in(path: Path) -> str:
 
 def _key_left_in(path: Path) -> str:
     try:
-        if path.stat().st_mode & 0o077 and not _is_credential(path):
+        if others_can_read(path):
             raise ConfigurationError(f"--bootstrap-key-file {path} can be read by others: chmod 600 it, or remove it")
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--bootstrap-key-file {path} exists and cannot be read: {error}") from error
     return parse_api_key(text.strip(), f"--bootstrap-key-file {path}")
-
-
-def _is_credential(path: Path) -> bool:
-    """systemd gives them a mode with more bits (0440), in a directory that only this process can enter."""
-    directory = _credentials()
-    return directory is not None and path.resolve().is_relative_to(directory.resolve())

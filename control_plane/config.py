@@ -50,6 +50,7 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
 
     listen: Address
     store: str
+    store_password_file: Path | None = None
     bootstrap_key_file: Path | None = None
     dialect: ProjectDialect = "automations"
     dialects: dict[str, ProjectDialect] = field(default_factory=dict)

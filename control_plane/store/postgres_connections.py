@@ -4,7 +4,6 @@ The password comes from a file, which is read at every connection, or from libpq
 never from the URL, which every process list shows.
 """
 
-import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 import structlog
 
+from control_plane.credentials import others_can_read
 from control_plane.errors import StoreRefused, StoreUnavailable
 from wire.address import is_loopback
 
@@ -134,12 +134,9 @@ class Database:
         if self._password_file is None:
             return None
         try:
-            with self._password_file.open() as file:
-                if os.fstat(file.fileno()).st_mode & 0o077:
-                    raise StoreRefused(
-                        f"--store-password-file {self._password_file} can be read by others: chmod 600 it"
-                    )
-                password = file.read(4096).strip()
+            if others_can_read(self._password_file):
+                raise StoreRefused(f"--store-password-file {self._password_file} can be read by others: chmod 600 it")
+            password = self._password_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise StoreRefused(f"--store-password-file {self._password_file} cannot be read: {error}") from error
         if not password:
