@@ -8,7 +8,9 @@ from control_plane.domain.store import (
     Committed,
     JobClaimable,
     LeaseTerms,
+    SessionContested,
     SessionDrainRequested,
+    SessionTaken,
 )
 from control_plane.session import Action, Connection, Memory, Peer
 
@@ -19,15 +21,21 @@ Performed = list[tuple[Connection, list[Action]]]
 
 
 class Hub:
-    """Knows every connection; the transport performs what comes back, on the connection that it comes with."""
+    """Knows every connection; the transport performs what comes back, on the connection that it comes with.
+
+    `replicated`: other processes serve the same store and have workers of their own.
+    """
 
     def __init__(
         self,
         terms: LeaseTerms,
         new_session_token: Callable[[], str],
         new_lease_token: Callable[[], str],
+        *,
+        replicated: bool = False,
     ) -> None:
         self.terms = terms
+        self.replicated = replicated
         self.new_session_token = new_session_token
         self.new_lease_token = new_lease_token
         self._connections: dict[str, dict[Connection, None]] = {}
@@ -62,14 +70,10 @@ class Hub:
                         fact.environment_id,
                     )
                     kinds[kind] = (fact, kinds[kind][1] + 1 if kind in kinds else 1)
-            elif isinstance(fact, CancelRequested):
+            elif isinstance(fact, CancelRequested | SessionDrainRequested | SessionTaken | SessionContested):
                 carrier = self._carriers.get(fact.session_id)
                 if carrier is not None:
-                    performed.append((carrier, carrier.cancel(fact)))
-            elif isinstance(fact, SessionDrainRequested):
-                carrier = self._carriers.get(fact.session_id)
-                if carrier is not None:
-                    performed.append((carrier, carrier.drain(now)))
+                    performed.append((carrier, _told(carrier, fact, now)))
         for job, count in kinds.values():
             performed += self._offer(job, count, now)
         return performed
@@ -90,6 +94,10 @@ class Hub:
                 latest = max(latest, connection.last_seen)
         self._seen_until = latest
         return sorted(seen)
+
+    def carries(self, session_id: str) -> bool:
+        """Whether the session has a connection here."""
+        return session_id in self._carriers
 
     def live_sessions(self) -> list[str]:
         """The ids of the sessions that have a connection."""
@@ -164,3 +172,17 @@ class Hub:
             del project[connection]
             project[connection] = None
         return [(connection, actions) for connection, actions in performed if actions]
+
+
+def _told(
+    carrier: Connection, fact: CancelRequested | SessionDrainRequested | SessionTaken | SessionContested, now: float
+) -> list[Action]:
+    match fact:
+        case CancelRequested():
+            return carrier.cancel(fact)
+        case SessionDrainRequested():
+            return carrier.drain(now)
+        case SessionTaken():
+            return carrier.taken(fact)
+        case SessionContested():
+            return carrier.contested(fact)

@@ -96,7 +96,7 @@ class ControlPlane:
         self._config = config
         self._store = store
         self._listener = Listener()
-        self.hub = Hub(terms, new_session_token, new_lease_token)
+        self.hub = Hub(terms, new_session_token, new_lease_token, replicated=store.replicated)
         self._streams = RunStreams()
         authenticator = Authenticator(store, time.monotonic, store.now)
         self._gate = WorkerGate(store, self.hub, authenticator, config.dialect, config.dialects)

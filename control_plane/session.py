@@ -24,6 +24,8 @@ from control_plane.domain.store import (
     Lease,
     LeaseTerms,
     ReportOutcome,
+    SessionContested,
+    SessionTaken,
 )
 from control_plane.domain.times import rfc3339
 from control_plane.errors import StoreUnavailable
@@ -100,6 +102,21 @@ class PingPeer(Question, frozen=True):
     if none came or that socket is gone."""
 
     connection: "Connection"
+    timeout: float = PING_TIMEOUT
+
+
+class StoreContest(Question, frozen=True):
+    """`store.contest(project_id, worker_instance_id)`; answer its result."""
+
+    project_id: str
+    worker_instance_id: str
+
+
+class AnswerContest(Question, frozen=True):
+    """Ping this very socket, as in PingPeer, and give what came of it to `store.answer_contest(contest_id, alive=...)`;
+    answer None."""
+
+    contest_id: str
     timeout: float = PING_TIMEOUT
 
 
@@ -196,6 +213,7 @@ class Registry(Protocol):
     """What a connection asks of the process that it lives in (control_plane.hub.Hub)."""
 
     terms: LeaseTerms
+    replicated: bool
     new_session_token: Callable[[], str]
     new_lease_token: Callable[[], str]
 
@@ -354,6 +372,17 @@ class Connection:
         self.session = replace(self.session, drain_requested=True)
         return [Send(frame=frames.Drain()), *self._end_claim(now)]
 
+    def taken(self, fact: SessionTaken) -> list[Action]:
+        """Another process has the session's worker, or another worker its identity."""
+        if self.session is None or self.session.last_seen_at >= fact.before:
+            return []  # it has come back here since
+        self._registry.release(self)
+        return [Close(code=REPLACED, reason="the worker, or its identity, is connected elsewhere")]
+
+    def contested(self, fact: SessionContested) -> list[Action]:
+        """Another process asks whether this socket answers."""
+        return [AnswerContest(question=self._question(_no_actions), contest_id=fact.contest_id)]
+
     def room_for(self, job: JobClaimable) -> int:
         """How many jobs like this the open claim could still take."""
         claim = self._claim
@@ -403,7 +432,7 @@ class Connection:
             StoreFindSession(question=question, project_id=self.peer.project_id, token_hash=hash_secret(token)),
         ]
 
-    def _contest(self, frame: frames.Register) -> list[Action]:
+    def _contest(self, frame: frames.Register, *, elsewhere_asked: bool = False) -> list[Action]:
         """Register, unless another live connection owns the identity: then that one is pinged first."""
         if self._phase == "gone":
             return []
@@ -412,6 +441,8 @@ class Connection:
             # A draining session owns nothing, and contests nothing.
             return self._store_session(frame)
         owner = self._registry.owner(self.peer.project_id, frame.worker_instance_id)
+        if owner is None and known is None and self._registry.replicated and not elsewhere_asked:
+            return self._contest_elsewhere(frame)
         if owner is None or (known is not None and owner.session is not None and owner.session.id == known.id):
             self._registry.take(self, frame.worker_instance_id)
             return self._store_session(frame)
@@ -423,9 +454,24 @@ class Connection:
             self._registry.release(owner)
             closing = ClosePeer(connection=owner, code=REPLACED, reason="another process took over the identity")
             # Another rival may own it by now: then that one is asked.
-            return [closing, *self._contest(frame)]
+            return [closing, *self._contest(frame, elsewhere_asked=elsewhere_asked)]
 
         return [PingPeer(question=self._question(ponged, self._not_now), connection=owner)]
+
+    def _contest_elsewhere(self, frame: frames.Register) -> list[Action]:
+        def asked(alive: bool, now: float) -> list[Action]:  # noqa: FBT001 - the answer of a question
+            del now
+            if alive:
+                return self._refuse_identity("another live worker is connected under this worker_instance_id")
+            return self._contest(frame, elsewhere_asked=True)
+
+        return [
+            StoreContest(
+                question=self._question(asked, self._not_now),
+                project_id=self.peer.project_id,
+                worker_instance_id=frame.worker_instance_id,
+            )
+        ]
 
     def _store_session(self, frame: frames.Register) -> list[Action]:
         known = self._known

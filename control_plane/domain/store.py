@@ -68,7 +68,22 @@ class SessionDrainRequested(Fact, frozen=True):
     session_id: str
 
 
-Committed = JobClaimable | CancelRequested | RunChanged | SessionDrainRequested
+class SessionTaken(Fact, frozen=True):
+    """Another process that serves this store has the session's worker now, or another worker its identity: a socket
+    that has carried the session here since before this time is to be closed."""
+
+    session_id: str
+    before: int
+
+
+class SessionContested(Fact, frozen=True):
+    """Another process that serves this store asks whether the session's socket answers: see Store.answer_contest."""
+
+    session_id: str
+    contest_id: str
+
+
+Committed = JobClaimable | CancelRequested | RunChanged | SessionDrainRequested | SessionTaken | SessionContested
 Listener = Callable[[Sequence[Committed]], None]
 
 
@@ -158,6 +173,9 @@ class SessionView(Struct, frozen=True, kw_only=True):
 
 class Store(Protocol):
     """See the module's docstring for what every method promises."""
+
+    replicated: bool
+    """Whether other processes may serve it at the same time. Then facts come from them too, soon after they commit."""
 
     async def open(self, listener: Listener) -> None:
         """Open or create the database and migrate it. Raises StoreUnavailable with a sentence."""
@@ -283,7 +301,8 @@ class Store(Protocol):
         """The newest session of the id that has not ended."""
 
     async def sessions_seen(self, seen: dict[str, int]) -> None:
-        """last_seen_at by session id, written in one go (once a few seconds, not per frame)."""
+        """last_seen_at by session id, written in one go (once a few seconds, not per frame). A session that turns out
+        to be carried by another process is announced as SessionTaken."""
 
     async def update_session(
         self,
@@ -302,6 +321,13 @@ class Store(Protocol):
 
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:
         """Rows not ended, or ended with jobs still in hand; newest first."""
+
+    async def contest(self, project_id: str, worker_instance_id: str) -> bool:
+        """Whether a worker that is connected to another process owns the id: that process pings its socket. False
+        where no other process serves the store."""
+
+    async def answer_contest(self, contest_id: str, *, alive: bool) -> None:
+        """What a SessionContested asked."""
 
     # --- jobs
 

@@ -39,11 +39,12 @@ from control_plane.domain.store import (
     Reaped,
     ReportOutcome,
     SessionDrainRequested,
+    SessionTaken,
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import ControlPlaneError, StoreUnavailable
-from control_plane.keys import Identifiers, hash_secret
+from control_plane.keys import hash_secret
 from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import CancelRun, Claim, Heartbeat, Ping, Report, StartRun
 from control_plane.store.postgres_connections import Connection, Database
@@ -52,6 +53,7 @@ from control_plane.store.postgres_migrations import migrate, require_current
 from control_plane.store.postgres_pool import Pool
 from control_plane.store.postgres_queries import Queries
 from control_plane.store.postgres_registry import Registry
+from control_plane.store.postgres_replicas import Replicas
 from control_plane.store.postgres_sweep import Sweep
 from control_plane.store.postgres_writer import Writer
 from control_plane.store.statements import load_statements
@@ -67,6 +69,8 @@ _log = structlog.get_logger("control_plane.store")
 class PostgresStore:
     """control_plane.domain.store.Store on the database of `url`, which holds no password; `password_file` may."""
 
+    replicated = True
+
     def __init__(self, url: str, terms: LeaseTerms, *, password_file: Path | None = None, shared: bool = False) -> None:
         self.terms = terms
         self.database = Database(url, password_file)
@@ -81,12 +85,14 @@ class PostgresStore:
         self._registry = Registry(self._known)
         self._pool = Pool(self.database, self._postpone_lapses)
         self._writer = Writer(
-            self.database, self._known, self._pool.read, self.now, self._jobs_finished, self._postpone_lapses
+            self.database, self._known, self._pool.run, self.now, self._jobs_finished, self._postpone_lapses
         )
         self._listener: Listener = _ignore
         self._leases_lapse_from = 0
         self._last_jobs: dict[str, str] = {}
-        self.replica_id = ""
+        self.replicas = Replicas(
+            self.database, self._pool, statements, self._known.lanes, self.now, self._follow_the_clock
+        )
 
     # --- life
 
@@ -96,10 +102,12 @@ class PostgresStore:
             await require_current(self.database)
         await migrate(self.database)
         self._listener = listener
-        await self._pool.read(self._look_at_the_clock)
-        self.replica_id = Identifiers().new("rep", self.now())
+        current, latest = await self._pool.run(lambda connection: connection.fetchrow(self._sql["clock"]))
+        self._follow_the_clock(max(current, latest))
         self._postpone_lapses()
-        self._writer.start(listener)
+        if not self._shared:
+            await self.replicas.start(listener)
+        self._writer.start(self._announce)
 
     async def close(self) -> None:
         """See Store.close. A second call does nothing."""
@@ -108,6 +116,7 @@ class PostgresStore:
             await self._write_last_jobs()
         except StoreUnavailable as error:
             _log.debug("last jobs of sessions not written", error=str(error))
+        await self.replicas.stop()
         await self._pool.close()
 
     def now(self) -> int:
@@ -122,11 +131,10 @@ class PostgresStore:
         """See Store.load."""
         return await self._read(self._queries.load)
 
-    async def _look_at_the_clock(self, connection: Connection) -> None:
-        """Follow the database's clock forward, never back; what it says is at least as old as the answer's way."""
-        current, latest = await connection.fetchrow(self._sql["clock"])
+    def _follow_the_clock(self, database_time: int) -> None:
+        """Go on from the database's clock when it is ahead; what it said is as old as the answer's way."""
         known = self.now()
-        self._clock.keep_above(max(current, latest))
+        self._clock.keep_above(database_time)
         if self._clock_known and self.now() - known > CLOCK_JUMP:
             _log.warning("the database's clock was set forward", seconds=(self.now() - known) / 1_000_000)
             self._postpone_lapses()
@@ -137,14 +145,16 @@ class PostgresStore:
         self._leases_lapse_from = self.now() + to_microseconds(self.terms.lease_duration)
 
     async def _read(self, query: Callable[..., Awaitable[ResultT]], *arguments: Any) -> ResultT:
-        return await self._pool.read(lambda connection: query(connection, *arguments))
+        return await self._pool.run(lambda connection: query(connection, *arguments))
 
     async def _write(self, command: Callable[..., Awaitable[ResultT]], *arguments: Any, now: int | None) -> ResultT:
         at = now if now is not None else self.now()
-        return await self._pool.write(lambda connection: command(connection, *arguments, now=at))
+        return await self._pool.transact(lambda connection: command(connection, *arguments, now=at))
 
     def _announce(self, facts: Sequence[Committed]) -> None:
-        self._listener(facts)
+        if facts:
+            self.replicas.forward(facts)
+            self._listener(facts)
 
     # --- projects and keys
 
@@ -265,7 +275,11 @@ class PostgresStore:
 
     async def register_session(self, session: Session, *, now: int | None = None) -> Session:
         """See Store. Raises Conflict("session_superseded")."""
-        return await self._write(self._registry.register_session, session, self.replica_id, now=now)
+        record, superseded = await self._write(self._registry.register_session, session, self.replicas.id, now=now)
+        # Ours were asked before; a socket that another replica has is to be closed there, also that of this session.
+        taken = (*superseded, record.id)
+        self.replicas.forward([SessionTaken(session_id=each, before=record.last_seen_at) for each in taken])
+        return record
 
     async def session_by_token(self, project_id: str, token_hash: bytes) -> Session | None:
         """See Store."""
@@ -278,7 +292,22 @@ class PostgresStore:
     async def sessions_seen(self, seen: dict[str, int]) -> None:
         """See Store."""
         await self._write_last_jobs()
-        await self._read(self._registry.sessions_seen, seen)
+        asked_at = self.now()
+        lost = await self._read(self._registry.sessions_seen, seen, self.replicas.id)
+        if lost:
+            self._listener([SessionTaken(session_id=session_id, before=asked_at) for session_id in sorted(lost)])
+
+    async def contest(self, project_id: str, worker_instance_id: str) -> bool:
+        """See Store."""
+        ours = (self.replicas.id, self.replicas.gone_before)
+        rival = await self._pool.run(
+            lambda connection: connection.fetchrow(self._sql["rival"], project_id, worker_instance_id, *ours)
+        )
+        return rival is not None and await self.replicas.contest(*rival)
+
+    async def answer_contest(self, contest_id: str, *, alive: bool) -> None:
+        """See Store."""
+        await self.replicas.answer(contest_id, alive=alive)
 
     async def update_session(
         self,
@@ -292,7 +321,7 @@ class PostgresStore:
     ) -> None:
         """See Store."""
         at = now if now is not None else self.now()
-        await self._pool.write(
+        await self._pool.transact(
             lambda connection: self._registry.update_session(
                 connection,
                 session_id,
@@ -308,7 +337,10 @@ class PostgresStore:
 
     async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
         """See Store."""
-        return await self._write(self._registry.end_sessions, unseen_since, except_for, now=now)
+        if (now if now is not None else self.now()) < self._leases_lapse_from:
+            return 0  # the store was away: other replicas could not write whom they have seen, either
+        ours = (self.replicas.id, self.replicas.gone_before)
+        return await self._write(self._registry.end_sessions, unseen_since, except_for, ours, now=now)
 
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:  # noqa: ARG002 - the port
         """See Store."""
@@ -322,7 +354,7 @@ class PostgresStore:
     async def _write_last_jobs(self) -> None:
         if self._last_jobs:
             last_jobs, self._last_jobs = self._last_jobs, {}
-            await self._pool.read(
+            await self._pool.run(
                 lambda connection: connection.execute(
                     self._sql["set_last_jobs"], list(last_jobs), list(last_jobs.values())
                 )
@@ -386,10 +418,10 @@ class PostgresStore:
         may_lapse = at >= self._leases_lapse_from
 
         async def sweep(connection: Connection) -> tuple[Reaped, list[Committed]]:
-            one = Sweep(self._known, at, limit, leases_may_lapse=may_lapse)
-            return await one.run(connection, self._pool.read, time.monotonic()), one.facts
+            one = Sweep(self._known, at, limit, self.replicas.gone_before, leases_may_lapse=may_lapse)
+            return await one.run(connection, self._pool.run, time.monotonic()), one.facts
 
-        reaped, facts = await self._pool.write(sweep)
+        reaped, facts = await self._pool.transact(sweep)
         self._announce(facts)
         return reaped
 

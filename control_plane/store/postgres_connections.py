@@ -88,8 +88,9 @@ class Database:
                 "?sslmode=disable if the network itself is private"
             )
 
-    async def connect(self, **settings: str) -> Connection:
-        """A new connection; `settings` are server settings over ours. Raises StoreUnavailable, StoreRefused."""
+    async def connect(self, *, durable: bool = True, **settings: str) -> Connection:
+        """A new connection, whose commits are on disk when they return unless `durable` is false; `settings` are server
+        settings over ours. Raises StoreUnavailable, StoreRefused."""
         password = self._password()
         try:
             connection = await asyncpg.connect(
@@ -111,7 +112,8 @@ class Database:
             raise StoreRefused(f"store {self.name}: {error}") from error
         except FAULTS as error:
             raise StoreUnavailable(f"store {self.name} cannot be reached: {_sentence(error)}") from error
-        await self._insist_on_durability(connection)
+        if durable:
+            await self._insist_on_durability(connection)
         return connection
 
     async def check(self, connection: Connection) -> None:

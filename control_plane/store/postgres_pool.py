@@ -31,12 +31,13 @@ class Pool:
         self._idle: list[Connection] = []
         self._closed = False
 
-    async def read(self, work: Work[ResultT]) -> ResultT:
-        """What `work` answers; it may be called twice. Raises StoreUnavailable, Invalid, and what `work` raises."""
+    async def run(self, work: Work[ResultT]) -> ResultT:
+        """What `work` answers, whose statements stand for themselves; it may be called twice. Raises StoreUnavailable,
+        Invalid, and what `work` raises."""
         return await self._lend(work)
 
-    async def write(self, work: Work[ResultT]) -> ResultT:
-        """The same in a transaction: when it returns it is durable. A COMMIT without an answer is StoreUnavailable."""
+    async def transact(self, work: Work[ResultT]) -> ResultT:
+        """The same in one transaction: when it returns it is durable. No answer to COMMIT is StoreUnavailable."""
         for _ in range(REPETITIONS):
             with contextlib.suppress(FenceBrokenError, *REPEATABLE):
                 return await self._lend(lambda connection: _in_transaction(connection, work))

@@ -158,8 +158,11 @@ class Registry:
 
     # --- sessions
 
-    async def register_session(self, connection: Connection, session: Session, replica_id: str, now: int) -> Session:
-        """See Store.register_session. Raises Conflict("session_superseded")."""
+    async def register_session(
+        self, connection: Connection, session: Session, replica_id: str, now: int
+    ) -> tuple[Session, list[str]]:
+        """See Store.register_session; with the ids of the sessions that it has superseded. Raises
+        Conflict("session_superseded")."""
         # Two replicas that register one instance follow each other, so that the later one supersedes the earlier.
         await connection.execute(self._sql["lock_keys"], [_lock_key(session)])
         row = await connection.fetchrow(self._sql["lock_session"], session.id) if session.id else None
@@ -169,10 +172,11 @@ class Registry:
             await connection.execute(self._sql["insert_session"], *rows.session_row(record), replica_id, now)
         else:
             await self._renew(connection, record, replica_id, now)
-        if not record.draining:  # one that drains owns its identity no more: its successor may be at work already
-            identity = (record.project_id, record.worker_instance_id, record.id)
-            await connection.execute(self._sql["supersede_sessions"], now, *identity)
-        return record
+        if record.draining:  # it owns its identity no more: its successor may be at work already
+            return record, []
+        identity = (record.project_id, record.worker_instance_id, record.id)
+        superseded = await connection.fetch(self._sql["supersede_sessions"], now, *identity)
+        return record, [row[0] for row in superseded]
 
     async def _renew(self, connection: Connection, record: Session, replica_id: str, now: int) -> None:
         await connection.execute(
@@ -190,9 +194,10 @@ class Registry:
             now,
         )
 
-    async def sessions_seen(self, connection: Connection, seen: dict[str, int]) -> None:
-        """See Store.sessions_seen."""
-        await connection.execute(self._sql["sessions_seen"], list(seen), list(seen.values()))
+    async def sessions_seen(self, connection: Connection, seen: dict[str, int], replica_id: str) -> set[str]:
+        """See Store.sessions_seen; the ids of those that another replica carries, or that are superseded."""
+        ours = await connection.fetch(self._sql["sessions_seen"], list(seen), list(seen.values()), replica_id)
+        return seen.keys() - {row[0] for row in ours}
 
     async def update_session(
         self,
@@ -209,9 +214,12 @@ class Registry:
         flags = (draining, drain_requested, ended, now)
         await connection.execute(self._sql["update_session"], session_id, *flags, rows.to_json(selector))
 
-    async def end_sessions(self, connection: Connection, unseen_since: int, except_for: Sequence[str], now: int) -> int:
-        """See Store.end_sessions."""
-        status = await connection.execute(self._sql["end_sessions"], now, unseen_since, list(except_for))
+    async def end_sessions(
+        self, connection: Connection, unseen_since: int, except_for: Sequence[str], replicas: tuple[str, int], now: int
+    ) -> int:
+        """See Store.end_sessions; `replicas`: our id, and the time since which one that is gone has not beaten."""
+        kept = list(except_for)
+        status = await connection.execute(self._sql["end_sessions"], now, unseen_since, kept, *replicas)
         return int(status.rpartition(" ")[2])
 
 

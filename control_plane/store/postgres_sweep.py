@@ -9,6 +9,7 @@ import structlog
 from control_plane.domain import jobs
 from control_plane.domain.runs import Engine
 from control_plane.domain.store import Committed, Reaped
+from control_plane.domain.times import to_microseconds
 from control_plane.errors import ControlPlaneError
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
@@ -18,12 +19,14 @@ _log = structlog.get_logger("control_plane.store")
 
 
 class Sweep:
-    """One sweep in one transaction; `now` is microseconds. Afterwards `facts` are what it made true once committed."""
+    """One sweep in one transaction; `now` is microseconds, a replica that has not beaten since `gone_before` is gone.
+    Afterwards `facts` are what it made true once committed."""
 
-    def __init__(self, known: Known, now: int, limit: int, *, leases_may_lapse: bool) -> None:
+    def __init__(self, known: Known, now: int, limit: int, gone_before: int, *, leases_may_lapse: bool) -> None:
         self._known = known
         self._now = now
         self._limit = limit
+        self._gone_before = gone_before
         self._leases_may_lapse = leases_may_lapse
         self._decisions = Decisions(known)
         self.facts: list[Committed] = []
@@ -51,11 +54,16 @@ class Sweep:
         sql = self._known.sql
         found: dict[int, str] = {}
         runs: dict[int, int | None] = {}
-        over = {"execution": "overrun_claims", "lease": "lapsed_leases", "waiting": "lapsed_pending"}
+        duration = to_microseconds(self._known.terms.lease_duration)
+        over: dict[str, tuple[str, tuple[int, ...]]] = {
+            "execution": ("overrun_claims", ()),
+            "lease": ("lapsed_leases", (duration, self._gone_before)),
+            "waiting": ("lapsed_pending", ()),
+        }
         if not self._leases_may_lapse:
             del over["lease"]
-        for kind, statement in over.items():
-            for seq, run_seq in await connection.fetch(sql[statement], self._now, self._limit):
+        for kind, (statement, more) in over.items():
+            for seq, run_seq in await connection.fetch(sql[statement], self._now, self._limit, *more):
                 found.setdefault(seq, kind)
                 runs[seq] = run_seq
         wanted = sorted({run_seq for run_seq in runs.values() if run_seq is not None})

@@ -71,6 +71,8 @@ _log = structlog.get_logger("control_plane.store")
 class SqliteStore:
     """control_plane.domain.store.Store on the file at `path`, made with mode 0600 when it does not exist."""
 
+    replicated = False
+
     def __init__(
         self, path: str | Path, terms: LeaseTerms, clock: Clock | None = None, *, shared: bool = False
     ) -> None:
@@ -364,6 +366,13 @@ class SqliteStore:
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:  # noqa: ARG002 - the port
         """See Store."""
         return await self._read(self._queries.sessions, project_id)
+
+    async def contest(self, project_id: str, worker_instance_id: str) -> bool:  # noqa: ARG002 - the port
+        """See Store: one process owns the file."""
+        return False
+
+    async def answer_contest(self, contest_id: str, *, alive: bool) -> None:
+        """See Store: nobody asks."""
 
     # --- jobs
 

@@ -8,7 +8,7 @@ answer pings or sends faster than the store can follow is slowed down, then drop
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,11 +19,12 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from control_plane.domain.model import Dialect
-from control_plane.domain.store import Committed, Store
+from control_plane.domain.store import Committed, SessionContested, Store
 from control_plane.errors import ControlPlaneError
 from control_plane.hub import Hub
 from control_plane.session import (
     Action,
+    AnswerContest,
     Close,
     ClosePeer,
     Connection,
@@ -32,6 +33,7 @@ from control_plane.session import (
     Question,
     Send,
     StoreClaim,
+    StoreContest,
     StoreFindSession,
     StoreHeartbeat,
     StoreRegister,
@@ -125,11 +127,20 @@ class WorkerGate:
 
     def committed(self, facts: Sequence[Committed]) -> None:
         """Tell the sockets what the store has made true; called by its listener, in the loop's thread."""
+        for fact in facts:
+            if isinstance(fact, SessionContested) and not self.hub.carries(fact.session_id):
+                self.keep(self.store.answer_contest(fact.contest_id, alive=False), "contest")
         now = asyncio.get_running_loop().time()
         for connection, actions in self.hub.committed(facts, now, self.store.now()):
             socket = self.sockets.get(connection)
             if socket is not None:
                 socket.perform(actions)
+
+    def keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have it done, by a task that somebody remembers."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def finish(self, limit: float) -> None:
         """Wait until every question is answered, `limit` seconds at most; the sockets may be gone."""
@@ -233,9 +244,7 @@ class WorkerSocket(asyncio.Protocol):
     def _upgrade(self, request: Request) -> None:
         # Nothing is read until the answer is decided: what follows would be parsed as frames.
         self._pause_reading()
-        task = self._loop.create_task(self._admit(request), name="worker socket admission")
-        self._gate.tasks.add(task)
-        task.add_done_callback(self._gate.tasks.discard)
+        self._gate.keep(self._admit(request), "worker socket admission")
 
     async def _admit(self, request: Request) -> None:
         response = self._core.accept(request)
@@ -332,9 +341,7 @@ class WorkerSocket(asyncio.Protocol):
                 self._send(action)
             elif isinstance(action, Question):
                 self._questions.add(action.question)
-                task = self._loop.create_task(self._ask(connection, action))
-                self._gate.tasks.add(task)
-                task.add_done_callback(self._gate.tasks.discard)
+                self._gate.keep(self._ask(connection, action), "question")
             elif isinstance(action, Close):
                 self.close(action.code, action.reason)
             elif isinstance(action, ClosePeer):
@@ -409,6 +416,11 @@ class WorkerSocket(asyncio.Protocol):
                     ended=question.ended,
                     selector=question.selector,
                 )
+            case StoreContest():
+                return await store.contest(question.project_id, question.worker_instance_id)
+            case AnswerContest():
+                alive = await self.ping(question.timeout)
+                return await store.answer_contest(question.contest_id, alive=alive)
             case PingPeer():
                 other = self._gate.sockets.get(question.connection)
                 return other is not None and await other.ping(question.timeout)

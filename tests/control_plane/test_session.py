@@ -7,7 +7,9 @@ from control_plane.domain.model import Selector
 from control_plane.domain.store import (
     HeartbeatOutcome,
     ReportOutcome,
+    SessionContested,
     SessionDrainRequested,
+    SessionTaken,
 )
 from control_plane.errors import Conflict, StoreUnavailable
 from control_plane.keys import hash_secret
@@ -17,10 +19,12 @@ from control_plane.session import (
     REMEMBERED_CLAIMS,
     REPLACED,
     TRY_AGAIN_LATER,
+    AnswerContest,
     Close,
     ClosePeer,
     PingPeer,
     StoreClaim,
+    StoreContest,
     StoreHeartbeat,
     StoreRegister,
     StoreReport,
@@ -175,6 +179,65 @@ def test_the_same_process_takes_its_session_to_a_new_socket(room):
     old.close()
     assert room.hub.owner(PROJECT, "w-1") is new.connection
     assert room.hub.live_sessions() == [new.connection.session.id]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_where_others_serve_the_store_they_are_asked_for_the_owner_of_an_identity(alive):
+    worker = Worker(Room(replicated=True))
+    worker.send(frames.Register(worker_instance_id="w-1", message_id="m1"))
+    assert [type(each) for each in worker.questions] == [StoreContest]
+    asked = worker.answer(StoreContest, alive)
+    assert (asked.project_id, asked.worker_instance_id) == (PROJECT, "w-1")
+    if alive:
+        (error,) = worker.take()
+        assert (error.error.code, error.message_id) == (frames.WORKER_INSTANCE_CONFLICT, "m1")
+        assert worker.closed[0].code == POLICY_VIOLATION
+    else:
+        worker.store_agrees()
+        assert [type(frame) for frame in worker.take()] == [frames.Registered]
+
+
+def test_others_are_not_asked_about_a_process_that_is_known():
+    room = Room(replicated=True)
+    first = Worker(room)
+    first.send(frames.Register(worker_instance_id="w-1"))
+    first.answer(StoreContest, False)
+    first.store_agrees()
+    first.close()
+    again = Worker(room)
+    again.register("w-1", worker_session_token=first.token)
+    assert again.connection.session.id == first.connection.session.id
+
+
+def test_a_rival_that_came_while_others_were_asked_is_pinged():
+    room = Room(replicated=True)
+    slow, quick = Worker(room), Worker(room)
+    for worker in (slow, quick):
+        worker.send(frames.Register(worker_instance_id="w-1"))
+    quick.answer(StoreContest, False)
+    quick.store_agrees()
+    slow.answer(StoreContest, False)
+    assert slow.asked(PingPeer).connection is quick.connection
+
+
+def test_a_session_that_another_process_has_taken_is_closed_here_unless_it_has_come_back(room):
+    worker = room.worker()
+    since = worker.connection.session.last_seen_at
+    session_id = worker.connection.session.id
+    room.committed(SessionTaken(session_id=session_id, before=since))
+    assert worker.closed == []
+    room.committed(SessionTaken(session_id=session_id, before=since + 1))
+    assert worker.closed == [Close(code=REPLACED, reason=worker.closed[0].reason)]
+    # Its identity is free at once.
+    assert room.worker().connection.session.id != session_id
+
+
+def test_a_contested_session_is_asked_whether_it_answers(room):
+    worker = room.worker()
+    room.committed(SessionContested(session_id=worker.connection.session.id, contest_id="contest"))
+    assert worker.answer(AnswerContest, None).contest_id == "contest"
+    room.committed(SessionContested(session_id="wsess_elsewhere", contest_id="contest"))
+    assert worker.questions == []
 
 
 def test_a_superseded_token_is_refused(room):

@@ -1,7 +1,7 @@
 """The store on PostgreSQL: group commit, many replicas on one database, migrations, refusals."""
 
 import asyncio
-from itertools import combinations
+from itertools import combinations, count
 
 import asyncpg
 import pytest
@@ -102,6 +102,7 @@ async def test_facts_are_announced_before_the_caller_goes_on(place):
 async def test_replicas_share_everything_and_claim_nothing_twice(place):
     async with scenario(place) as one, scenario(place, prepared=False) as two:
         two.project, two.session = one.project, one.session
+        two.numbers = count(1_000_000)
         await one.publish("a", [action()])
         runs = await asyncio.gather(*((one, two)[number % 2].start("a") for number in range(60)))
         claims = await asyncio.gather(*((one, two)[number % 2].claim(limit=7) for number in range(20)))
@@ -119,6 +120,7 @@ async def test_replicas_share_everything_and_claim_nothing_twice(place):
 async def test_a_lane_that_another_replica_made_is_claimed_from_when_lanes_are_read_again(place, monkeypatch):
     async with scenario(place) as one, scenario(place, prepared=False) as two:
         two.project, two.session = one.project, one.session
+        two.numbers = count(1_000_000)
         await one.publish("a", [action()])
         assert await two.claim() == []
         await one.start("a")

@@ -18,13 +18,14 @@ PROJECT = "proj_1"
 class Room:
     """A hub, a clock, and the questions that nobody has answered yet."""
 
-    def __init__(self):
+    def __init__(self, *, replicated=False):
         numbers = count(1)
         self.now = 1000.0
         self.hub = Hub(
             LeaseTerms(lease_duration=60.0, heartbeat_cadence=CADENCE),
             lambda: f"session token {next(numbers)}",
             lambda: f"lease token {next(numbers)}",
+            replicated=replicated,
         )
         self.sessions = count(1)
         self.rows = {}

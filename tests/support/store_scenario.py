@@ -81,10 +81,10 @@ class PostgresPlace:
         return PostgresStore(self.url, terms)
 
     async def read(self, store, sql):
-        return [tuple(row) for row in await store._pool.read(lambda connection: connection.fetch(sql))]
+        return [tuple(row) for row in await store._pool.run(lambda connection: connection.fetch(sql))]
 
     async def write(self, store, sql):
-        await store._pool.write(lambda connection: connection.execute(sql))
+        await store._pool.transact(lambda connection: connection.execute(sql))
 
     @asynccontextmanager
     async def writes_held(self, store):
@@ -114,6 +114,7 @@ class Scenario:
         self.place = place
         self.store = store
         self.facts = []
+        self._announced = asyncio.Event()
         self.numbers = count(1)
         self.project = None
         self.session = None
@@ -215,6 +216,21 @@ class Scenario:
     async def reap(self, now):
         return await self.store.reap(limit=100, now=at(now))
 
+    def listen(self, facts):
+        self.facts.extend(facts)
+        self._announced.set()
+
+    async def hears(self, kind):
+        """Wait for a fact of this kind, and forget those before it."""
+        async with asyncio.timeout(30):
+            while True:
+                for place, fact in enumerate(self.facts):
+                    if isinstance(fact, kind):
+                        del self.facts[: place + 1]
+                        return fact
+                self._announced.clear()
+                await self._announced.wait()
+
     def announced(self, kind):
         """The facts of one kind since the last call, of any kind."""
         found = [fact for fact in self.facts if isinstance(fact, kind)]
@@ -232,7 +248,7 @@ async def scenario(place, *, prepared=True, grace=False, **terms):
     """An open store at `place`, closed at the end. Without `grace` leases may lapse from the first moment on."""
     store = place.store(LeaseTerms(**{"lease_duration": LEASE, "pending_deadline": PENDING_DEADLINE, **terms}))
     made = Scenario(place, store)
-    await store.open(made.facts.extend)
+    await store.open(made.listen)
     try:
         if not grace:
             store._leases_lapse_from = 0

@@ -134,8 +134,19 @@ SELECT ARRAY(SELECT nextval('runs_seq_seq') FROM generate_series(1, $1)),
 SELECT c.seq, j.run_seq FROM jobs_claimed c JOIN jobs j ON j.seq = c.seq WHERE c.execution_deadline_at <= $1
 ORDER BY c.seq LIMIT $2 FOR UPDATE OF c SKIP LOCKED
 
+-- A worker whose replica is gone ($4: which has not beaten since), or that has come back to another one since it last
+-- said something about the job, gets one lease duration ($3) more: it could not heartbeat while it had no socket.
 -- name: lapsed_leases
-SELECT c.seq, j.run_seq FROM jobs_claimed c JOIN jobs j ON j.seq = c.seq WHERE c.lease_expires_at <= $1
+SELECT c.seq, j.run_seq FROM jobs_claimed c
+JOIN jobs j ON j.seq = c.seq
+LEFT JOIN sessions s ON s.id = c.session_id
+LEFT JOIN replicas r ON r.id = s.replica_id
+WHERE c.lease_expires_at <= $1 AND (
+    c.lease_expires_at + $3 <= $1
+    OR NOT coalesce(
+        s.connected_at > c.lease_expires_at - $3 OR r.stopped_at IS NOT NULL OR r.beat_at <= $4, false
+    )
+)
 ORDER BY c.seq LIMIT $2 FOR UPDATE OF c SKIP LOCKED
 
 -- name: lapsed_pending

@@ -39,14 +39,18 @@ WHERE id = ANY(ARRAY(
     WHERE project_id = $2 AND worker_instance_id = $3 AND id <> $4 AND NOT draining AND NOT superseded
     ORDER BY id FOR UPDATE
 ))
+RETURNING id
 
+-- Answers those that are ours: no other replica has taken them over, and no other process their identity.
 -- name: sessions_seen
 UPDATE sessions s SET last_seen_at = greatest(s.last_seen_at, seen.at)
 FROM (
     SELECT l.id, asked.at FROM unnest($1::text[], $2::bigint[]) AS asked (id, at) JOIN sessions l USING (id)
+    WHERE l.replica_id = $3 AND NOT l.superseded
     ORDER BY l.id FOR UPDATE OF l
 ) seen
 WHERE s.id = seen.id
+RETURNING s.id
 
 -- name: set_last_jobs
 UPDATE sessions s SET last_job_seq = done.job_seq
@@ -66,9 +70,15 @@ UPDATE sessions SET
     selector = coalesce($6, selector)
 WHERE id = $1
 
+-- Each replica ends its own, and those of replicas that are gone.
 -- name: end_sessions
 UPDATE sessions SET ended_at = $1
 WHERE id = ANY(ARRAY(
-    SELECT id FROM sessions WHERE ended_at IS NULL AND last_seen_at < $2 AND id <> ALL($3::text[])
+    SELECT id FROM sessions
+    WHERE ended_at IS NULL AND last_seen_at < $2 AND id <> ALL($3::text[]) AND (
+        replica_id = $4 OR replica_id IS NULL OR NOT EXISTS (
+            SELECT 1 FROM replicas r WHERE r.id = sessions.replica_id AND r.stopped_at IS NULL AND r.beat_at > $5
+        )
+    )
     ORDER BY id FOR UPDATE SKIP LOCKED
 ))
