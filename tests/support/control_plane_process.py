@@ -30,13 +30,17 @@ STOP_TIMEOUT = 20.0
 
 
 class ControlPlaneProcess:
-    """`arguments` are further options of `serve`. `key` is the bootstrap key of project `default`."""
+    """`arguments` are further options of `serve`. `key` is the bootstrap key of project `default`; replicas of one
+    store share its file."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, store_url: str | None = None, key_file: Path | None = None
+    ) -> None:
+        directory.mkdir(exist_ok=True)
         self.directory = directory
         self.arguments = arguments
-        self.store_url = f"sqlite://{directory.resolve()}/control-plane.db"
-        self.key_file = directory / "api-key"
+        self.store_url = store_url or f"sqlite://{directory.resolve()}/control-plane.db"
+        self.key_file = key_file or directory / "api-key"
         self.log_file = directory / "control-plane.log"
         # Bound and never listening: nobody else is given the port, and the server may share it (SO_REUSEADDR).
         self._reserved_port = socket.socket()

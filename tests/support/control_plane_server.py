@@ -65,19 +65,19 @@ class Serving(Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def serving(directory: Path, **settings: Any) -> AsyncIterator[Serving]:
-    """`directory` is absolute, `settings` are fields of ServeConfig."""
+async def serving(directory: Path, *, store: str | None = None, **settings: Any) -> AsyncIterator[Serving]:
+    """`directory` is absolute, `settings` are fields of ServeConfig. `store`: its URL, if it is no file there."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         host, port = listening.getsockname()
         config = ServeConfig(
             listen=Address(host=host, port=port),
-            store=f"sqlite://{directory}/control-plane.db",
+            store=store or f"sqlite://{directory}/control-plane.db",
             bootstrap_key_file=directory / "api-key",
             **settings,
         )
         terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
-        store = store_at(config.store, terms)
-        plane = ControlPlane(config, terms, store)
+        opened = store_at(config.store, terms)
+        plane = ControlPlane(config, terms, opened)
         listens = asyncio.Event()
         running = asyncio.create_task(plane.run(listening, listens.set))
         ready = asyncio.create_task(listens.wait())
@@ -87,7 +87,7 @@ async def serving(directory: Path, **settings: Any) -> AsyncIterator[Serving]:
             await running
         key = (directory / "api-key").read_text().strip()
         try:
-            yield Serving(host=host, port=port, key=key, plane=plane, store=store)
+            yield Serving(host=host, port=port, key=key, plane=plane, store=opened)
         finally:
             plane.stop("the test ends")
             async with asyncio.timeout(DEADLINE):
