@@ -213,8 +213,10 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+TIMEOUT = 400
 
-TestSqliteStore = SqliteMachine.TestCase
+TestSqliteStore = pytest.mark.timeout(TIMEOUT)(SqliteMachine.TestCase)
 TestSqliteStore.settings = SETTINGS
-TestPostgresStore = pytest.mark.usefixtures("cluster")(PostgresMachine.TestCase)
-TestPostgresStore.settings = SETTINGS
+TestPostgresStore = pytest.mark.timeout(TIMEOUT)(pytest.mark.usefixtures("cluster")(PostgresMachine.TestCase))
+# Each example has a database made for it, and each look at it is a round trip.
+TestPostgresStore.settings = settings(SETTINGS, max_examples=12)
