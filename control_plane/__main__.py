@@ -41,6 +41,7 @@ from control_plane.server import ControlPlane
 from control_plane.store import store_at
 from service_manager import journal
 from service_manager.notify import Notifier
+from wire import stacks
 from wire.build import package_version
 
 EX_OK, EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_CONFIG = 0, 64, 66, 69, 70, 73, 78
@@ -121,6 +122,8 @@ def serve_command(**options: Any) -> None:
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
     store = _store_at(config.store, config.store_password_file, terms)
     pipe = inherited_pipe()
+    if pipe is not None:
+        stacks.answer()
     with (
         contextlib.closing(Notifier.from_environment(os.environ)) as notifier,
         contextlib.closing(_bind(config.listen)) as listening,

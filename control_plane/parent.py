@@ -1,9 +1,11 @@
 """The pipe to a supervisor that started this process (wire/pipe.py): hello, ready, a beat a second, last words.
 
-The pipe is inherited: PIPE_FD_VARIABLE names its descriptor. Its end is the parent's end, and then we stop too.
+The pipe is inherited: PIPE_FD_VARIABLE names its descriptor. Its end is the parent's end, and then we stop too. Beats
+re-arm a timer in C that ends a process which can hear neither, because its loop is blocked.
 """
 
 import asyncio
+import faulthandler
 import os
 import socket
 from collections.abc import Callable
@@ -29,6 +31,11 @@ SLOT = "control-plane"
 BEAT_INTERVAL = 1.0
 """Seconds."""
 
+HANG_LIMIT = 60.0
+"""Seconds without a beat after which this process ends itself, with its stacks; a supervisor that lives is sooner."""
+
+_REARM_INTERVAL = 10.0
+
 
 class Parent:
     """Our end of the pipe. `stop` is called once when the parent asks us to drain, or is gone."""
@@ -38,6 +45,8 @@ class Parent:
         self._loop = loop
         self._stop = stop
         self._ready = False
+        self._orphaned = False
+        self._rearm_at = 0.0
         self._beat_due = loop.time() + BEAT_INTERVAL
         self._timer = loop.call_at(self._beat_due, self._beat)
         loop.add_reader(pipe.fileno(), self._readable)
@@ -51,6 +60,7 @@ class Parent:
     def close(self, reason: str, *, refused: bool = False) -> None:
         """Last words. `refused`: a restart would change nothing until somebody repairs what the reason names."""
         self._timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
         self._loop.remove_reader(self._pipe.fileno())
         self._send(Bye(slot=SLOT, incarnation=1, reason=reason, refused=refused))
         self._pipe.close()
@@ -61,6 +71,9 @@ class Parent:
         self._send(
             Beat(slot=SLOT, incarnation=1, source="loop", session=session, loop_lag=max(0.0, now - self._beat_due))
         )
+        if now >= self._rearm_at and not self._orphaned:
+            self._rearm_at = now + _REARM_INTERVAL
+            faulthandler.dump_traceback_later(HANG_LIMIT + _REARM_INTERVAL, exit=True)
         self._beat_due = now + BEAT_INTERVAL
         self._timer = self._loop.call_at(self._beat_due, self._beat)
 
@@ -73,6 +86,9 @@ class Parent:
             data = b""
         if not data:
             self._loop.remove_reader(self._pipe.fileno())
+            # For the last time: nobody is left to end a stop that does not get on.
+            self._orphaned = True
+            faulthandler.dump_traceback_later(HANG_LIMIT, exit=True)
             self._stop("the supervisor is gone")
             return
         try:

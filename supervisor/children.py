@@ -8,6 +8,7 @@ told: nothing of a dead process arrives after its death.
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import random
 import secrets
@@ -19,7 +20,7 @@ from collections.abc import Callable, Hashable, Mapping
 import msgspec
 from msgspec import Struct
 
-from supervisor.evidence import SuspectT, children_of, complete, why_no_stacks
+from supervisor.evidence import SuspectT, children_of, complete, name_of, why_no_stacks
 from supervisor.facts import Fact, HandlerImportFailed, MessageRefused, OrphanEnded
 from supervisor.job_processes import JobProcesses, Owner
 from supervisor.output import Line, OutputReader
@@ -132,10 +133,13 @@ class Children:
     # --- making --------------------------------------------------------------------------------------------------
 
     def start(self, slot: str, incarnation: int, kind: Kind, program: Program) -> None:
-        """posix_spawn a mold or a control plane, its pipe on MOLD_FD. Raises OSError."""
+        """posix_spawn a mold or a control plane, its pipes on MOLD_FD and STACKS_FD. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        stacks_reader, stacks_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        their_end, their_stacks = _aside(theirs.detach()), _aside(stacks_writer)
         process = self._adopt(slot, incarnation, kind, ours, reader)
+        process.stacks = StacksReader(self._loop, stacks_reader)
         try:
             process.pid = os.posix_spawn(
                 program.arguments[0],
@@ -145,8 +149,8 @@ class Children:
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, writer, 1),
                     (os.POSIX_SPAWN_DUP2, writer, 2),
-                    # Last, because the pipe's number might be the one that it replaces.
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), pipe.MOLD_FD),
+                    (os.POSIX_SPAWN_DUP2, their_end, pipe.MOLD_FD),
+                    (os.POSIX_SPAWN_DUP2, their_stacks, pipe.STACKS_FD),
                 ],
                 setsid=True,
                 setsigmask=[],
@@ -157,8 +161,8 @@ class Children:
             self._forget(process)
             raise
         finally:
-            theirs.close()
-            os.close(writer)
+            for descriptor in (their_end, their_stacks, writer):
+                os.close(descriptor)
         self._deliver(Spawned(slot=slot, incarnation=incarnation, pid=process.pid))
 
     def fork(self, slot: str, incarnation: int, mold_slot: str, settings: pipe.ChildSettings) -> None:
@@ -255,7 +259,7 @@ class Children:
 
     def _ask_stacks(self, process: Process, done: Callable[[str, str], None]) -> None:
         if process.stacks is None or process.pidfd < 0:
-            done("", "only workers are asked")
+            done("", "the process is not there yet")
             return
         why_not = why_no_stacks(process.pid)
         if why_not:
@@ -504,12 +508,13 @@ class Children:
         self._signal(process, signal.SIGKILL)
 
     def _end_orphan(self, pid: int) -> None:
+        name = name_of(pid)
         with contextlib.suppress(ProcessLookupError):
             # Unreaped, so the number is still its own.
             os.kill(pid, signal.SIGKILL)
         if pid not in self._orphans:
             self._orphans.add(pid)
-            self._publish(OrphanEnded(pid=pid))
+            self._publish(OrphanEnded(pid=pid, name=name))
         self._reap(pid)
 
     def _reap(self, pid: int) -> None:
@@ -528,6 +533,13 @@ class Children:
     def _tell(self, fact: Callable[..., Fact], process: Process, **fields: str) -> None:
         slot, incarnation = process.key
         self._publish(fact(pool="", slot=slot, incarnation=incarnation, **fields))
+
+
+def _aside(descriptor: int) -> int:
+    """The same open file under a number that no file action of a spawn replaces; the given one is closed."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, pipe.STACKS_FD + 1)
+    os.close(descriptor)
+    return moved
 
 
 def _a_zombie() -> int | None:

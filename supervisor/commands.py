@@ -344,6 +344,7 @@ def _slot_status(fleet: Fleet, slot: Slot, now: float) -> SlotStatus:
         loop_lag=beat.loop_lag if beat is not None else None,
         jobs_in_hand=slot.jobs_in_hand,
         oldest_job_age=beat.oldest_job_age if beat is not None else 0.0,
+        acknowledgement_age=beat.last_acknowledgement_age if beat is not None and slot.kind == "child" else None,
         reports_waiting=beat.reports_waiting if beat is not None else 0,
         completed=totals.completed,
         failed=totals.failed,

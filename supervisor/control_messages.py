@@ -84,6 +84,7 @@ class SlotStatus(Struct, frozen=True, kw_only=True):
     loop_lag: float | None
     jobs_in_hand: int
     oldest_job_age: float
+    acknowledgement_age: float | None
     reports_waiting: int
     completed: int
     failed: int

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from supervisor.facts import HangClass, ProcessEvidence, SuspectFact
+from supervisor.facts import ChildHung, HangClass, ProcessEvidence, SuspectFact
 from supervisor.slots import HEARD
 from wire.pipe import STACKS_SIGNAL
 
@@ -19,7 +19,11 @@ _STATUS = ("State", "Threads", "TracerPid", "VmRSS", "VmSwap", "SigPnd", "ShdPnd
 def complete(suspect: SuspectT, pid: int) -> SuspectT:
     """The fact with what /proc says of the process, and what that says of the hang."""
     evidence = evidence_of(pid)
-    return msgspec.structs.replace(suspect, evidence=evidence, hang=hang_class(evidence.state, suspect))
+    hang: HangClass | None = hang_class(evidence.state, suspect)
+    if hang == "not_progressing" and isinstance(suspect, ChildHung) and suspect.ordered:
+        # Nothing is wrong with it as far as anybody can see.
+        hang = None
+    return msgspec.structs.replace(suspect, evidence=evidence, hang=hang)
 
 
 def evidence_of(pid: int) -> ProcessEvidence:
@@ -77,6 +81,11 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def name_of(pid: int) -> str:
+    """What a process calls itself; empty when it is gone."""
+    return "".join(_lines(f"/proc/{pid}/comm"))
+
+
 def _state_and_parent(pid: int) -> tuple[str, int]:
     with contextlib.suppress(OSError, ValueError, IndexError):
         # The command name stands in parentheses and may hold anything, parentheses too.
@@ -86,8 +95,7 @@ def _state_and_parent(pid: int) -> tuple[str, int]:
 
 
 def _described(pid: int) -> str:
-    name = "".join(_lines(f"/proc/{pid}/comm"))
-    return f"{pid} {_state_and_parent(pid)[0]} {name}"
+    return f"{pid} {_state_and_parent(pid)[0]} {name_of(pid)}"
 
 
 def _lines(path: str, most: int = _KEPT_LINES) -> list[str]:

@@ -121,11 +121,13 @@ class ChildHung(SuspectFact, frozen=True):
     """A process is killed now, with the evidence: it was silent too long, stood still, did not boot, did not leave.
 
     `detail` is a sentence where these fields do not say it; `lasted` is seconds from the first sign to this decision.
+    `ordered`: it is killed because somebody asked for it, whatever it does.
     """
 
     why: EndCause = "hung"
     detail: str = ""
     lasted: float = 0.0
+    ordered: bool = False
 
 
 class ChildBye(SlotFact, frozen=True):
@@ -265,6 +267,7 @@ class OrphanEnded(Fact, frozen=True):
     """A living process that no slot ordered became our child (a handler left it behind) and was killed."""
 
     pid: int
+    name: str = ""
 
 
 class DrainedSlot(Struct, frozen=True, kw_only=True):

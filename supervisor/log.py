@@ -111,8 +111,11 @@ class Log:
                 evidence = msgspec.to_builtins(fact.evidence)
                 evidence["stacks"] = fact.evidence.stacks[:_MAX_STACKS]
                 entry["evidence"] = {key: value for key, value in evidence.items() if value}
-                # The class says it better.
+                # The class says it better, and the line itself.
                 del entry["loop_silent"], fields["loop_silent"]
+                if isinstance(fact, facts.ChildHung):
+                    del entry["ordered"], fields["ordered"]
+                    level, event = ("warning", "killing a process as ordered") if fact.ordered else line
             case facts.JobProcessKilled():
                 entry["evidence"] = {key: value for key, value in msgspec.to_builtins(fact.evidence).items() if value}
             case facts.JobProcessEnded() if fact.cause == "finished":

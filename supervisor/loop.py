@@ -62,6 +62,7 @@ from supervisor.slots import (
     Step,
     ThreadBeat,
 )
+from wire.pipe import ChildSettings
 
 ROUND_INTERVAL = 1.0
 """Seconds between two rounds at most."""
@@ -71,6 +72,9 @@ OVERSLEPT = 2.0
 
 THOROUGH_SWEEP_INTERVAL = 10.0
 """Seconds between two searches for orphans that live, when no process ended meanwhile."""
+
+ADOPTION_PATIENCE = 5.0
+"""Seconds that a child's start waits for the disk to say whether a journal was left by a slot that is gone."""
 
 SAMPLING_ROUNDS = 30
 """Rounds in which the memory of every process is looked at once."""
@@ -124,6 +128,7 @@ class Loop:
         self._sampled: deque[str] = deque()
         self._swept_at = self._searched_at = self._fed_at = self._heard_at = 0.0
         self._search = False
+        self._forking: set[asyncio.Task[None]] = set()
         self._dropped_told = 0
         self._status = ""
 
@@ -364,14 +369,26 @@ class Loop:
             self._children.instruct(slot, incarnation, mold_settings(settings, pool))
             return
         told = child_settings(settings, pool, slot, self._instance_prefix, action.previous_end)
-        left = journals.adopt(Path(told.journal_path), self._slot_names()) if told.journal_path else None
-        if left is not None:
-            self._publish(JournalAdopted(slot=slot, journal=left.name))
-            told = msgspec.structs.replace(told, previous_end=None)
-        self._children.fork(slot, incarnation, mold, told)
+        if not told.journal_path:
+            self._children.fork(slot, incarnation, mold, told)
+            return
+        forking = self._loop.create_task(self._fork_with_journal(action, mold, told))
+        self._forking.add(forking)
+        forking.add_done_callback(self._forking.discard)
 
-    def _slot_names(self) -> set[str]:
-        return {child.name for child in self._fleet.children}
+    async def _fork_with_journal(self, action: SpawnProcess, mold: str, told: ChildSettings) -> None:
+        """What a slot that is gone has left is looked for beside the loop: a disk may stand still, and it must not."""
+        names, left = {child.name for child in self._fleet.children}, None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADOPTION_PATIENCE):
+                left = await asyncio.to_thread(journals.adopt, Path(told.journal_path), names)
+        if left is not None:
+            self._publish(JournalAdopted(slot=action.slot, journal=left.name))
+            told = msgspec.structs.replace(told, previous_end=None)
+        try:
+            self._children.fork(action.slot, action.incarnation, mold, told)
+        except Exception as error:  # noqa: BLE001 - see _perform
+            self._failed(action, error)
 
     def _failed(self, action: Action, error: Exception) -> None:
         name = type(action).__name__

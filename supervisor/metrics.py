@@ -68,7 +68,7 @@ class Metrics(Collector):
                     self._restarts[fact.pool].observe(self._clock() - died_at)
             case facts.ChildDied():
                 self._count_end(fact)
-            case facts.ChildHung():
+            case facts.ChildHung() if not fact.ordered:
                 self._counted["hangs", fact.pool, fact.slot, fact.hang or "unknown"] += 1
                 if fact.why != "killed":
                     self._detections[fact.pool].observe(fact.lasted)

@@ -16,7 +16,7 @@ import msgspec
 
 from supervisor import config
 from supervisor.facts import REPLACED, ChildRecycled
-from supervisor.recycle import Recycler
+from supervisor.recycle import RECYCLE_GRACE, Recycler
 from supervisor.slots import AbandonSpawn, DeadlinePassed, Drain, Event, Kill, Slot, Stalled, Start, State, Step
 from wire.pipe import PreviousEnd
 
@@ -100,6 +100,7 @@ class Pool:
         self._successors: dict[str, str] = {}
         self._old_molds: list[Slot] = []
         self._recycler = Recycler()
+        self._recycled: set[str] = set()
         for number in range(1, 1 if on_trial else settings.workers + 1):
             self._add(number)
 
@@ -281,8 +282,10 @@ class Pool:
         if not self.filling or self.trial is not None or self.is_rolling or self.outdated:
             return []
         missing = sum(child.state is not State.READY for child in self.staying)
+        # Those that still finish what they hold take no capacity, and memory all the same.
+        room = self.share - missing - len(self.leaving)
         steps: list[Step] = []
-        for child, reason in self._recycler.choose(self.staying, self.settings.limits, self.share - missing, now):
+        for child, reason in self._recycler.choose(self.staying, self.settings.limits, room, now):
             steps.append(
                 ChildRecycled(
                     pool=self.name,
@@ -295,6 +298,7 @@ class Pool:
                 )
             )
             self.replace([child.name], grace)
+            self._recycled.add(child.name)
         return steps
 
     def scale(self, workers: int, grace: float, now: float) -> list[Step]:
@@ -417,7 +421,12 @@ class Pool:
             if not self.owns(old) or not self.owns(new):
                 del self._successors[old]
             elif old not in self.leaving and self.find(new).state is State.READY:
-                steps += self._leave(self.find(old), self._grace, now)
+                patient = old in self._recycled
+                steps += self._leave(self.find(old), max(self._grace, RECYCLE_GRACE) if patient else self._grace, now)
+                if patient:
+                    # It may take its time, and holds up nothing else.
+                    del self._successors[old]
+                    self._recycled.discard(old)
         if self.outdated or not children_may_start or self.mold.state is not State.READY or self.trial is not None:
             return steps
         while self._queue and len(self._successors) < self.share:

@@ -19,6 +19,10 @@ SPREAD = 0.2
 IDLE_PATIENCE = 60.0
 """Seconds that a child which is due may go on to be busy."""
 
+RECYCLE_GRACE = 3600.0
+"""Seconds that a recycled child has for what it holds. Its replacement works already: there is no hurry, and a job that
+is cut off may have no attempt left."""
+
 Reason = Literal["jobs", "age", "memory", "overdue"]
 
 

@@ -581,8 +581,11 @@ class Slot:
 
     def condemn_as_overdue(self, _event: DeadlinePassed, now: float) -> list[Step]:
         """It had its grace, and its last words never came: evidence first, here too."""
-        silent = now - self._loop_beat_at >= HEARD
-        return self._condemn("killed", now, lasted=now - self._drain_began, loop_silent=silent)
+        return self._condemn("killed", now, lasted=now - self._drain_began, loop_silent=self._is_mute(now))
+
+    def condemn_as_ordered(self, _event: Kill, now: float) -> list[Step]:
+        """Who orders a kill has a reason, which is in the evidence; it is gathered in no time, or not waited for."""
+        return self._condemn("killed", now, lasted=0.0, loop_silent=self._is_mute(now), ordered=True)
 
     def tell_evidence(self, event: EvidenceKept, _now: float) -> list[Step]:
         """Why it is killed, with everything that is known."""
@@ -616,6 +619,9 @@ class Slot:
 
     # --- how an end is judged ------------------------------------------------------------------------------------
 
+    def _is_mute(self, now: float) -> bool:
+        return self.beat is not None and now - self._loop_beat_at >= HEARD
+
     def _as_seen(self, now: float) -> dict[str, Any]:
         return {
             "silent_for": now - self._loop_beat_at,
@@ -624,12 +630,9 @@ class Slot:
             "session": self.session,
         }
 
-    def _condemn(
-        self, cause: EndCause, now: float, *, lasted: float, detail: str = "", loop_silent: bool = False
-    ) -> list[Step]:
+    def _condemn(self, cause: EndCause, now: float, *, loop_silent: bool = False, **told: Any) -> list[Step]:
         self._kill_cause = None if cause == "killed" else cause
-        seen = self._as_seen(now)
-        self._hung = self._fact(ChildHung, **seen, why=cause, lasted=lasted, detail=detail, loop_silent=loop_silent)
+        self._hung = self._fact(ChildHung, **self._as_seen(now), **told, why=cause, loop_silent=loop_silent)
         return [KeepEvidence(slot=self.name, incarnation=self.incarnation, hung=self._hung)]
 
     def _cause_of(self, event: Died) -> tuple[EndCause, str]:
@@ -770,7 +773,8 @@ class Cell(Struct, frozen=True):
 _DIES_UNASKED = Cell(State.BACKOFF, (Slot.bury, Slot.reschedule))
 _DIES_ASKED = Cell(State.EMPTY, (Slot.bury,))
 _DRAINS = Cell(State.DRAINING, (Slot.drain,))
-_ENDS = Cell(State.ENDING, (Slot.mark_killed_in_stop, Slot.kill))
+_ENDS = Cell(State.OVERDUE, (Slot.mark_killed_in_stop, Slot.condemn_as_ordered))
+_ENDS_AT_ONCE = Cell(State.ENDING, (Slot.mark_killed_in_stop, Slot.kill))
 
 
 def _orders() -> dict[type[Event], Cell]:
@@ -821,7 +825,7 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         Spawned: Cell(State.BOOTING, (Slot.note_pid,)),
         SpawnFailed: Cell(State.BACKOFF, (Slot.bury_unborn, Slot.reschedule)),
         Drain: _DRAINS,
-        Kill: _ENDS,
+        Kill: _ENDS_AT_ONCE,
         DeadlinePassed: Cell(State.SPAWNING, (Slot.abandon,)),
     },
     State.BOOTING: {
@@ -858,8 +862,8 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         **_row_of_stopping(State.CONDEMNED),
         EvidenceKept: Cell(State.KILLED, (Slot.tell_evidence, Slot.kill)),
         Died: Cell(State.BACKOFF, (Slot.tell_without_evidence, Slot.bury, Slot.reschedule)),
-        Drain: Cell(State.ENDING, (Slot.tell_without_evidence, Slot.kill)),
-        Kill: Cell(State.ENDING, (Slot.tell_without_evidence, Slot.mark_killed_in_stop, Slot.kill)),
+        Drain: Cell(State.OVERDUE),
+        Kill: Cell(State.OVERDUE, (Slot.mark_killed_in_stop,)),
         DeadlinePassed: Cell(State.KILLED, (Slot.tell_without_evidence, Slot.kill)),
     },
     State.OVERDUE: {
@@ -877,7 +881,7 @@ _ROWS: dict[State, dict[type[Event], Cell]] = {
         **_row_of_stopping(State.KILLED),
         Died: _DIES_UNASKED,
         Drain: Cell(State.ENDING),
-        Kill: _ENDS,
+        Kill: _ENDS_AT_ONCE,
         DeadlinePassed: Cell(State.STUCK, (Slot.note_stuck,)),
     },
     State.ENDING: {

@@ -17,6 +17,9 @@ MAX_MESSAGE = 128 * 1024
 MOLD_FD = 3
 """File descriptor of the mold's end of its pipe (the mold is started by exec)."""
 
+STACKS_FD = 4
+"""File descriptor of the pipe that takes the stacks of a process that is started by exec."""
+
 PIPE_FD_VARIABLE = "MOBIUS_SUPERVISOR_FD"
 """Environment variable that names the pipe's file descriptor to an embedded control plane."""
 

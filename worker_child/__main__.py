@@ -120,7 +120,7 @@ class _Child:
         self._drain(grace, reason, ordered=True)
 
     def stop(self, reason: str) -> None:
-        """A signal, or the supervisor's death: the grace of the settings counts, unless an order gave another."""
+        """A signal: the grace of the settings counts, unless an order gave another."""
         self._drain(self._settings.drain_grace, reason, ordered=False)
 
     def _drain(self, grace: float, reason: str, *, ordered: bool) -> None:

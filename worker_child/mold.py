@@ -14,6 +14,7 @@ import gc
 import hashlib
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -28,7 +29,7 @@ import structlog
 import uvloop
 import websockets.asyncio.client
 
-from wire import build, pipe
+from wire import build, pipe, stacks
 from worker_child import __main__ as child
 from worker_child import isolated, log
 from worker_child.actions import registry
@@ -47,10 +48,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mold:
-    """One mold. `late` are modules that an earlier life of this process found to leave threads behind."""
+    """One mold. `late` are modules that an earlier life of this process found to leave threads behind.
 
-    def __init__(self, channel: socket.socket, late: list[str]) -> None:
+    `has_stacks`: the supervisor's pipe for its stacks is open on STACKS_FD.
+    """
+
+    def __init__(self, channel: socket.socket, late: list[str], *, has_stacks: bool) -> None:
         self._channel = channel
+        self._has_stacks = has_stacks
         self._late = late
         self._build = build.build_id()
 
@@ -109,6 +114,8 @@ class Mold:
         if LATE in arguments:
             arguments = arguments[: arguments.index(LATE)]
         self._channel.set_inheritable(True)
+        if self._has_stacks:
+            os.set_inheritable(pipe.STACKS_FD, True)  # noqa: FBT003 - the only way to call it
         os.execv(sys.executable, [sys.executable, *arguments, LATE, *late])  # noqa: S606 - our own program again
 
     def _serve(self) -> int:
@@ -171,6 +178,8 @@ class Mold:
             if os.read(go_reader, 1) == b"g":
                 os.close(go_reader)
                 self._channel.close()
+                if self._has_stacks:
+                    os.close(pipe.STACKS_FD)
                 if isinstance(spawn, pipe.Spawn):
                     code = _become_child(spawn, given, self._build, self._late)
                 else:
@@ -200,7 +209,7 @@ def _prepare() -> None:
 
 def _become_child(spawn: pipe.Spawn, given: list[int], build_id: str, late: list[str]) -> int:
     """Runs in the child, once it is the supervisor's. Returns the child's exit code."""
-    channel, output, stacks, jobs = given
+    channel, output, own_stacks, jobs = given
     os.setsid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != spawn.supervisor_pid:
@@ -210,7 +219,7 @@ def _become_child(spawn: pipe.Spawn, given: list[int], build_id: str, late: list
     os.dup2(output, 2)
     os.close(output)
     # Written by the signal's own handler in C: it answers while the loop is blocked or the interpreter is stuck.
-    faulthandler.register(pipe.STACKS_SIGNAL, file=stacks, all_threads=True)
+    faulthandler.register(pipe.STACKS_SIGNAL, file=own_stacks, all_threads=True)
     random.seed()
     pipes = socket.socket(fileno=channel), socket.socket(fileno=jobs)
     return child.run(spawn, *pipes, build_id=build_id, late_modules=late)
@@ -276,18 +285,29 @@ def _threads(at_most: int | None = None) -> int:
         time.sleep(0.01)  # a native thread can be waited for in no other way; bounded by the deadline
 
 
+def _is_closed(channel: socket.socket) -> bool:
+    """Whether the other end is gone, whatever it may have left to be read."""
+    poll = select.poll()
+    poll.register(channel, 0)
+    return bool(poll.poll(0))
+
+
 def main() -> int:
     """The process's whole life. Returns the exit code."""
     channel = socket.socket(fileno=pipe.MOLD_FD)
     channel.set_inheritable(False)
     faulthandler.enable()
-    faulthandler.register(pipe.STACKS_SIGNAL, all_threads=True)
+    has_stacks = stacks.answer()
+    # It has nothing to finish, and an import that hangs would never see the end of its pipe.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _is_closed(channel):
+        return 0
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
     late = sys.argv[sys.argv.index(LATE) + 1 :] if LATE in sys.argv else []
     try:
-        return Mold(channel, late).run()
+        return Mold(channel, late, has_stacks=has_stacks).run()
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except pipe.PipeMessageError as error:

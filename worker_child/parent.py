@@ -34,9 +34,6 @@ class Orders(Protocol):
     def drain(self, grace: float, reason: str) -> None:
         """Claim no more, finish within `grace` seconds."""
 
-    def stop(self, reason: str) -> None:
-        """The same, within the grace of the settings."""
-
 
 class Parent:
     """One child's conversation with its supervisor. `beat` gives the facts of a beat; slot and source are filled in."""
@@ -159,7 +156,8 @@ class Parent:
             # Set for the last time: nobody is left to end a child that beats on and does not get done with its drain.
             self._orphaned = True
             faulthandler.dump_traceback_later(self._hang_after, exit=True)
-            orders.stop("the supervisor is gone")
+            # As an order: it shortens a longer grace that was given while there was somebody to see it kept.
+            orders.drain(self._spawn.settings.drain_grace, "the supervisor is gone")
             return
         try:
             order = pipe.decode_to_child(data)

@@ -1,7 +1,11 @@
 import asyncio
+import faulthandler
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,15 @@ from wire.pipe import (
     decode_from_child,
     encode,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _timer() -> Iterator[None]:
+    """The one that ends a process which hangs must not outlive a test that fails."""
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
@@ -64,6 +77,36 @@ async def test_the_parents_end_and_its_drain_stop_us(pipes: tuple[socket.socket,
         assert await reasons.get() == "the supervisor is gone"
     assert reasons.empty()
     parent.close("stopped")
+
+
+@pytest.mark.parametrize("what", ["time.sleep(60)", "beat_on_and_do_not_stop()"])
+def test_one_that_can_hear_nobody_or_does_not_stop_ends_itself_with_its_stacks(what: str) -> None:
+    """The second one's supervisor is gone, so nobody else would ever end it."""
+    program = f"""
+import asyncio, socket, time
+from control_plane import parent
+
+parent.HANG_LIMIT, parent._REARM_INTERVAL, parent.BEAT_INTERVAL = 1.0, 0.1, 0.1
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ours.settimeout(0)
+
+def beat_on_and_do_not_stop():
+    theirs.close()
+
+async def main():
+    it = parent.Parent(ours, asyncio.get_running_loop(), lambda reason: None)
+    await asyncio.sleep(0.5)
+    {what}
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert "Timeout (0:00:01" in done.stderr
+    assert "in main" in done.stderr or "in run" in done.stderr
 
 
 def test_the_pipe_is_named_by_the_environment_and_leaves_it(

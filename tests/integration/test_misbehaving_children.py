@@ -196,6 +196,21 @@ def test_deaf(tmp_path: Path, server: WorkerSocketServer) -> None:
         assert supervisor.leftovers() == []
 
 
+def test_killed_by_order(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """Who kills in a hurry has a reason: it is in the evidence, which is kept first and counts as no hang."""
+    with Gate() as gate, supervising(tmp_path, server) as supervisor:
+        supervisor.wait_for("ready", slot=SLOT)
+        server.offer("test.gate", {"port": gate.port})
+        gate.knock()
+        supervisor.process.send_signal(signal.SIGQUIT)
+        killed = supervisor.wait_for("killing a process as ordered", slot=SLOT)
+        assert "in run\n" in killed["evidence"]["stacks"]
+        assert "hang" not in killed
+        assert supervisor.process.wait(PATIENCE) == 75
+        kept = record(supervisor)
+        assert (kept["cause"], kept["hang"]["ordered"]) == ("killed", True)
+
+
 def test_ignores_term(tmp_path: Path, server: WorkerSocketServer) -> None:
     """The order over the pipe says the same, so nothing is killed."""
     with supervising(tmp_path, server, "ignores_term") as supervisor:
@@ -236,10 +251,24 @@ def test_hangs_at_import(tmp_path: Path, server: WorkerSocketServer) -> None:
         assert hung["silent_for"] >= 2.0  # since it was asked for, which is before it is there
         assert seconds_between(started, hung) <= 2.0 + EVIDENCE_PATIENCE + BUSY
         assert (hung["why"], hung["hang"]) == ("boot_timeout", "not_progressing")
+        assert 'hangs_at_import.py", line' in hung["evidence"]["stacks"]
         assert supervisor.wait_for("process ended", slot=MOLD)["cause"] == "boot_timeout"
         supervisor.wait_for("process started", slot=MOLD, incarnation=2)
         assert list(supervisor.matching("process started", slot=SLOT)) == []
         assert supervisor.terminate() == 0
+
+
+def test_hangs_at_import_in_the_child_itself(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """It has the time that a process has to boot, not that of a silent loop; its stacks say where it stands."""
+    settings: dict[str, Any] = {"preload": False, "limits": LIMITS | {"boot": "5s"}}
+    with supervising(tmp_path, server, "hangs_at_import", **settings) as supervisor:
+        hung = supervisor.wait_for("killing a process that hangs", slot=SLOT)
+        assert hung["lasted"] >= 5.0
+        assert hung["why"] == "boot_timeout"
+        assert 'hangs_at_import.py", line' in hung["evidence"]["stacks"]
+        assert list(supervisor.matching("event loop is silent")) == []
+        assert supervisor.wait_for("process ended", slot=SLOT)["cause"] == "boot_timeout"
+        supervisor.terminate()
 
 
 def test_a_mold_that_stands_still(tmp_path: Path, server: WorkerSocketServer) -> None:

@@ -67,6 +67,16 @@ def test_a_child_that_can_hear_nobody_ends_itself(
         assert time.monotonic() - killed <= KILL_AFTER + GRACE - silent["silent_for"] + BUSY
 
 
+def test_a_mold_whose_import_hangs_goes_with_its_supervisor(tmp_path: Path, server: WorkerSocketServer) -> None:
+    """It never looks at its pipe, and nobody else would ever end it."""
+    with supervising(tmp_path, server, "hangs_at_import") as supervisor:
+        started = supervisor.wait_for("process started", slot="mold:default")
+        mold = psutil.Process(started["pid"])
+        supervisor.kill()
+        _, alive = psutil.wait_procs([mold], timeout=PATIENCE)
+        assert alive == []
+
+
 def test_a_child_that_beats_on_and_does_not_go_ends_itself(tmp_path: Path, server: WorkerSocketServer) -> None:
     """Its loop runs, so it would set its own timer anew for ever; without a supervisor it is set only once more."""
     with Gate() as gate, supervising(tmp_path, server, "deaf") as supervisor:

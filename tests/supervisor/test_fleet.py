@@ -20,6 +20,7 @@ from supervisor.slots import (
     Booted,
     Died,
     Event,
+    KeepEvidence,
     KillProcess,
     LoopBeat,
     SaidBye,
@@ -146,6 +147,8 @@ def test_a_second_stop_shortens_the_grace_and_a_third_kills() -> None:
     assert [step.grace for step in story.steps if isinstance(step, AskToDrain)] == [30.0]
     story.stop()
     assert [step.grace for step in story.steps if isinstance(step, AskToDrain)] == [5.0]
+    story.stop()
+    assert [step.slot for step in story.steps if isinstance(step, KeepEvidence)] == ["p1-1"]
     assert ("KillProcess", "p1-1") in story.stop()
     story.dies("p1-1", signal=9)
     story.tick()
@@ -173,8 +176,10 @@ def test_a_stuck_child_does_not_keep_the_supervisor() -> None:
     story = Story(settings(embedded=False, workers=1))
     story.full()
     story.steps = story.fleet.kill("SIGQUIT", story.now)
-    story.now = story.fleet.next_deadline()
-    story.tick()
+    # It is given up when it neither leaves evidence nor dies.
+    for _ in range(2):
+        story.now = story.fleet.next_deadline()
+        story.tick()
     assert story.fleet.phase is Phase.CLOSING
     story.dies("mold:p1", signal=15)
     story.tick()

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from service_manager.log_writer import LogWriter, to_stream
 from service_manager.notify import Notifier
-from supervisor import config, facts
+from supervisor import config, facts, journals
+from supervisor import loop as loop_module
 from supervisor.children import Children
 from supervisor.fleet import Fleet
 from supervisor.log import Log
@@ -99,9 +101,24 @@ async def test_a_process_that_cannot_be_made_is_told_as_failed(loop: Loop, monke
 
 async def test_a_child_without_a_mold_is_told_as_failed(loop: Loop) -> None:
     loop._perform([SpawnProcess(slot="rig-1", incarnation=1, previous_end=None)])
-    (event,) = loop._events
-    assert isinstance(event, SpawnFailed)
-    assert event.message == "LookupError: mold:rig has no process"
+    (forking,) = loop._forking
+    await forking
+    failed = told(loop).facts[0]
+    assert isinstance(failed, facts.ActionFailed)
+    assert (failed.slot, failed.problem) == ("rig-1", "LookupError: mold:rig has no process")
+
+
+async def test_a_disk_that_stands_still_holds_up_neither_the_loop_nor_a_start_for_long(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(loop_module, "ADOPTION_PATIENCE", 0.05)
+    monkeypatch.setattr(journals, "adopt", lambda *_arguments: never.wait(30) or None)
+    loop._perform([SpawnProcess(slot="rig-1", incarnation=1, previous_end=None)])
+    (forking,) = loop._forking
+    await forking
+    never.set()
+    assert isinstance(told(loop).facts[0], facts.ActionFailed), "it went on without, as far as there is a mold"
 
 
 async def test_a_round_that_fails_is_logged_and_the_next_one_is_due(

@@ -169,9 +169,10 @@ def test_a_child_that_outlasts_its_grace_is_killed() -> None:
     assert story.tick() == [("KillProcess", "rig-1", 1)]
 
 
-def test_kill_ends_everybody_at_once() -> None:
+def test_kill_ends_everybody_and_asks_for_evidence_only_once() -> None:
     story = Story()
     story.full()
+    assert [type(step) for step in story.pool.kill(story.now)] == [KeepEvidence, KeepEvidence]
     assert orders(story.pool.kill(story.now)) == [("KillProcess", "rig-1", 1), ("KillProcess", "rig-2", 1)]
 
 

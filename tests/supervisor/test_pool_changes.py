@@ -8,6 +8,7 @@ import pytest
 from supervisor import config, facts
 from supervisor.config import Limits, Percent, PositiveDuration, Restart
 from supervisor.pool import Pool
+from supervisor.recycle import RECYCLE_GRACE
 from supervisor.slots import (
     AskToDrain,
     BecameReady,
@@ -321,6 +322,27 @@ def test_children_that_reached_a_limit_are_exchanged_a_share_at_a_time() -> None
     assert all(child.failures == 0 for child in story.pool.children)
     story.now += 61.0
     assert recycled(story) == ["rig-1", "rig-3"]
+
+
+def test_a_recycled_child_may_finish_what_it_holds_and_holds_up_nobody() -> None:
+    story = Story(workers=4, unavailable=50)
+    story.pool.adjust(msgspec.structs.replace(story.settings, limits=Limits(max_jobs=10)), GRACE, story.now)
+    beaten(story, "rig-1", jobs=10, in_hand=1)
+    assert recycled(story) == []
+    story.now += 61.0
+    for number in (1, 2, 3, 4):
+        beaten(story, f"rig-{number}", jobs=10 if number == 1 else 0, in_hand=1)
+    assert recycled(story) == ["rig-1"]
+    story.tick()
+    story.come_up()
+    steps = story.pool.tick(story.now, children_may_start=True)
+    assert [(step.slot, step.grace) for step in steps if isinstance(step, AskToDrain)] == [("rig-1", RECYCLE_GRACE)]
+    assert not story.pool.is_rolling, "a restart or a scaling need not wait for it"
+    assert story.pool.role("rig-1") == "leaving"
+    # It still takes memory: only one more may join it.
+    for number in (2, 3, 4):
+        beaten(story, f"rig-{number}", jobs=10, in_hand=0)
+    assert recycled(story) == ["rig-2"]
 
 
 def test_nothing_is_recycled_while_children_are_missing() -> None:

@@ -173,8 +173,8 @@ ROADS: dict[State, tuple[type[Event], ...]] = {
     State.CONDEMNED: (Start, Spawned, DeadlinePassed),
     State.OVERDUE: (Start, Spawned, Booted, BecameReady, Drain, DeadlinePassed),
     State.KILLED: (Start, Spawned, DeadlinePassed, EvidenceKept),
-    State.ENDING: (Start, Spawned, Kill),
-    State.STUCK: (Start, Spawned, Kill, DeadlinePassed),
+    State.ENDING: (Start, Spawned, Kill, Kill),
+    State.STUCK: (Start, Spawned, Kill, Kill, DeadlinePassed),
     State.BACKOFF: (Start, Spawned, Booted, Died),
 }
 
@@ -504,12 +504,26 @@ def test_a_condemned_process_that_ends_otherwise_is_told_as_hung_all_the_same(ev
     life.pass_deadline()
     life.pass_deadline()
     life.feed(event)
-    assert len(life.facts(facts.ChildHung)) == 1
     if event is not Died:
+        assert (life.steps, life.slot.state) == ([], State.OVERDUE), "evidence is waited for all the same"
         life.feed(Died, **died_of(signal=9))
+    assert len(life.facts(facts.ChildHung)) == 1
     (died,) = life.facts(facts.ChildDied)
     assert died.cause == "hung"
     assert life.slot.state is (State.BACKOFF if event is Died else State.EMPTY)
+
+
+def test_who_orders_a_kill_gets_evidence_first_and_who_insists_gets_it_at_once() -> None:
+    life = Life()
+    life.start()
+    (evidence,) = life.feed(Kill)
+    assert isinstance(evidence, KeepEvidence)
+    assert (evidence.hung.why, evidence.hung.ordered, evidence.hung.loop_silent) == ("killed", True, False)
+    told, kill = life.feed(Kill)
+    assert (told, type(kill)) == (evidence.hung, KillProcess)
+    life.feed(Died, **died_of(signal=9))
+    (died,) = life.facts(facts.ChildDied)
+    assert (died.cause, life.slot.state) == ("killed", State.EMPTY)
 
 
 def test_a_spawn_that_is_never_announced_is_abandoned() -> None:
@@ -568,7 +582,7 @@ def test_a_drain_that_overtakes_the_announcement_is_repeated_with_a_signal() -> 
 def test_a_process_that_survives_sigkill_is_called_stuck_and_killed_again() -> None:
     life = Life()
     life.start()
-    life.feed(Kill)
+    life.feed(Kill, Kill)
     assert [type(step) for step in life.pass_deadline()] == [facts.ChildStuck]
     assert life.slot.is_over
     life.pass_deadline()

@@ -25,6 +25,7 @@ def slot(**changes: Any) -> SlotStatus:
         "loop_lag": None,
         "jobs_in_hand": 2,
         "oldest_job_age": 1.5,
+        "acknowledgement_age": 0.5,
         "reports_waiting": 0,
         "completed": 10,
         "failed": 1,
@@ -94,7 +95,7 @@ def test_a_slot_in_detail() -> None:
     lines = view.detail_lines(
         SlotDetail(status=slot(), output=["at work", "\x1b[2Jgone"], silence={"hang": "stopped"}, last_exit=last_exit)
     )
-    assert "pid              4711" in lines
+    assert "pid                  4711" in lines
     assert lines[lines.index("its event loop is silent:") + 1] == "  hang: stopped"
     start = lines.index("last exit:")
     assert lines[start + 1 : start + 7] == [

@@ -16,13 +16,10 @@ class Orders:
     """Records what the supervisor asks for."""
 
     def __init__(self) -> None:
-        self.given: asyncio.Queue[tuple[str, float | None]] = asyncio.Queue()
+        self.given: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
 
     def drain(self, grace: float, reason: str) -> None:
         self.given.put_nowait((reason, grace))
-
-    def stop(self, reason: str) -> None:
-        self.given.put_nowait((reason, None))
 
 
 @pytest.fixture
@@ -68,7 +65,7 @@ async def test_orders_and_the_end_of_the_pipe_are_heard(supervisor: tuple[socket
     assert await asyncio.wait_for(orders.given.get(), 20) == ("the supervisor asked for it", 12.0)
     end.send(b"\xc1 nonsense")
     end.close()
-    assert await asyncio.wait_for(orders.given.get(), 20) == ("the supervisor is gone", None)
+    assert await asyncio.wait_for(orders.given.get(), 20) == ("the supervisor is gone", SETTINGS.drain_grace)
     parent.registered()
     parent.detach(loop)
 
