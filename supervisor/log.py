@@ -144,7 +144,8 @@ class Log:
                 fields = {"stream": "output"}
             else:
                 fields = {name: entry[name] for name in _JOB_FIELDS if name in entry}
-                fields["event"] = entry["event"]
+                # A worker hands on what the process of a job printed.
+                fields |= {"stream": "output"} if entry.get("stream") == "output" else {"event": entry["event"]}
             self._writer.write(self._render({**entry, **shown}, {**fields, **of_source}))
 
     def _write(self, level: str, event: str, entry: dict[str, Any], fields: Mapping[str, Any]) -> None:

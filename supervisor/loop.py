@@ -307,6 +307,10 @@ class Loop:
         working = sum(child.is_working for child in self._fleet.children)
         wanted = sum(pool.workers for pool in self._fleet.running.pool)
         status = f"{self._fleet.phase.value}: {min(working, wanted)} of {wanted} workers ready"
+        if self._fleet.phase is Phase.DRAINING:
+            left = [child for child in self._fleet.children if not child.is_over]
+            jobs = sum(child.jobs_in_hand for child in left)
+            status = f"draining: {len(left)} of {wanted} workers left, with {jobs} job{'s' * (jobs != 1)} in hand"
         if self._fleet.build_skew:
             status += f"; {REPLACED}"
         loops = [slot for slot in self._fleet.slots if slot.crash_loop is not None]

@@ -132,11 +132,13 @@ def _ask(context: click.Context, path: Path | None, request: Request) -> Answer:
     directory = runtime_directory(named, os.environ)
     try:
         return ask(directory, request)
-    except NoSupervisorError:
+    except NoSupervisorError as error:
         # Nothing says where it is: then the service is meant, and not one that this user might have started.
         is_named = "RUNTIME_DIRECTORY" in os.environ or directory != runtime_directory(None, os.environ)
-        if is_named or not (FALLBACK / SOCKET).exists():
+        if is_named:
             raise
+        if not (FALLBACK / SOCKET).exists():
+            raise NoSupervisorError(f"{error}; and there is none in {FALLBACK}") from error
         return ask(FALLBACK, request)
 
 

@@ -273,7 +273,8 @@ class Beat(Message, frozen=True, tag="child.beat"):
 
 class Bye(Message, frozen=True, tag="child.bye"):
     """Last words. `refused` when the control plane ended this worker for good (401, 403, 404, invalid_actor,
-    worker_instance_conflict that lasted): a restart at once would change nothing."""
+    worker_instance_conflict that lasted): a restart at once would change nothing. The numbers are of jobs since it was
+    asked to drain."""
 
     slot: str
     incarnation: int

@@ -104,7 +104,7 @@ class _Child:
         end = await self._worker.run()
         processes.close()
         self.parent.detach(loop)
-        counts = session.counts
+        counts = session.counts_of_drain
         self.parent.bye(
             end.reason,
             refused=end.refused,

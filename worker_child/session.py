@@ -225,6 +225,7 @@ class Session:
         self.settings = settings
         self.state = State.WAITING
         self.counts: Counter[str] = Counter()
+        self._counts_before_drain: Counter[str] = Counter()
         self._tallies: dict[str, _Tally] = {}
         self.last_read = now
         """Set by the shell whenever bytes arrive; every read has a rolling deadline."""
@@ -574,6 +575,11 @@ class Session:
 
     # --- orders and time --------------------------------------------------------------------------------------------
 
+    @property
+    def counts_of_drain(self) -> Counter[str]:
+        """What became of jobs since the supervisor asked to drain."""
+        return self.counts - self._counts_before_drain
+
     def drain(self, grace: float, reason: str, now: float, *, ordered: bool = True) -> list[Decision]:
         """Claim no more, finish within `grace` seconds, then end. A later order can only shorten the grace.
 
@@ -588,6 +594,7 @@ class Session:
         if self._drain_is_ours:
             return []
         self._drain_is_ours = True
+        self._counts_before_drain = self.counts.copy()
         self._drain_reason = reason
         self._drain_settles_at = now + DRAIN_ANSWER
         return [

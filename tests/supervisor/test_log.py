@@ -173,6 +173,14 @@ def test_a_childs_line_in_the_journal_says_which_job_wrote_it() -> None:
     }
 
 
+def test_what_the_process_of_a_job_prints_says_which_job_it_is() -> None:
+    out, lines = written("journald")
+    out.forward(RIG, own(b'{"event":"printed","level":"info","stream":"output","job_id":"job_1"}'))
+    fields = fields_of(lines[0])
+    assert (fields["MOBIUS_STREAM"], fields["MOBIUS_JOB"]) == ("output", "job_1")
+    assert "MOBIUS_EVENT" not in fields
+
+
 FORGED = (
     b'{"event":"x\\nPRIORITY=0","level":"info","slot":"rig-9","pool":"p","incarnation":7,"PRIORITY":"0","job_id":[1]}'
 )

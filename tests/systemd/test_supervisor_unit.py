@@ -146,10 +146,14 @@ def test_a_stop_waits_for_the_job_in_hand(supervisor: Machine, control_plane: Co
     supervisor.run("systemctl", "stop", "--no-block", SUPERVISOR)
     supervisor.wait_for(SUPERVISOR, says("session.drain", "jobs_in_hand=1 "), after=holding["__CURSOR"])
     assert supervisor.show(SUPERVISOR, "ActiveState")["ActiveState"] == "deactivating"
+    expected = "draining: 1 of 2 workers left, with 1 job in hand"
+    until(lambda: supervisor.show(SUPERVISOR, "StatusText")["StatusText"] == expected)
     release(supervisor)
     supervisor.run("systemctl", "stop", SUPERVISOR)
     assert supervisor.show(SUPERVISOR, "Result")["Result"] == "success"
     assert control_plane.attempts(run) == [1]
+    report = supervisor.wait_for(SUPERVISOR, lambda entry: entry.get("MOBIUS_EVENT") == "DrainFinished")
+    assert (report["MOBIUS_FINISHED"], report["MOBIUS_CUT_OFF"]) == ("1", "0")
 
 
 def test_a_stop_that_cuts_a_job_off_says_so(supervisor: Machine, control_plane: ControlPlane) -> None:

@@ -646,6 +646,17 @@ def test_a_drain_claims_no_more_finishes_and_ends() -> None:
     assert driver.acknowledge(report).of(End) == [End("asked to", refused=False)]
 
 
+def test_the_report_of_a_drain_is_of_the_drain_alone() -> None:
+    driver = with_job(concurrency=2)
+    driver.acknowledge(driver.finish())
+    driver.claim_answered(claimed_job(2))
+    driver.drain()
+    assert driver.session.counts_of_drain == {}
+    driver.finish(execution=2)
+    assert driver.session.counts_of_drain == {"completed": 1}
+    assert driver.session.counts["completed"] == 2
+
+
 def test_jobs_that_arrive_after_the_drain_are_handed_back() -> None:
     driver = SessionDriver(concurrency=2).register().drain()
     assert not driver.of(End), "the open claim may still be answered with jobs"
