@@ -2,7 +2,7 @@
 
 from typing import Literal, cast
 
-from supervisor.config import Config, ModelServer, Pool
+from supervisor.config import Config, ModelServer, Pool, tls_files
 from wire.pipe import ENTRY_POINT_SOURCE, ChildSettings, ModelProvider, MoldSettings, PreviousEnd
 
 # Children write JSON, and the supervisor's log turns it into what its own reader wants.
@@ -37,6 +37,7 @@ def child_settings(
         project=config.control_plane.project,
         api_key_file=config.credential.key_file,
         api_key=config.credential.key.reveal() if config.credential.key is not None else None,
+        tls=tls_files(config.control_plane),
         name=config.worker_name,
         environment_id=pool.environment_id or None,
         concurrency=pool.concurrency,

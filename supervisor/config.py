@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from supervisor.errors import ConfigurationError
 from wire.address import is_loopback
+from wire.tls import TlsFiles, TlsFilesError, client_context
 
 CREDENTIAL_NAME = "api-key"
 """Name of the systemd credential that holds the API key."""
@@ -205,6 +206,9 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     api_url: str = "https://api.mobiusops.ai"
     project: Project = "default"
     api_key_file: PathText = CREDENTIAL_NAME
+    ca_file: PathText = ""
+    client_certificate_file: PathText = ""
+    client_key_file: PathText = ""
     listen: str = "127.0.0.1:8780"
     store: str = "sqlite:control-plane.db"
     lease_duration: WholeTime = WholeSeconds(60)
@@ -558,6 +562,7 @@ def _resolve_control_plane(
             f"({control_plane.heartbeat_cadence:g}s), got {control_plane.lease_duration:g}s; "
             "raise it or lower the cadence"
         )
+    control_plane = _resolve_tls(control_plane, directory, problems)
     key_base = directory if "api_key_file" in named or not control_plane.embedded else state_dir
     store_base = directory if "store" in named else state_dir
     return msgspec.structs.replace(
@@ -566,6 +571,24 @@ def _resolve_control_plane(
         api_key_file=str(key_base / control_plane.api_key_file),
         store=_resolve_store(control_plane.store, store_base, problems),
     )
+
+
+def tls_files(control_plane: ControlPlane) -> TlsFiles:
+    """The keys that TLS takes."""
+    return TlsFiles(**{key: getattr(control_plane, key) for key in TlsFiles.__struct_fields__})
+
+
+def _resolve_tls(control_plane: ControlPlane, directory: Path, problems: list[str]) -> ControlPlane:
+    paths = {key: getattr(control_plane, key) for key in TlsFiles.__struct_fields__}
+    resolved = msgspec.structs.replace(
+        control_plane, **{key: str(directory / path) if path else "" for key, path in paths.items()}
+    )
+    try:
+        if any(paths.values()):
+            client_context(tls_files(resolved))
+    except TlsFilesError as error:
+        problems.append(f"control_plane.{error.key}: {error}; name a readable PEM file, or remove the key")
+    return resolved
 
 
 def _resolve_store(store: str, base: Path, problems: list[str]) -> str:

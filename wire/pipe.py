@@ -11,6 +11,8 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from wire.tls import TlsFiles
+
 MAX_MESSAGE = 128 * 1024
 """Bytes. Below the kernel's default send buffer, so that a datagram always fits."""
 
@@ -86,6 +88,7 @@ class ChildSettings(Message, frozen=True):
     project: str
     api_key_file: str | None = None
     api_key: str | None = None
+    tls: TlsFiles = TlsFiles()
     name: str | None = None
     version: str | None = None
     environment_id: str | None = None

@@ -19,6 +19,7 @@ from worker_child import log
 from worker_child.actions import Registry, registry
 from worker_child.backoff import Backoff
 from worker_child.catalogue import Catalogue
+from worker_child.endpoint import Endpoint, endpoint
 from worker_child.errors import ConfigurationError, CredentialError, JournalError
 from worker_child.generators import generators
 from worker_child.isolation import JobProcesses
@@ -27,7 +28,7 @@ from worker_child.modules import import_source
 from worker_child.parent import Parent
 from worker_child.session import ActionTerms, Session, SessionSettings
 from worker_child.suspects import Suspects
-from worker_child.transport import ApiKey, Target, target
+from worker_child.transport import ApiKey
 from worker_child.worker import Worker
 
 DRAINED = 0
@@ -52,7 +53,7 @@ def run(
     try:
         actions, catalogue = _work(spawn.settings, late_modules)
         key = ApiKey(spawn.settings.api_key, spawn.settings.api_key_file)
-        where = target(spawn.settings.api_url, spawn.settings.project, key.project)
+        where = endpoint(settings.api_url, settings.project, key.project, settings.tls)
     except (ConfigurationError, CredentialError) as error:
         return child.fail(str(error), CONFIGURATION)
     # Only now: until its modules are imported, a process has the time that it has to boot.
@@ -80,7 +81,7 @@ class _Child:
         self._stop_asked: asyncio.Future[None]
         self._recover_by = math.inf
 
-    async def live(self, actions: Registry, catalogue: Catalogue, key: ApiKey, where: Target) -> int:
+    async def live(self, actions: Registry, catalogue: Catalogue, key: ApiKey, where: Endpoint) -> int:
         """Takes the journal, looks for models, works, says goodbye."""
         loop = asyncio.get_running_loop()
         self._stop_asked = loop.create_future()
@@ -167,7 +168,7 @@ class _Child:
         # Both may have happened: then there is no worker yet that the request could reach.
         return None if self._stop_asked.done() else working.result()
 
-    def _session_settings(self, actions: Registry, catalogue: Catalogue, where: Target) -> SessionSettings:
+    def _session_settings(self, actions: Registry, catalogue: Catalogue, where: Endpoint) -> SessionSettings:
         terms = {
             name: ActionTerms(concurrency=actions.get(name).concurrency, idempotent=actions.get(name).idempotent)
             for name in actions.names()

@@ -2,21 +2,20 @@
 
 import asyncio
 import os
+import ssl
 import struct
 import time
-import urllib.parse
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from msgspec import Struct
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import InvalidProxyStatus, InvalidStatus, ProxyError, WebSocketException
 from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined] # the C one where there is one
 from websockets.protocol import OPEN, Event
 
-from wire.address import is_loopback
 from wire.build import package_version
 from wire.codec import MAX_FRAME_TO_WORKER
+from worker_child.endpoint import Endpoint, Proxy
 from worker_child.errors import ConfigurationError, CredentialError
 
 OPEN_TIMEOUT = 15.0
@@ -62,13 +61,6 @@ class Receiver(Protocol):
         """The connection is gone, `going_away` if the server closed it to restart. Nothing else of it follows."""
 
 
-class Target(Struct, frozen=True, kw_only=True):
-    """Where the worker's socket is. `plain` is true for this machine alone."""
-
-    url: str
-    plain: bool
-
-
 class ApiKey:
     """The worker's credential. Its text appears in no log line and no error."""
 
@@ -107,31 +99,6 @@ def _checked(key: str, source: str) -> str:
     if len(key) > MAX_KEY_FILE or not key.isascii() or not key.isprintable() or " " in key:
         raise CredentialError(f"{source}: this is not an API key (one line of at most {MAX_KEY_FILE} ASCII characters)")
     return key
-
-
-def target(api_url: str, project: str, key_project: str) -> Target:
-    """Where to connect to. Raises ConfigurationError that names the key.
-
-    A key's own project wins over the default one; against any other it is an error (contract, "Dialects").
-    """
-    if key_project and project not in ("", "default", key_project):
-        raise ConfigurationError(f"project: {project!r} is not the project of the API key, which is {key_project!r}")
-    try:
-        parts = urllib.parse.urlsplit(api_url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"api_url: {api_url!r} is not a URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username:
-        raise ConfigurationError(f"api_url: {api_url!r} is not of the form https://host[:port][/path]")
-    loopback = is_loopback(host)
-    if parts.scheme == "http" and not loopback:
-        raise ConfigurationError(
-            f"api_url: {api_url!r} would send the API key in clear text: use https (http is for this machine alone)"
-        )
-    named = key_project or project
-    path = f"/v1/projects/{urllib.parse.quote(named, safe='')}/workers/socket" if named else "/v1/workers/socket"
-    scheme = "wss" if parts.scheme == "https" else "ws"
-    return Target(url=f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}{path}", plain=loopback)
 
 
 class Connection(ClientConnection):
@@ -319,31 +286,57 @@ class _Connect(connect):
         return exc
 
 
-async def open_connection(where: Target, key: ApiKey, receiver: Receiver) -> Connection:
+async def open_connection(where: Endpoint, key: ApiKey, receiver: Receiver) -> Connection:
     """Connects and upgrades, within OPEN_TIMEOUT. Raises UpgradeRefused, or ConnectionError with a sentence.
 
     The receiver hears of nothing before this returns, and of everything afterwards.
     """
+    proxy: Proxy | None = None
     try:
+        proxy = where.proxy()
         opened = await _Connect(
             where.url,
             additional_headers=key.header(),
             user_agent_header=f"mobius-worker/{package_version()}",
             compression=None,
-            proxy=None if where.plain else True,
+            proxy=proxy.url if proxy is not None else None,
             open_timeout=OPEN_TIMEOUT,
             ping_interval=None,
             max_size=MAX_FRAME_TO_WORKER,
             create_connection=Connection,
+            **await _tls(where, proxy),
         )
     except InvalidStatus as error:
         status = error.response.status_code
         if status in _REFUSALS:
             raise UpgradeRefused(_REFUSALS[status]) from None
         raise ConnectionError(f"the control plane answered {status}") from None
-    except (OSError, InvalidHandshake, InvalidURI, WebSocketException, EOFError) as error:
-        raise ConnectionError(str(error) or type(error).__name__) from error
+    except (OSError, EOFError, ValueError, ConfigurationError, WebSocketException) as error:
+        raise ConnectionError(_sentence(error, proxy)) from None
     if not isinstance(opened, Connection) or opened.protocol.state is not OPEN:
         raise ConnectionError("closed as soon as it was open")
     opened.receiver = receiver
     return opened
+
+
+async def _tls(where: Endpoint, proxy: Proxy | None) -> dict[str, Any]:
+    """Contexts for the control plane, and for a proxy that is spoken to over TLS. Read anew: files are renewed."""
+    if not where.is_encrypted:
+        return {}
+    context = await asyncio.to_thread(where.context)
+    return {"ssl": context} | ({"proxy_ssl": context} if proxy is not None and proxy.url.startswith("https:") else {})
+
+
+def _sentence(error: Exception, proxy: Proxy | None) -> str:
+    """What went wrong, for people, without what the proxy's address may hold."""
+    if isinstance(error, InvalidProxyStatus):
+        return f"the proxy {proxy and proxy.shown} answered {error.response.status_code}"
+    if isinstance(error, ProxyError):
+        return f"the proxy {proxy and proxy.shown} gave no answer that makes sense"
+    through = f" through the proxy {proxy.shown}" if proxy is not None else ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of the control plane is not trusted{through}: {error.verify_message or error}; if its "
+            "authority is your own, name it in control_plane.ca_file or SSL_CERT_FILE"
+        )
+    return (str(error) or type(error).__name__) + through

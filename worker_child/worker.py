@@ -14,6 +14,7 @@ from worker_child import decisions
 from worker_child.actions import Registry
 from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Decision, End, Outcome
+from worker_child.endpoint import Endpoint
 from worker_child.errors import CredentialError
 from worker_child.isolation import JobProcesses
 from worker_child.journal import Journal
@@ -22,7 +23,7 @@ from worker_child.parent import Parent
 from worker_child.runner import Runner
 from worker_child.session import Session
 from worker_child.suspects import NOBODY, Suspects
-from worker_child.transport import ApiKey, Connection, Target, UpgradeRefused, open_connection
+from worker_child.transport import ApiKey, Connection, UpgradeRefused, open_connection
 
 WATCH_INTERVAL = 1.0
 OVERSLEPT = 10.0
@@ -43,7 +44,7 @@ class Worker:
         journal: Journal,
         registry: Registry,
         key: ApiKey,
-        where: Target,
+        where: Endpoint,
         parent: Parent,
         catalogue: Catalogue = NOTHING,
         suspects: Suspects = NOBODY,
@@ -52,7 +53,7 @@ class Worker:
         self._journal = journal
         self._suspects = suspects
         self._key = key
-        self._target = where
+        self._endpoint = where
         self._parent = parent
         self._log = structlog.get_logger()
         self._loop = asyncio.get_running_loop()
@@ -321,7 +322,7 @@ class Worker:
 
     async def _open(self) -> None:
         try:
-            connection = await open_connection(self._target, self._key, self)
+            connection = await open_connection(self._endpoint, self._key, self)
         except UpgradeRefused as refusal:
             refused = functools.partial(self._session.upgrade_refused, key_changed=self._key_changed())
             self._step(refused, str(refusal))

@@ -12,6 +12,8 @@ import tomli
 from supervisor import config
 from supervisor.config import Config, load
 from supervisor.errors import ConfigurationError
+from tests.support.certificates import Certificates
+from wire.tls import TlsFiles
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "pool.example.toml"
 ENVIRON = {"MOBIUS_API_KEY": "mbx_0123456789", "HOME": "/home/nobody"}
@@ -403,3 +405,40 @@ def test_where_commands_look_for_the_supervisor(
         path = tmp_path / "pool.toml"
         path.write_text(text)
     assert str(config.runtime_directory(path, environ)) == expected.format(directory=tmp_path)
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+def test_files_for_tls_are_found_beside_the_pool_file_and_read(tmp_path: Path) -> None:
+    Certificates(tmp_path / "pki")
+    keys = {
+        "ca_file": "pki/ca.pem",
+        "client_certificate_file": "pki/client.pem",
+        "client_key_file": "pki/client-key.pem",
+    }
+    found = config.build({"control_plane": keys, "pool": [{}]}, tmp_path, {"MOBIUS_API_KEY": "mbx_test"})
+    files = config.tls_files(found.control_plane)
+    assert files == TlsFiles(**{key: str(tmp_path / path) for key, path in keys.items()})
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"ca_file": "pki/none.pem"}, "control_plane.ca_file: .*none.pem cannot be read"),
+        ({"ca_file": "pki/client-key.pem"}, "control_plane.ca_file: .* holds no certificates"),
+        (
+            {"client_key_file": "pki/client-key.pem"},
+            "control_plane.client_key_file: there is no client_certificate_file",
+        ),
+        (
+            {"client_certificate_file": "pki/client.pem"},
+            "control_plane.client_certificate_file: .* hold no certificate",
+        ),
+        ({"client_key_file": 7}, "control_plane.client_key_file: expected a path in quotes, got 7"),
+    ],
+)
+def test_files_for_tls_that_cannot_be_used_are_refused(tmp_path: Path, keys: dict[str, object], sentence: str) -> None:
+    Certificates(tmp_path / "pki")
+    with pytest.raises(ConfigurationError, match=sentence):
+        config.build({"control_plane": keys, "pool": [{}]}, tmp_path, {"MOBIUS_API_KEY": "mbx_test"})

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http
+import ssl
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -26,12 +27,13 @@ class ScriptedServer:
         self.requests: list[tuple[str, str]] = []
         """(path, Authorization) of every upgrade."""
         self.port = 0
+        self.scheme = "http"
         self._connections: asyncio.Queue[ServerConnection] = asyncio.Queue()
         self._current: ServerConnection | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def connection(self) -> ServerConnection:
@@ -84,9 +86,10 @@ class ScriptedServer:
 
 
 @contextlib.asynccontextmanager
-async def scripted_server() -> AsyncIterator[ScriptedServer]:
+async def scripted_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
     """A server on a free port of loopback, for as long as the block lasts."""
     scripted = ScriptedServer()
+    scripted.scheme = "http" if tls is None else "https"
     server: Server
     async with serve(
         scripted._accept,
@@ -96,6 +99,7 @@ async def scripted_server() -> AsyncIterator[ScriptedServer]:
         compression=None,
         max_size=None,
         close_timeout=0.2,
+        ssl=tls,
     ) as server:
         scripted.port = next(iter(server.sockets)).getsockname()[1]
         yield scripted

@@ -20,9 +20,10 @@ from wire import frames, pipe
 from worker_child import __main__ as child_program
 from worker_child.actions import Registry
 from worker_child.catalogue import NOTHING
+from worker_child.endpoint import endpoint
 from worker_child.journal import Journal
 from worker_child.journal_records import Recovered
-from worker_child.transport import ApiKey, target
+from worker_child.transport import ApiKey
 
 HANDLERS = """
 import os, signal, sys, threading, time
@@ -301,7 +302,7 @@ async def test_a_stop_that_comes_while_the_journal_is_read_is_not_lost(
         return recovered
 
     monkeypatch.setattr(Journal, "recover", recover_and_be_stopped)
-    key, where = ApiKey("mbx_key", None), target(url, "default", "")
+    key, where = ApiKey("mbx_key", None), endpoint(url, "default", "")
     try:
         assert await asyncio.wait_for(child.live(Registry(), NOTHING, key, where), 20) == 0
     finally:

@@ -9,8 +9,9 @@ import pytest
 from tests.support.scripted_server import ScriptedServer, scripted_server
 from wire.codec import MAX_FRAME_TO_WORKER
 from worker_child import transport
-from worker_child.errors import ConfigurationError, CredentialError
-from worker_child.transport import ApiKey, Connection, UpgradeRefused, open_connection, target
+from worker_child.endpoint import endpoint
+from worker_child.errors import CredentialError
+from worker_child.transport import ApiKey, Connection, UpgradeRefused, open_connection
 
 SOCKET = "/v1/projects/default/workers/socket"
 
@@ -54,49 +55,9 @@ def raw(payload: bytes, first: int = 0x81) -> bytes:
 
 
 async def opened(server: ScriptedServer, recorder: Recorder) -> Connection:
-    connection = await open_connection(target(server.url, "default", ""), ApiKey("mbx_key", None), recorder)
+    connection = await open_connection(endpoint(server.url, "default", ""), ApiKey("mbx_key", None), recorder)
     await server.connected()
     return connection
-
-
-# --- where to ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("api_url", "project", "key_project", "url"),
-    [
-        ("https://api.example.com", "acme", "", "wss://api.example.com/v1/projects/acme/workers/socket"),
-        ("https://api.example.com/base/", "a b", "", "wss://api.example.com/base/v1/projects/a%20b/workers/socket"),
-        ("https://api.example.com", "", "", "wss://api.example.com/v1/workers/socket"),
-        ("https://api.example.com", "default", "acme", "wss://api.example.com/v1/projects/acme/workers/socket"),
-        ("https://api.example.com", "", "acme", "wss://api.example.com/v1/projects/acme/workers/socket"),
-        ("http://127.0.0.1:8780", "default", "", "ws://127.0.0.1:8780" + SOCKET),
-        ("http://[::1]:8780", "default", "", "ws://[::1]:8780" + SOCKET),
-        ("http://localhost", "default", "", "ws://localhost" + SOCKET),
-    ],
-)
-def test_the_socket_of_a_project(api_url: str, project: str, key_project: str, url: str) -> None:
-    assert target(api_url, project, key_project).url == url
-
-
-@pytest.mark.parametrize(
-    ("api_url", "project", "key_project", "sentence"),
-    [
-        ("http://api.example.com", "p", "", "clear text: use https"),
-        ("http://10.0.0.1", "p", "", "clear text: use https"),
-        ("http://127.0.0.1.example.com", "p", "", "clear text"),
-        ("ftp://api.example.com", "p", "", "not of the form"),
-        ("api.example.com", "p", "", "not of the form"),
-        ("https://user:secret@host", "p", "", "not of the form"),
-        ("https://host:port", "p", "", "is not a URL"),
-        ("https://host", "mine", "theirs", "'mine' is not the project of the API key, which is 'theirs'"),
-    ],
-)
-def test_an_address_that_cannot_be_meant_names_the_key(
-    api_url: str, project: str, key_project: str, sentence: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=sentence):
-        target(api_url, project, key_project)
 
 
 # --- the key ----------------------------------------------------------------------------------------------------------
@@ -153,14 +114,14 @@ async def test_the_upgrade_carries_the_key_and_messages_go_both_ways(server: Scr
 async def test_a_refused_upgrade_is_told_apart(server: ScriptedServer, status: int) -> None:
     server.refuse = [status]
     with pytest.raises(UpgradeRefused, match=str(status)):
-        await open_connection(target(server.url, "default", ""), ApiKey("mbx_key", None), Recorder())
+        await open_connection(endpoint(server.url, "default", ""), ApiKey("mbx_key", None), Recorder())
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 302])
 async def test_any_other_answer_is_a_connection_error(server: ScriptedServer, status: int) -> None:
     server.refuse = [status]
     with pytest.raises(ConnectionError, match=str(status)):
-        await open_connection(target(server.url, "default", ""), ApiKey("mbx_key", None), Recorder())
+        await open_connection(endpoint(server.url, "default", ""), ApiKey("mbx_key", None), Recorder())
     assert len(server.requests) == 1, "a redirect is not followed"
 
 
@@ -169,7 +130,7 @@ async def test_nobody_there_is_a_connection_error() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(ConnectionError):
-            await open_connection(target(url, "default", ""), ApiKey("mbx_key", None), Recorder())
+            await open_connection(endpoint(url, "default", ""), ApiKey("mbx_key", None), Recorder())
 
 
 async def test_a_server_that_never_answers_is_a_connection_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +138,7 @@ async def test_a_server_that_never_answers_is_a_connection_error(monkeypatch: py
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConnectionError, match="timed out"):
-            await open_connection(target(url, "default", ""), ApiKey("mbx_key", None), Recorder())
+            await open_connection(endpoint(url, "default", ""), ApiKey("mbx_key", None), Recorder())
 
 
 async def test_fragments_are_put_together(server: ScriptedServer) -> None:

@@ -22,11 +22,12 @@ from worker_child import worker as worker_module
 from worker_child.actions import Registry
 from worker_child.backoff import Backoff
 from worker_child.decisions import End
+from worker_child.endpoint import endpoint
 from worker_child.journal import Journal, Rewrite
 from worker_child.journal_records import decode
 from worker_child.parent import Parent
 from worker_child.session import ActionTerms, Session, SessionSettings
-from worker_child.transport import ApiKey, target
+from worker_child.transport import ApiKey
 from worker_child.worker import Worker
 
 
@@ -64,7 +65,7 @@ class Rig:
             settings=pipe.ChildSettings(worker_instance_id="rig-1", api_url=server.url, project="default"),
         )
         parent = Parent(spawn, end, self.session.beat)
-        key, where = ApiKey("mbx_key", None), target(server.url, "default", "")
+        key, where = ApiKey("mbx_key", None), endpoint(server.url, "default", "")
         self.worker = Worker(self.session, self.journal, self.registry, key, where, parent)
         self.running: asyncio.Task[End] = asyncio.ensure_future(self.worker.run())
 
