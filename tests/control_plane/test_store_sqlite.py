@@ -2,9 +2,6 @@
 
 import asyncio
 import os
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -357,55 +354,3 @@ async def test_the_stores_clock_goes_on_from_what_was_stored_when_the_wall_clock
         stored = (await s.store.project("later")).created_at
     async with scenario(SqlitePlace(path), prepared=False) as s:
         assert s.store.now() >= stored
-
-
-# --- kill -9
-
-
-def killed_in_mid_load(path, moment):
-    """What the load had been acknowledged by kind, killed with -9 after so many reports."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.store_load", str(path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
-    )
-    lines = []
-    reports = 0
-    for line in process.stdout:
-        lines.append(line.split())
-        reports += lines[-1][0] == "report"
-        if reports == moment:
-            process.send_signal(signal.SIGKILL)
-            break
-    # What it had written before it died was acknowledged too; its last line may be cut off.
-    rest = process.stdout.read()
-    lines += [line.split() for line in rest.splitlines(keepends=True) if line.endswith("\n")]
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
-    return {kind: [line[1:] for line in lines if line[0] == kind] for kind in ("project", "run", "job", "report")}
-
-
-@pytest.mark.parametrize("moment", [1, 60, 400])
-async def test_a_kill_in_mid_load_loses_nothing_that_was_acknowledged(path, moment):
-    said = await asyncio.to_thread(killed_in_mid_load, path, moment)
-    ((project_id,),) = said["project"]
-
-    async with scenario(SqlitePlace(path), prepared=False) as s:
-        check = await s.store._read(lambda connection: connection.pragma("integrity_check"))
-        assert check == "ok"
-        for (run_id,) in said["run"]:
-            await s.store.run(project_id, run_id)
-        reported = {job_id for (job_id,) in said["report"]}
-        for job_id in reported:
-            job = await s.store.job(project_id, job_id)
-            assert (job.status, job.result) == ("completed", {"done": job_id})
-            run = await s.store.run(project_id, job.run_id)
-            assert run.status == "completed"
-            events = await s.store.events(project_id, job.run_id, since=0, limit=99)
-            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-            assert [event.event_type for event in events].count("action.result") == 1
-        for job_id, token in said["job"]:
-            # Who held a job holds it still, or had reported it without hearing of it.
-            outcome = await s.store.report(
-                project_id, job_id, token, status="completed", result={}, error_type=None, error_message=None
-            )
-            assert outcome.verdict == ("duplicate" if job_id in reported else outcome.verdict)
-            assert outcome.verdict in ("accepted", "duplicate")

@@ -101,6 +101,11 @@ class Cluster:
 
     def start(self) -> None:
         """Start, and return when it takes connections."""
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Start. It ends with the thread that calls this."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self.data],
@@ -112,6 +117,10 @@ class Cluster:
                 cwd="/",
                 **self._as_user(),
             )
+
+    def wait_until_ready(self) -> None:
+        """Until it takes connections."""
+        assert self.process is not None
         ready = self._run("pg_isready", "--quiet", "--host", self.directory, "--port", str(self.port), check=False)
         deadline = START_TIMEOUT
         while ready != 0:

@@ -1,6 +1,6 @@
 """A program that loads a store and prints what it was acknowledged, one line each, until it is killed.
 
-`python -m tests.support.store_load PATH`: prints `run <id>`, `job <id> <lease token>` and `report <id>` after the store
+`python -m tests.support.store_load URL`: prints `run <id>`, `job <id> <lease token>` and `report <id>` after the store
 has acknowledged the start, the claim and the report.
 """
 
@@ -10,7 +10,7 @@ import sys
 from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.keys import hash_secret, new_lease_token
-from control_plane.store.sqlite import SqliteStore
+from control_plane.store import store_at
 
 LONGEST = 60
 """Seconds after which the load ends by itself, if nobody kills it."""
@@ -23,8 +23,8 @@ def say(*words):
     sys.stdout.flush()
 
 
-async def main(path):
-    store = SqliteStore(path, LeaseTerms())
+async def main(url):
+    store = store_at(url, LeaseTerms())
     await store.open(lambda facts: None)
     project = await store.create_project("default", "Default")
     await store.create_automation(project.id, "a", "A", {})

@@ -1,0 +1,337 @@
+"""PostgreSQL restarts, crashes, cuts connections and leaves a COMMIT unanswered: callers are told the truth."""
+
+import asyncio
+import contextlib
+import signal
+
+import pytest
+
+from control_plane.domain.model import Selector
+from control_plane.domain.store import ClaimOrder, LeaseTerms
+from control_plane.errors import StoreUnavailable
+from control_plane.store import postgres_writer
+from control_plane.store.postgres import PostgresStore
+from tests.support.commit_proxy import CommitProxy
+from tests.support.postgres_cluster import PASSWORD, USER, Cluster
+from tests.support.store_scenario import PostgresPlace, Scenario, action, at, scenario
+
+
+@pytest.fixture
+def place(cluster):
+    made = PostgresPlace(cluster)
+    yield made
+    made.remove()
+
+
+@pytest.fixture(scope="module")
+def durable():
+    """A server of our own, which flushes."""
+    made = Cluster(durable=True)
+    yield made
+    made.close()
+
+
+async def start(cluster):
+    cluster.launch()
+    await asyncio.to_thread(cluster.wait_until_ready)
+
+
+class ProxiedPlace(PostgresPlace):
+    """The same database by way of a proxy, with a password."""
+
+    def __init__(self, cluster, proxy, folder):
+        super().__init__(cluster)
+        self.password_file = folder / "password"
+        self.password_file.touch(mode=0o600)
+        self.password_file.write_text(PASSWORD)
+        self.url = f"postgresql://{USER}@127.0.0.1:{proxy.port}/{self.database}?sslmode=disable"
+
+    def store(self, terms):
+        return PostgresStore(self.url, terms, password_file=self.password_file)
+
+
+@pytest.fixture
+async def proxied(cluster, tmp_path):
+    async with CommitProxy(cluster.port) as proxy:
+        place = ProxiedPlace(cluster, proxy, tmp_path)
+        async with scenario(place) as s:
+            await s.publish("a", [action(retry={"max_attempts": 2})])
+            yield proxy, s
+    place.remove()
+
+
+class Load:
+    """Starts, claims and reports until it is told to stop, and remembers what it was acknowledged."""
+
+    def __init__(self, s: Scenario):
+        self.s = s
+        self.runs = []
+        self.reported = []
+        self.refused = 0
+        self.stopping = False
+        self.progress = asyncio.Event()
+
+    async def start_runs(self):
+        while not self.stopping:
+            await self.attempt(self.start())
+
+    async def work(self):
+        while not self.stopping:
+            await self.attempt(self.claim_and_report())
+
+    async def attempt(self, doing):
+        try:
+            await doing
+        except StoreUnavailable:
+            self.refused += 1
+            await asyncio.sleep(0.02)
+        self.progress.set()
+
+    async def start(self):
+        run = await self.s.store.start_run(self.s.project.id, "a")
+        self.runs.append(run.id)
+
+    async def claim_and_report(self):
+        order = ClaimOrder(
+            project_id=self.s.project.id,
+            session_id=self.s.session.id,
+            worker_instance_id="w-1",
+            selector=Selector(),
+            limit=3,
+            lease_tokens=[f"lease {next(self.s.numbers)}" for _ in range(3)],
+        )
+        for lease in await self.s.store.claim(order):
+            while True:
+                try:
+                    outcome = await self.s.store.report(
+                        self.s.project.id,
+                        lease.job.id,
+                        lease.lease_token,
+                        status="completed",
+                        result={"by": lease.lease_token},
+                        error_type=None,
+                        error_message=None,
+                    )
+                except StoreUnavailable:
+                    self.refused += 1
+                    await asyncio.sleep(0.02)
+                else:
+                    break
+            # It was sent again as long as nobody answered: then the answer that got lost may have been the first.
+            assert outcome.verdict in ("accepted", "duplicate")
+            self.reported.append((lease.job.id, lease.lease_token))
+
+    async def more(self, number):
+        """Until so many more reports are acknowledged."""
+        wanted = len(self.reported) + number
+        async with asyncio.timeout(60):
+            while len(self.reported) < wanted:
+                self.progress.clear()
+                await self.progress.wait()
+
+    async def check(self):
+        """What was acknowledged is there, once; and no job is stuck with somebody who does not know of it."""
+        store, project = self.s.store, self.s.project
+        assert len({job_id for job_id, _ in self.reported}) == len(self.reported)
+        for run_id in self.runs:
+            await store.run(project.id, run_id)
+        for job_id, token in self.reported:
+            job = await store.job(project.id, job_id)
+            assert (job.status, job.result, job.claim_attempt) == ("completed", {"by": token}, 1)
+            events = await store.events(project.id, job.run_id, since=0, limit=99)
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            assert [event.event_type for event in events].count("action.result") == 1
+        assert await self.s.read("SELECT count(*) FROM jobs_claimed") == [(0,)]
+
+
+async def loaded(s, disturb):
+    """Load the store while it is disturbed, let it finish what it holds, and check."""
+    load = Load(s)
+    tasks = [asyncio.create_task(load.start_runs()) for _ in range(4)]
+    tasks += [asyncio.create_task(load.work()) for _ in range(4)]
+    await load.more(50)
+    await disturb(load)
+    await load.more(50)
+    load.stopping = True
+    await asyncio.gather(*tasks)
+    await load.check()
+    return load
+
+
+# --- connections that break
+
+
+async def test_cut_connections_are_made_good_and_nobody_is_told(place):
+    async def cut(load):
+        for _ in range(10):
+            place.cluster.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mobius%'"
+                f" AND datname = '{place.database}'"
+            )
+            await load.more(10)
+
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        before = s.store._leases_lapse_from
+        load = await loaded(s, cut)
+        assert load.refused == 0
+        # Nobody could heartbeat for a moment.
+        assert s.store._leases_lapse_from > before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+async def test_a_restart_of_postgresql_loses_nothing_that_was_acknowledged(durable, number):
+    place = PostgresPlace(durable)
+
+    async def restart(load):
+        for _ in range(2):
+            await asyncio.to_thread(durable.stop, number)
+            await start(durable)
+            await load.more(20)
+
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        await loaded(s, restart)
+    place.remove()
+
+
+async def test_a_database_that_stays_away_is_told_soon_then_at_once_and_comes_back_by_itself(durable, monkeypatch):
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.5)
+    place = PostgresPlace(durable)
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        await asyncio.to_thread(durable.stop)
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await s.store.ping()
+        since = loop.time()
+        for _ in range(1000):
+            with pytest.raises(StoreUnavailable):
+                await s.store.ping()
+        assert loop.time() - since < 20
+        with pytest.raises(StoreUnavailable):
+            await s.store.projects()
+        await start(durable)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await s.store.ping()
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+        assert (await s.start("a")).status == "suspended"
+        assert s.store._leases_lapse_from > s.store.now()
+    place.remove()
+
+
+async def test_idle_connections_that_broke_meanwhile_are_no_fault(place):
+    async with scenario(place) as s:
+        await asyncio.gather(*(s.store.projects() for _ in range(8)))
+        await s.write(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            f" AND datname = '{place.database}'"
+        )
+        assert [project.handle for project in await s.store.projects()] == ["default"]
+        await s.publish("a", [action()])
+
+
+async def test_a_database_that_takes_no_writes_is_told_and_recovered_from(place):
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        await s.write(f"ALTER DATABASE {place.database} SET default_transaction_read_only = on")
+        place.cluster.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{place.database}'")
+        with pytest.raises(StoreUnavailable):
+            await s.start("a")
+        place.cluster.sql(f"ALTER DATABASE {place.database} SET default_transaction_read_only = off")
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    run = await s.start("a")
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+        assert run.status == "suspended"
+
+
+# --- a COMMIT without an answer
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_start_whose_commit_got_no_answer_happens_once_and_is_told(proxied, moment):
+    proxy, s = proxied
+    await s.start("a")
+    proxy.break_next(moment)
+    run = await s.start("a")
+    assert proxy.broken == 1
+    assert (await s.run(run)).status == "suspended"
+    assert await s.read("SELECT count(*) FROM runs") == [(2,)]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_claim_whose_commit_got_no_answer_is_told_with_its_jobs(proxied, moment):
+    proxy, s = proxied
+    await s.start("a")
+    proxy.break_next(moment)
+    lease = await s.claim_one()
+    assert (proxy.broken, lease.job.claim_attempt) == (1, 1)
+    proxy.break_next(moment)
+    assert await s.report(lease, result={"n": 1}) == "accepted"
+    assert (await s.run(await s.store.run(s.project.id, lease.job.run_id))).result == {"one": {"n": 1}}
+
+
+async def test_jobs_that_were_leased_to_somebody_who_was_never_told_go_back_at_no_cost(proxied, monkeypatch):
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.3)
+    proxy, s = proxied
+
+    def now():
+        return (s.store.now() - at(0)) / 1e6
+
+    await s.start("a", now=now())
+    proxy.break_next("after", then_refuse=True)
+    with pytest.raises(StoreUnavailable, match="while it committed"):
+        await s.claim(now=now())
+    proxy.refuse = False
+    leases = []
+    async with asyncio.timeout(60):
+        while not leases:
+            with contextlib.suppress(StoreUnavailable):
+                leases = await s.claim(now=now())
+            await asyncio.sleep(0.02)
+    (lease,) = leases
+    assert (lease.job.claim_attempt, lease.job.attempts_charged, lease.job.hand_backs) == (1, 0, 1)
+
+
+async def test_the_clock_goes_on_from_what_was_stored_when_the_databases_was_set_back(place):
+    async with scenario(place) as s:
+        ahead = s.store.now() + 3_600_000_000
+        await s.write(f"UPDATE store_clock SET latest = {ahead}")
+    async with scenario(place, prepared=False) as s:
+        assert s.store.now() >= ahead
+
+
+async def test_leases_wait_when_the_databases_clock_jumps_ahead(place):
+    async with scenario(place) as s:
+        s.store._follow_the_clock(s.store.now() + 1_000_000)
+        assert s.store._leases_lapse_from == 0
+        s.store._follow_the_clock(s.store.now() + 3_600_000_000)
+        assert s.store._leases_lapse_from > s.store.now()
+
+
+async def test_a_password_that_was_changed_is_read_again(cluster, tmp_path):
+    place = PostgresPlace(cluster)
+    role = f"role_{place.database}"
+    cluster.sql(f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'one'")
+    file = tmp_path / "password"
+    file.touch(mode=0o600)
+    file.write_text("one\n")
+    url = f"postgresql://{role}@127.0.0.1:{cluster.port}/{place.database}?sslmode=disable"
+    store = PostgresStore(url, LeaseTerms(), password_file=file)
+    await store.open(lambda facts: None)
+    cluster.sql(f"ALTER ROLE {role} PASSWORD 'two'")
+    file.write_text("two\n")
+    cluster.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
+    await store.ping()
+    await store.close()
+    place.remove()
+    cluster.sql(f"DROP ROLE {role}")
