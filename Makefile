@@ -57,7 +57,8 @@ check: $(VENV)/dev ## format, lint, types, import contracts, tests: one yes or n
 	$(MAKE) --no-print-directory test
 
 test-long: $(VENV)/dev ## the same properties, walked much longer than in the tests (minutes)
-	MOBIUS_TEST_LONG=1 $(BIN)/python -m pytest --timeout=3600 tests/integration/test_joined_sessions.py
+	MOBIUS_TEST_LONG=1 $(BIN)/python -m pytest --timeout=3600 -rP tests/integration/test_joined_sessions.py \
+	  tests/integration/test_fault_schedules.py
 
 # llama.cpp with its own HTTP server, built already; in an environment of its own, since no program of ours needs it.
 $(VENV)/llama/installed: requirements/llama.txt | python
