@@ -127,6 +127,18 @@ def test_a_key_file_among_the_credentials_is_private_enough(fresh: Machine) -> N
     assert ask(fresh, CONTROL_PLANE_PORT, "/v1/projects/default", key=CHOSEN_KEY)
 
 
+def test_the_password_of_its_store_is_a_credential(fresh: Machine) -> None:
+    """Of a database that is not there: it is asked all the same, again and again, and never with a word about files."""
+    fresh.write("/etc/credstore/mobius-store-password", "s3cret-of-the-store\n", "0600")
+    fresh.write("/etc/mobius/control-plane.env", "MOBIUS_STORE=postgresql://mobius@127.0.0.1:1/mobius\n")
+    fresh.run("systemctl", "start", "--no-block", CONTROL_PLANE)
+    said = fresh.wait_for(CONTROL_PLANE, lambda entry: "cannot be reached" in message(entry))
+    assert said["PRIORITY"] == "3"
+    fresh.wait_for(CONTROL_PLANE, lambda entry: "status=69" in message(entry))
+    fresh.wait_for(CONTROL_PLANE, lambda entry: "Scheduled restart job" in message(entry))
+    assert all("s3cret" not in str(entry) for entry in fresh.journal(CONTROL_PLANE))
+
+
 def test_its_log_has_fields(fresh: Machine) -> None:
     fresh.run("systemctl", "start", CONTROL_PLANE)
     listening = fresh.wait_for(CONTROL_PLANE, lambda entry: message(entry).startswith("listening "))
