@@ -1,6 +1,6 @@
 """Bytes <-> frames, with the fault told apart: ours (`LocalFrameError`) or the peer's (`RemoteFrameError`)."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -40,8 +40,6 @@ class _ReportAsWritten(Report, frozen=True, tag="job.report"):
     result: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
 
 
-FrameT = TypeVar("FrameT")
-
 _encoder = msgspec.json.Encoder()
 _from_worker: "msgspec.json.Decoder[FromWorker]" = msgspec.json.Decoder(FromWorker)
 _from_server: "msgspec.json.Decoder[FromServer]" = msgspec.json.Decoder(FromServer)
@@ -54,7 +52,11 @@ _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
 
 def decode_from_worker(data: bytes | str) -> FromWorker:
     """One frame that a worker sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
-    frame = _decode(_from_worker, data, MAX_FRAME_TO_SERVER)
+    _check_size(data, MAX_FRAME_TO_SERVER)
+    try:
+        frame = _from_worker.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _remote_fault(error, data) from error
     if is_deeper(data, MAX_DEPTH_TO_SERVER):
         raise RemoteFrameError(f"frame is nested too deeply, more than {MAX_DEPTH_TO_SERVER} levels", _message_id(data))
     return frame
@@ -62,7 +64,11 @@ def decode_from_worker(data: bytes | str) -> FromWorker:
 
 def decode_from_server(data: bytes | str) -> FromServer:
     """One frame that a server sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
-    return _decode(_from_server, data, MAX_FRAME_TO_WORKER)
+    _check_size(data, MAX_FRAME_TO_WORKER)
+    try:
+        return _from_server.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _remote_fault(error, data) from error
 
 
 def encode_to_server(frame: FromWorker) -> bytes:
@@ -75,15 +81,15 @@ def encode_to_worker(frame: FromServer) -> bytes:
     return _encode(frame, _read_back_to_worker.get(type(frame)), MAX_FRAME_TO_WORKER)
 
 
-def _decode(decoder: "msgspec.json.Decoder[FrameT]", data: bytes | str, limit: int) -> FrameT:
+def _check_size(data: bytes | str, limit: int) -> None:
     if len(data) > limit:
         raise RemoteFrameError(f"frame of {len(data)} bytes is larger than the limit of {limit}")
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise RemoteFrameError(str(error), _message_id(data)) from error
-    except RecursionError as error:
-        raise RemoteFrameError("frame is nested too deeply") from error
+
+
+def _remote_fault(error: Exception, data: bytes | str) -> RemoteFrameError:
+    if isinstance(error, RecursionError):
+        return RemoteFrameError("frame is nested too deeply")
+    return RemoteFrameError(str(error), _message_id(data))
 
 
 def _message_id(data: bytes | str) -> str | None:

@@ -155,26 +155,28 @@ class Journal:
 
     def claimed(self, job_id: str, lease_token: str, action: str) -> None:
         """A job was taken: before its code starts."""
-        self._append(Claimed(job_id, lease_token, action))
+        self._buffer.append(Claimed(job_id, lease_token, action))
         self._owes = True
 
     def reported(self, report: frames.Report) -> None:
         """A job has its outcome: before its report is sent."""
-        self._append(journal_records.reported(report))
+        self._buffer.append(journal_records.reported(report))
         self._owes = True
 
     def settled(self, lease_token: str) -> None:
         """Nothing is owed for this lease any more. It is written with the next record that is; its loss costs one
         report sent twice."""
-        self._append(Settled(lease_token))
+        self._buffer.append(Settled(lease_token))
 
     def flush(self) -> None:
         """Hands what is owed to the operating system: from then on it survives the death of this process."""
-        if not self._owes or not self._buffer:
+        if not self._owes:
             return
         self._owes = False
-        data = journal_records.encode(self._buffer)
-        self._buffer.clear()
+        records, self._buffer = self._buffer, []
+        if self._mode == "off" or (self.degraded and self._rewrite is None):
+            return
+        data = journal_records.encode(records)
         if self._rewrite is not None:
             self._rewrite.tail.append(data)
         if not self.degraded:
@@ -355,10 +357,6 @@ class Journal:
     def _write(self, data: bytes) -> None:
         _write_all(self._descriptor, data)
         self.size += len(data)
-
-    def _append(self, record: Record) -> None:
-        if self._mode != "off" and (not self.degraded or self._rewrite is not None):
-            self._buffer.append(record)
 
 
 def _open(path: Path, flags: int = 0) -> int:

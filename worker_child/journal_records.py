@@ -59,13 +59,9 @@ _json = msgspec.json.Encoder()
 
 def encode(records: list[Record]) -> bytes:
     """The records as the file has them. One checksum for many records costs a seventh of one for each."""
-    if len(records) <= _MOST_RECORDS:
-        return _group(records)
-    starts = range(0, len(records), _MOST_RECORDS)
-    return b"".join(_group(records[start : start + _MOST_RECORDS]) for start in starts)
-
-
-def _group(records: list[Record]) -> bytes:
+    if len(records) > _MOST_RECORDS:
+        starts = range(0, len(records), _MOST_RECORDS)
+        return b"".join(encode(records[start : start + _MOST_RECORDS]) for start in starts)
     if not records:
         return b""
     payload = _encoder.encode(records)

@@ -149,8 +149,10 @@ class Runner:
             return
         execution.cancel_reason = reason
         if not execution.started:
-            self._finish(execution, Outcome(status="cancelled"))
             del self._executions[number]
+            execution.done = True
+            # Like every outcome not before this call has returned: whoever cancels is in the middle of something.
+            self._loop.call_soon(self._finished, number, Outcome(status="cancelled"), True)  # noqa: FBT003
         elif not execution.timed_out:
             self._give_up_later(execution)
         self._stop(execution)

@@ -9,7 +9,7 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from msgspec import Struct
 
@@ -135,32 +135,27 @@ class SessionSettings(Struct, frozen=True, kw_only=True):
     address: str = ""
 
 
-class _Job:
+class _Job(Struct, eq=False):
     """A job in hand."""
 
-    __slots__ = (
-        "action",
-        "cadence",
-        "cancel_asked",
-        "claimed_at",
-        "execution",
-        "heartbeat_at",
-        "id",
-        "lease_duration",
-        "lease_lost",
-        "lease_until",
-        "stream",
-        "token",
-    )
+    execution: int
+    id: str
+    action: str
+    token: str
+    claimed_at: float
+    cadence: float
+    lease_duration: float
+    heartbeat_at: float
+    lease_until: float
+    lease_lost: bool = False
+    cancel_asked: bool = False
+    stream: DeltaStream | None = None
 
-    def __init__(self, execution: int, job: frames.ClaimedJob, now: float) -> None:
-        self.execution = execution
-        self.id = job.id
-        self.action = job.work
-        self.stream: DeltaStream | None = None
-        self.claimed_at = now
-        self.cancel_asked = False
-        self.lease(job, now)
+    @classmethod
+    def taken(cls, execution: int, job: frames.ClaimedJob, now: float) -> Self:
+        """A job that was claimed just now."""
+        cadence, duration = job.heartbeat_cadence_seconds, job.lease_duration_seconds
+        return cls(execution, job.id, job.work, job.lease_token, now, cadence, duration, now + cadence, now + duration)
 
     def lease(self, job: frames.ClaimedJob, now: float) -> None:
         """The terms of a (new) claim of this job."""
@@ -197,19 +192,16 @@ class _Tally:
         )
 
 
-class _Kept:
+class _Kept(Struct, eq=False):
     """A report that is kept until it is settled. It holds its job's slot until `slot_until`, or (_NO_SLOT) none.
 
     `stream` has the deltas of a generation, which come before its report on every connection.
     """
 
-    __slots__ = ("again_at", "frame", "slot_until", "stream")
-
-    def __init__(self, frame: frames.Report, again_at: float, slot_until: float) -> None:
-        self.frame = frame
-        self.again_at = again_at
-        self.slot_until = slot_until
-        self.stream: DeltaStream | None = None
+    frame: frames.Report
+    again_at: float
+    slot_until: float
+    stream: DeltaStream | None = None
 
 
 class Session:
@@ -454,6 +446,14 @@ class Session:
         # It has not returned: that its process lives says nothing for it yet.
         self.solitude.forget(execution)
         return self.job_finished(execution, outcome, now)
+
+    def jobs_finished(self, finished: Iterable[tuple[int, Outcome, bool]], now: float) -> list[Decision]:
+        """Jobs that got their outcomes in one turn of the loop; the last of each three is whether its code returned."""
+        decisions: list[Decision] = []
+        for execution, outcome, returned in finished:
+            event = self.job_finished if returned else self.job_abandoned
+            decisions += event(execution, outcome, now)
+        return decisions
 
     def job_finished(self, execution: int, outcome: Outcome, now: float) -> list[Decision]:
         """A job has its outcome."""
@@ -731,7 +731,7 @@ class Session:
             if key is None:
                 return []
         kept = self._kept[key]
-        self._settled(kept)
+        self._settled(key, kept)
         return [JournalSettled(kept.frame.lease_token)]
 
     def _on_keepalive(self, frame: frames.Keepalive, _now: float) -> list[Decision]:
@@ -766,7 +766,7 @@ class Session:
         kept = self._kept.get(frame.message_id)
         if kept is not None:
             decisions.append(DeadLetter(kept.frame, code, message))
-            self._settled(kept)
+            self._settled(frame.message_id, kept)
         return decisions
 
     # --- claims and jobs --------------------------------------------------------------------------------------------
@@ -775,13 +775,9 @@ class Session:
         """One claim, when one may be made and something could come of it."""
         if self._is_old:
             return self._exchange_if_old(now)
-        if not self._may_claim:
-            return []
-        if not self._offers_anything:
-            return self._announce_ready()
         slots, actions = self._room()
         if slots <= 0:
-            return []
+            return self._announce_ready() if self._may_claim and not self._offers_anything else []
         self._claim_id = self._message_id()
         self._claim_deadline = now + max(2 * self._cadence, CLAIM_DEADLINE_FLOOR)
         claim = Send(
@@ -797,11 +793,11 @@ class Session:
 
     def _room(self) -> tuple[int, list[str]]:
         """How many jobs may be claimed now, and of which actions; 0 when no claim may be made."""
-        if not (self._may_claim and self._offers_anything):
+        slots = self.free_slots if self._may_claim else 0
+        if not slots:
             return 0, []
-        slots = self.free_slots
         actions = self._all_actions
-        if slots and self._limits:
+        if self._limits:
             # Saturated actions leave the claim, and none that is left may be claimed beyond its own room.
             actions = [name for name in actions if self._has_room(name)]
             slots = min(
@@ -861,16 +857,16 @@ class Session:
         is_suspect = job.id in self.solitude.suspects
         if is_suspect and (why := self.solitude.suspects[job.id]) is not None:
             return self._refuse_poison(job, why, now)
-        if self._drain_asked or self.free_slots <= 0 or not self._has_room(job.action_name or ""):
+        if self._drain_asked or not self.free_slots or (self._limits and not self._has_room(job.action_name or "")):
             return self._hand_back(job.id, job.lease_token, now)
         if is_suspect and (self._jobs or self._stuck) and not self.solitude.is_patient(now):
             return self._hand_back(job.id, job.lease_token, now)
         self._executions += 1
-        taken = _Job(self._executions, job, now)
+        taken = _Job.taken(self._executions, job, now)
         self._jobs[taken.execution] = taken
         self._by_id[job.id] = taken
         self._count_running(taken.action, 1)
-        self._due_by(min(taken.heartbeat_at, taken.lease_until))
+        self._scan_at = min(self._scan_at, taken.heartbeat_at, taken.lease_until)
         if is_suspect:
             self.solitude.wait(taken.execution, job, now)
             return [Note("warning", "session.suspect_waits", {"job_id": job.id, "jobs_in_hand": len(self._jobs) - 1})]
@@ -882,7 +878,7 @@ class Session:
             return []
         old = known.token
         known.lease(job, now)
-        self._due_by(known.heartbeat_at)
+        self._scan_at = min(self._scan_at, known.heartbeat_at)
         if known.execution in self.solitude.waiting:
             self.solitude.wait(known.execution, job, now)
             return []
@@ -1003,27 +999,24 @@ class Session:
         if slot_until != _NO_SLOT:
             self._slots_kept += 1
             again_at = min(again_at, slot_until)
-        self._due_by(again_at)
+        self._scan_at = min(self._scan_at, again_at)
         return frame
 
     def _wake(self, kept: _Kept, now: float) -> None:
         kept.again_at = now + REPORT_AGAIN
-        self._due_by(kept.again_at)
+        self._scan_at = min(self._scan_at, kept.again_at)
 
     def _send_report(self, frame: frames.Report) -> list[Decision]:
         return [Send(frame)] if self.state in _REPORTING else []
 
-    def _settled(self, kept: _Kept) -> None:
-        message_id = str(kept.frame.message_id)
+    def _settled(self, message_id: str, kept: _Kept) -> None:
         del self._kept[message_id]
-        if self._kept_by_job.get(kept.frame.job_id) == message_id:
-            del self._kept_by_job[kept.frame.job_id]
+        job_id = kept.frame.job_id
+        if self._kept_by_job.get(job_id) == message_id:
+            del self._kept_by_job[job_id]
         if kept.slot_until != _NO_SLOT:
             self._slots_kept -= 1
             self._slot_freed()
-
-    def _due_by(self, at: float) -> None:
-        self._scan_at = min(self._scan_at, at)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -1062,7 +1055,7 @@ class Session:
 
     def _heartbeat(self, job: _Job, now: float) -> Send:
         job.heartbeat_at = now + job.cadence
-        self._due_by(job.heartbeat_at)
+        self._scan_at = min(self._scan_at, job.heartbeat_at)
         return Send(frames.Heartbeat(job_id=job.id, lease_token=job.token))
 
     def _check_reading(self, now: float) -> list[Decision]:

@@ -30,6 +30,8 @@ _GOING_AWAY = frozenset({1001, 1012})
 _WHOLE_TEXT = 0x80 | Opcode.TEXT
 """First byte of a frame that is a whole text message: the final one of its message, without extensions."""
 _MASKED = 0x80
+_EXTENSION = {126: 2, 127: 8}
+"""Bytes in which a longer message's size follows; any other value says that it is masked, which no server may do."""
 _MASK_SIZE = 4
 
 _REFUSALS = {
@@ -111,6 +113,7 @@ class Connection(ClientConnection):
 
     receiver: Receiver | None = None
     _messages: list[bytes]
+    """Whole messages of the chunk that is read, not delivered yet."""
     _fragments: list[bytes] | None = None
     _opcode = Opcode.TEXT
     _written = 0
@@ -123,8 +126,10 @@ class Connection(ClientConnection):
             return
         masks = os.urandom(_MASK_SIZE * len(messages))
         parts: list[bytes] = []
-        for number, message in enumerate(messages):
-            mask = masks[number * _MASK_SIZE : (number + 1) * _MASK_SIZE]
+        at = 0
+        for message in messages:
+            mask = masks[at : at + _MASK_SIZE]
+            at += _MASK_SIZE
             parts += (_header(len(message)), mask, apply_mask(message, mask))
         self._write(b"".join(parts))
 
@@ -167,16 +172,20 @@ class Connection(ClientConnection):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes arrived."""
-        if self.receiver is None:
+        receiver = self.receiver
+        if receiver is None:
             super().data_received(data)
             return
-        self.receiver.last_read = time.monotonic()
-        self._messages = []
-        rest = data
+        receiver.last_read = time.monotonic()
+        messages: list[bytes] = []
+        self._messages = messages
         if not self.protocol.reader.buffer and self.protocol.current_size is None:
-            rest = data[_cut(data, self._messages) :]
-        if rest:
-            super().data_received(rest)
+            end = _cut(data, messages)
+            if end == len(data):
+                receiver.messages_received(messages)
+                return
+            data = data[end:]
+        super().data_received(data)
         self._deliver()
         if self.receiver is not None and self.protocol.state is not OPEN:
             # The peer said goodbye, or broke the protocol: the answer is written, and nothing is waited for.
@@ -264,18 +273,17 @@ def _cut(data: bytes, messages: list[bytes]) -> int:
     """
     position, end = 0, len(data)
     while position + 2 <= end and data[position] == _WHOLE_TEXT:
-        size = data[position + 1]
-        start = position + 2
-        if size == 126:
-            start += 2
+        size, start = data[position + 1], position + 2
+        if size >= 126:
+            start += _EXTENSION.get(size, 0)
             size = int.from_bytes(data[position + 2 : start])
-        elif size > 126:
-            start += 8
-            size = int.from_bytes(data[position + 2 : start]) if size == 127 else MAX_FRAME_TO_WORKER + 1
-        if start + size > end or size > MAX_FRAME_TO_WORKER:
+            if size > MAX_FRAME_TO_WORKER or start == position + 2:
+                break
+        stop = start + size
+        if stop > end:
             break
-        messages.append(data[start : start + size])
-        position = start + size
+        messages.append(data[start:stop])
+        position = stop
     return position
 
 

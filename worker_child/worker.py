@@ -76,7 +76,6 @@ class Worker:
         """Outcomes of this turn of the loop that the session does not know yet."""
         self._outgoing: list[bytes] = []
         self._turn_over_scheduled = False
-        self._deciding = False
         self._unsynced = False
         self._rewrite_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -103,6 +102,10 @@ class Worker:
             decisions.End: self._end,
         }
 
+    def isolate(self, processes: JobProcesses) -> None:
+        """Where jobs run whose action asks for a process for each. Before `run`; without, such a job fails."""
+        self._runner.processes = processes
+
     @property
     def last_read(self) -> float:
         """When bytes were last read, for the session's rolling read deadline."""
@@ -111,10 +114,6 @@ class Worker:
     @last_read.setter
     def last_read(self, now: float) -> None:
         self._session.last_read = now
-
-    def isolate(self, processes: JobProcesses) -> None:
-        """Where jobs run whose action asks for a process for each. Before `run`; without, such a job fails."""
-        self._runner.processes = processes
 
     async def run(self) -> End:
         """Works until the session ends; returns why it did. What is unsettled by then is in the journal."""
@@ -126,7 +125,7 @@ class Worker:
         end = await self._ended
         looking_for_models.cancel()
         self._runner.stop()
-        self._step(_nothing)
+        self._step(self._session.jobs_finished, self._take_finished())
         if self._syncing is not None:
             # A disk that stands still keeps nobody here: what it has not taken is in the kernel's hands already.
             await asyncio.wait([self._syncing], timeout=SYNC_PATIENCE)
@@ -181,9 +180,9 @@ class Worker:
 
     def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
         self._finished.append((execution, outcome, returned))
-        if self._runner.idle and not self._deciding:
+        if self._runner.idle:
             # Nothing runs that could finish in this turn of the loop too.
-            self._step(_nothing)
+            self._step(self._session.jobs_finished, self._take_finished())
         elif not self._turn_over_scheduled:
             self._turn_over_scheduled = True
             self._loop.call_soon(self._turn_over)
@@ -206,29 +205,26 @@ class Worker:
 
     def _step(self, event: Callable[..., list[Decision]], *facts: Any) -> None:
         """Tells the session of one event, and carries out what it decides."""
-        self._deciding = True
         try:
             now = time.monotonic()
-            # An outcome that waits for the end of the turn was there before this event, and must not look later.
-            self._tell_finished(now)
+            if self._finished:
+                # What waits for the end of the turn was there before this event, and must not look later.
+                self._carry_out(self._session.jobs_finished(self._take_finished(), now))
             self._carry_out(event(*facts, now))
-            self._set_timer(now)
             self._write()
+            # Only now, as what was decided is on its way.
+            self._set_timer(now)
         except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
             self._fail(error)
-        finally:
-            self._deciding = False
 
     def _carry_out(self, decided: list[Decision]) -> None:
         perform = self._perform
         for decision in decided:
             perform[type(decision)](decision)
 
-    def _tell_finished(self, now: float) -> None:
+    def _take_finished(self) -> list[tuple[int, Outcome, bool]]:
         finished, self._finished = self._finished, []
-        for execution, outcome, returned in finished:
-            event = self._session.job_finished if returned else self._session.job_abandoned
-            self._carry_out(event(execution, outcome, now))
+        return finished
 
     def _set_timer(self, now: float) -> None:
         deadline = self._session.next_deadline()
@@ -263,7 +259,7 @@ class Worker:
         """Every job that could finish in this turn of the loop has done so."""
         self._turn_over_scheduled = False
         if self._finished:
-            self._step(_nothing)
+            self._step(self._session.jobs_finished, self._take_finished())
 
     def _write(self) -> None:
         """One write to the journal, then one to the socket, for everything that was decided together.
@@ -314,7 +310,7 @@ class Worker:
         if self._outgoing and self._connection is not None:
             outgoing, self._outgoing = self._outgoing, []
             self._connection.transmit(outgoing)
-        if self._connection is not None and not self._connection.unsent:
+        if self._session.awaits_written and self._connection is not None and not self._connection.unsent:
             self.writable()
 
     def _connect(self, _decision: decisions.Connect) -> None:
@@ -393,10 +389,6 @@ class Worker:
     def _outstanding(self) -> tuple[list[Claimed], list[frames.Report]]:
         claimed, reported = self._session.outstanding()
         return [Claimed(job.job_id, job.lease_token, job.action) for job in claimed], reported
-
-
-def _nothing(_now: float) -> list[Decision]:
-    return []
 
 
 def _time_suspended() -> float:
