@@ -1,1 +1,1 @@
-"""Actions that every worker has unless its pool says `stock_actions = false`."""
+"""Actions that come with the worker: those of every one (`stock_actions`), and those of a workspace."""

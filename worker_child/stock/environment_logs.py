@@ -1,0 +1,81 @@
+"""environment.logs.tail: the last lines of a log file."""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from worker_child.actions import Registry
+from worker_child.errors import NonRetryableError, ValidationError
+from worker_child.stock.workspace import Workspace
+
+MAX_LINES = 10_000
+MAX_BYTES = 4 * 1024 * 1024
+LOG_DIRECTORY = "MOBIUS_WORKER_LOG_DIR"
+"""Where whoever runs the worker keeps its logs: {worker,worker.stdout,worker.stderr,bootstrap}.log."""
+
+_FILES = {
+    "worker": "worker.log",
+    "stdout": "worker.stdout.log",
+    "stderr": "worker.stderr.log",
+    "bootstrap": "bootstrap.log",
+}
+_KEY = re.compile(r"\bmb([xc])_[A-Za-z0-9._-]{8,}")
+
+
+class Tail(Struct, frozen=True):
+    """`path` is a file of the workspace; without it, `log_name` is one of the worker's own logs."""
+
+    path: str | None = None
+    log_name: Literal["worker", "stdout", "stderr", "bootstrap"] = "worker"
+    tail: Annotated[int, Meta(ge=1, le=MAX_LINES)] = 200
+    max_bytes: Annotated[int, Meta(ge=1, le=MAX_BYTES)] = 64 * 1024
+
+
+class Logs:
+    """The handler. It blocks, so it runs in a thread."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def tail(self, parameters: Tail) -> dict[str, Any]:
+        """The last `tail` lines, of which at most the last `max_bytes`."""
+        if parameters.path:
+            workspace, path, field = self._workspace, parameters.path, "parameters.path"
+        else:
+            directory = os.environ.get(LOG_DIRECTORY)
+            if not directory:
+                raise ValidationError(
+                    f"parameters.log_name: this worker keeps no logs in files ({LOG_DIRECTORY} is not set); give a path"
+                )
+            workspace, path, field = Workspace(Path(directory)), _FILES[parameters.log_name], "parameters.log_name"
+        with workspace.place(path, field) as place:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            with os.fdopen(os.open(place.name or ".", flags, dir_fd=place.directory), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise NonRetryableError(f"{field}: {path!r} is no regular file")
+                start = max(0, status.st_size - parameters.max_bytes)
+                file.seek(start)
+                data = file.read(parameters.max_bytes)
+        lines = data.split(b"\n")
+        ends_with_line = lines[-1] == b""
+        lines = lines[:-1] if ends_with_line else lines
+        if start and len(lines) > 1:
+            # The first one has lost its beginning.
+            lines = lines[1:]
+        kept = lines[-parameters.tail :]
+        content = b"\n".join(kept).decode("utf-8", "replace") + ("\n" if ends_with_line and kept else "")
+        return {
+            "log_path": path,
+            "content": _KEY.sub(r"mb\1_[redacted]", content),
+            "lines": len(kept),
+            "truncated": start > 0 or len(kept) < len(lines),
+        }
+
+    def register(self, registry: Registry) -> None:
+        """Adds the action to the registry."""
+        registry.action("environment.logs.tail", idempotent=True)(self.tail)
