@@ -27,6 +27,7 @@ _FLAGS = {
     "pool[0].entry_points": "--entry-points",
     "pool[0].actions": "--actions",
     "pool[0].models": "--models",
+    "pool[0].workspace": "--workspace",
 }
 _PROVIDERS = "pool[0].providers."
 
@@ -55,6 +56,12 @@ _PROVIDERS = "pool[0].providers."
 )
 @click.option("--name", help="Name of the worker for people, shown beside its identity.")
 @click.option("--environment-id", metavar="ID", help="Take only jobs that are pinned to this environment.")
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Register the environment actions (shell, files, git, logs) with this directory to work in.",
+)
 @click.option("--modules", metavar="M1,M2", help="Python modules, or files, with @action handlers.")
 @click.option(
     "--entry-points",
@@ -102,6 +109,8 @@ def worker(
         "module_path": [str(flags["module_path"])],
         "environment_id": flags["environment_id"] or "",
     }
+    if flags["workspace"] is not None:
+        pool |= {"environment_actions": True, "workspace": str(flags["workspace"])}
     if not flags["module_path"].is_dir():
         raise UsageError(f"--module-path: {str(flags['module_path'])!r} is no directory; create it or correct the path")
     environ = {name: value for name, value in os.environ.items() if name != "CREDENTIALS_DIRECTORY"}

@@ -21,6 +21,7 @@ def mold_settings(config: Config, pool: Pool) -> MoldSettings:
         preload=pool.preload,
         stock_actions=pool.stock_actions,
         environment_actions=pool.environment_actions,
+        workspace=pool.workspace,
         model_servers=bool(pool.providers),
         log_level=config.supervisor.log_level,
         log_format=_CHILD_LOG,

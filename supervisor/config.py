@@ -190,6 +190,9 @@ Modules = Annotated[
 PathText = Annotated[
     str, Meta(pattern=r"^[^\x00]{1,4096}$", description="a path in quotes", examples=["/path/to/file"])
 ]
+Workspace = Annotated[
+    str, Meta(pattern=r"^[^\x00]{0,4096}$", description="a path in quotes", examples=["/path/to/directory"])
+]
 PathList = Annotated[
     list[Annotated[str, Meta(pattern=r"^[^\x00]{1,4096}$")]],
     Meta(description="a list of directories", examples=[["."]]),
@@ -264,7 +267,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     """One `[[pool]]`. Directories of `module_path` and files of `modules` are absolute after loading.
 
     `providers` has what `[pool.providers.NAME]` says, and Ollama's usual place if `models` names it and nothing else is
-    said of it.
+    said of it. `workspace` is where environment actions work.
     """
 
     name: PoolName = "default"
@@ -280,6 +283,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     preload: bool = True
     stock_actions: bool = True
     environment_actions: bool = False
+    workspace: Workspace = ""
     environment_id: str = ""
     journal: Journal = "write"
     limits: Limits = Limits()
@@ -347,12 +351,17 @@ def build(document: dict[str, Any], directory: Path, environ: Mapping[str, str])
             "control_plane.listen has already; change one of the two ports"
         )
     found = [_resolve_pool(pool, index, directory, environ, problems) for index, pool in enumerate(found)]
+    found = [
+        _resolve_workspace(pool, index, directory, Path(supervisor.state_dir), problems)
+        for index, pool in enumerate(found)
+    ]
     _check_pool_names(found, problems)
     credential = _credential(control_plane, environ, problems, notes)
     project_named = "project" in named or "MOBIUS_PROJECT" in environ
     control_plane = _project_of_key(control_plane, credential, problems, named=project_named)
     if problems:
         raise ConfigurationError(problems)
+    notes += [_environment_warning(pool) for pool in found if pool.environment_actions]
     return Config(control_plane=control_plane, supervisor=supervisor, pool=found, credential=credential, notes=notes)
 
 
@@ -672,11 +681,6 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, environ: Mapping[str,
             f"{path}.restart.backoff_min: expected at most backoff_max ({restart.backoff_max:g}s), "
             f"got {restart.backoff_min:g}s; lower it or raise backoff_max"
         )
-    if pool.environment_actions:
-        problems.append(
-            f"{path}.environment_actions: expected false, because this version has no environment actions; "
-            "remove the key"
-        )
     providers = dict(pool.providers)
     if any(model.startswith(f"{_OLLAMA}/") for model in pool.models):
         providers.setdefault(_OLLAMA, ModelServer())
@@ -685,6 +689,34 @@ def _resolve_pool(pool: Pool, index: int, directory: Path, environ: Mapping[str,
         for name, server in providers.items()
     }
     return msgspec.structs.replace(pool, modules=modules, module_path=module_path, providers=providers)
+
+
+def _resolve_workspace(pool: Pool, index: int, directory: Path, state_dir: Path, problems: list[str]) -> Pool:
+    """Where environment actions work: by default a directory of the pool's own, below the state directory."""
+    if not pool.environment_actions:
+        if pool.workspace:
+            problems.append(
+                f"pool[{index}].workspace: expected environment_actions = true, which this key is for; "
+                "set it, or remove the key"
+            )
+        return pool
+    workspace = directory / pool.workspace if pool.workspace else state_dir / "workspaces" / pool.name
+    if pool.workspace and not workspace.is_dir():
+        problems.append(
+            f"pool[{index}].workspace: expected an existing directory, got {_shown(str(workspace))}; "
+            "create it or correct the path"
+        )
+    return msgspec.structs.replace(pool, workspace=str(workspace))
+
+
+def _environment_warning(pool: Pool) -> str:
+    """What whoever turned them on should know. Which actions are offered is told apart: a shell may do everything."""
+    if pool.actions and "environment.bash" not in pool.actions:
+        return f"pool {pool.name}: environment_actions: jobs may change what is in {pool.workspace}"
+    return (
+        f"pool {pool.name}: environment_actions: jobs may run commands, in {pool.workspace} and as this user: they can "
+        "read whatever this user can read, the API key's file included (docs/environment-actions.md)"
+    )
 
 
 # --- model servers ------------------------------------------------------------------------------------------------

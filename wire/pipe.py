@@ -131,6 +131,8 @@ class MoldSettings(Message, frozen=True, tag="mold.settings"):
     stock_actions: bool
     environment_actions: bool
     actions: list[str] = msgspec.field(default_factory=list)
+    workspace: str = ""
+    """Where environment actions work; an absolute path."""
     model_servers: bool = False
     """The children will talk to model servers: what that needs is imported before the fork."""
     log_level: str = "info"

@@ -91,6 +91,11 @@ class Mold:
         sys.path[:0] = [str(Path(entry).resolve()) for entry in settings.module_path]
         if settings.stock_actions:
             import_source("worker_child.stock.basic")
+        if settings.environment_actions:
+            # Only now: most pools have no use for them.
+            from worker_child.stock.environment import register  # noqa: PLC0415
+
+            register(registry, Path(settings.workspace))
         if settings.model_servers:
             import_source("worker_child.providers.server")
         sources = expanded(settings.modules)

@@ -109,11 +109,15 @@ def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -
             ),
         ),
         (
-            "[[pool]]\nenvironment_actions = true",
+            "[[pool]]\nworkspace = 'here'",
             (
-                "pool[0].environment_actions: expected false, because this version has no environment actions; "
-                "remove the key"
+                "pool[0].workspace: expected environment_actions = true, which this key is for; "
+                "set it, or remove the key"
             ),
+        ),
+        (
+            "[[pool]]\nenvironment_actions = true\nworkspace = '/nowhere/at/all'",
+            ('pool[0].workspace: expected an existing directory, got "/nowhere/at/all"; create it or correct the path'),
         ),
         (
             "[[pool]]\nname = 'a b'",
@@ -337,6 +341,24 @@ def test_a_missing_or_malformed_credential_says_where_it_was_looked_for(tmp_path
     (malformed,) = problems(tmp_path, "[[pool]]", {"MOBIUS_API_KEY": "sk-hidden"})
     assert malformed.startswith("MOBIUS_API_KEY: expected an API key, which begins with mbx_ or mbc_")
     assert "hidden" not in malformed
+
+
+def test_a_workspace_is_the_pools_own_unless_it_is_named(tmp_path: Path) -> None:
+    text = "[supervisor]\nstate_dir = 'state'\n[[pool]]\nname = 'rig'\nenvironment_actions = true\n"
+    (pool,) = loaded(tmp_path, text).pool
+    assert pool.workspace == str(tmp_path / "state" / "workspaces" / "rig")
+    (tmp_path / "here").mkdir()
+    assert loaded(tmp_path, f"{text}workspace = 'here'").pool[0].workspace == str(tmp_path / "here")
+    assert loaded(tmp_path, "[[pool]]").pool[0].workspace == ""
+
+
+@pytest.mark.parametrize(
+    ("actions", "word"), [("[]", "run commands"), ("['environment.bash']", "run commands"), ("['print']", "may change")]
+)
+def test_whoever_turns_environment_actions_on_is_warned(tmp_path: Path, actions: str, word: str) -> None:
+    (warning,) = loaded(tmp_path, f"[[pool]]\nenvironment_actions = true\nactions = {actions}").notes
+    assert word in warning
+    assert loaded(tmp_path, "[[pool]]").notes == []
 
 
 def test_a_key_names_its_project(tmp_path: Path) -> None:

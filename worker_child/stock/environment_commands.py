@@ -5,6 +5,7 @@ cannot become another's.
 """
 
 import asyncio
+import codecs
 import contextlib
 import os
 import signal
@@ -24,6 +25,8 @@ KILL_PATIENCE = 5.0
 OUTPUT_GRACE = 1.0
 """Seconds in which what is left in the pipes is read: a process that has left the group may hold them open."""
 CHUNK = 65536
+_CONTINUATION = bytes(range(0x80, 0xC0))
+"""Bytes that begin no UTF-8 character."""
 
 _HANDED_ON = frozenset({
     "HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER",
@@ -87,11 +90,13 @@ class Output:
         tail = bytes(self._tail[-self._half :])
         if not omitted:
             return (bytes(self._head) + tail).decode("utf-8", "replace")
-        # Where it was cut, a character may be in two.
-        head = bytes(self._head).decode("utf-8", "ignore" if _ends_within_character(self._head) else "replace")
-        while tail and tail[0] & 0xC0 == 0x80:
-            tail, omitted = tail[1:], omitted + 1
-        return f"{head}\n[... {omitted} bytes omitted ...]\n{tail.decode('utf-8', 'replace')}"
+        # Where it was cut, a character may be in two: what is left of it is omitted too.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        head = decoder.decode(bytes(self._head))
+        begun, _ = decoder.getstate()
+        rest = tail.lstrip(_CONTINUATION)
+        omitted += len(begun) + len(tail) - len(rest)
+        return f"{head}\n[... {omitted} bytes omitted ...]\n{rest.decode('utf-8', 'replace')}"
 
 
 def environment(own: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
@@ -238,12 +243,3 @@ class _Running:
     async def _within(seconds: float, event: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), seconds)
-
-
-def _ends_within_character(data: bytearray) -> bool:
-    """Whether the last bytes are the beginning of a UTF-8 character, and valid as far as they go."""
-    try:
-        data[-3:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
-    return False

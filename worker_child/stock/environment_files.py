@@ -8,13 +8,13 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from msgspec import Meta, Struct
 
 from worker_child.actions import Registry
 from worker_child.errors import NonRetryableError, ValidationError
-from worker_child.stock.workspace import Place, Workspace, faults, readable
+from worker_child.stock.workspace import Place, Workspace, faults, open_regular, readable
 
 MAX_READ = 8 * 1024 * 1024
 MAX_ENTRIES = 10_000
@@ -22,8 +22,6 @@ MAX_DEPTH = 64
 """Directories within directories that a list goes into."""
 MOST_NAMES = 100_000
 """Names of one directory that are looked at."""
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PATH = "parameters.path"
 _LATEST = 253_402_300_799
 """The last second that has a date; a file may be dated later."""
@@ -72,18 +70,18 @@ class Files:
 
     def read(self, parameters: Read) -> dict[str, Any]:
         """A file's content, or a part of it."""
-        with self._workspace.place(parameters.path, _PATH) as place:
-            opened = _open_file(place, _READ)
-            with os.fdopen(opened, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(parameters.offset)
-                data = file.read(parameters.max_bytes)
+        path = parameters.path
+        with self._workspace.place(path, _PATH) as place, _opened(place, os.O_RDONLY, path) as file:
+            size = os.fstat(file.fileno()).st_size
+            # Not every file system knows a place that far behind the end.
+            file.seek(min(parameters.offset, size))
+            data = file.read(parameters.max_bytes)
         if parameters.encoding == "base64":
             content = base64.b64encode(data).decode()
         else:
             content, data = _text(data, parameters)
-        following = parameters.offset + len(data)
-        answer = {"path": parameters.path, "encoding": parameters.encoding, "content": content, "size": size}
+        following = min(parameters.offset, size) + len(data)
+        answer = {"path": path, "encoding": parameters.encoding, "content": content, "size": size}
         return answer | {"truncated": following < size} | ({"next_offset": following} if following < size else {})
 
     def write(self, parameters: Write) -> dict[str, Any]:
@@ -97,7 +95,10 @@ class Files:
             if status is not None and not stat.S_ISREG(status.st_mode):
                 raise NonRetryableError(f"{_PATH}: {parameters.path!r} is no regular file")
             if parameters.append:
-                _append(place, data, mode)
+                with _opened(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, parameters.path) as file:
+                    if mode is not None:
+                        os.fchmod(file.fileno(), mode)
+                    _write_all(file.fileno(), data)
             else:
                 _replace(place, data, mode if mode is not None or status is None else stat.S_IMODE(status.st_mode))
         return {"path": parameters.path, "bytes_written": len(data)}
@@ -138,15 +139,10 @@ class Files:
         registry.action("environment.files.delete")(self.delete)
 
 
-def _open_file(place: Place, flags: int) -> int:
-    """A regular file: a pipe or a device could hold its reader up for ever."""
+def _opened(place: Place, access: int, path: str) -> BinaryIO:
     if place.name is None:
-        raise ValidationError(f"{_PATH}: is a directory")
-    opened = os.open(place.name, flags, dir_fd=place.directory)
-    if not stat.S_ISREG(os.fstat(opened).st_mode):
-        os.close(opened)
-        raise NonRetryableError(f"{_PATH}: {place.name!r} is no regular file")
-    return opened
+        raise NonRetryableError(f"{_PATH}: {path!r} is no regular file")
+    return open_regular(place.directory, place.name, access, f"{_PATH}: {path!r}")
 
 
 def _text(data: bytes, parameters: Read) -> tuple[str, bytes]:
@@ -182,20 +178,10 @@ def _mode(text: str | None) -> int | None:
     return mode
 
 
-def _append(place: Place, data: bytes, mode: int | None) -> None:
-    opened = os.open(place.name or "", _WRITE | os.O_APPEND | os.O_CREAT, 0o666, dir_fd=place.directory)
-    with os.fdopen(opened, "wb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise NonRetryableError(f"{_PATH}: {place.name!r} is no regular file")
-        if mode is not None:
-            os.fchmod(opened, mode)
-        _write_all(file.fileno(), data)
-
-
 def _replace(place: Place, data: bytes, mode: int | None) -> None:
     """Whoever reads sees the old or the new content, also after a crash in between."""
     temporary = f".{secrets.token_hex(8)}.tmp"
-    opened = os.open(temporary, _WRITE | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=place.directory)
+    opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=place.directory)
     try:
         try:
             if mode is not None:

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 from worker_child.actions import Registry
 from worker_child.errors import NonRetryableError, RetryableError, ValidationError
 from worker_child.stock.environment_commands import Finished, environment, run
-from worker_child.stock.workspace import Place, Workspace
+from worker_child.stock.workspace import Place, Workspace, open_regular
 
 MAX_OUTPUT = 4 * 1024 * 1024
 CLONE_SECONDS = 3600.0
@@ -266,12 +266,12 @@ def _inside(directory: int, name: str, sentence: str, opened: ExitStack) -> int:
 
 def _copy_what_is_harmless(repository: int, objects: int, ours: Path) -> None:
     """HEAD with its commit, the index, and what is ignored. Raises NonRetryableError."""
-    if _content(objects, "info/alternates", 1) is not None:
+    if _content(objects, "info/alternates", MAX_EXCLUDE) is not None:
         raise NonRetryableError("parameters.dir: the repository borrows objects from another place")
     head = (_content(repository, "HEAD", MAX_REFERENCE) or b"").decode("utf-8", "replace").strip()
     branch = head.removeprefix("ref: ")
     commit = _resolved(repository, branch) if branch != head else head
-    if commit and not _COMMIT.fullmatch(commit):
+    if not _COMMIT.fullmatch(commit) and (commit or branch == head):
         raise NonRetryableError("parameters.dir: the repository's HEAD is no commit")
     version, extension = ("1", "\n[extensions]\n\tobjectFormat = sha256") if len(commit) == 64 else ("0", "")
     (ours / "config").write_text(f"[core]\n\trepositoryFormatVersion = {version}\n\tbare = false{extension}\n")
@@ -308,11 +308,10 @@ def _content(directory: int, path: str, limit: int) -> bytes | None:
             for parent in parents:
                 directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
                 opened.callback(os.close, directory)
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            file = opened.enter_context(os.fdopen(os.open(name, flags, dir_fd=directory), "rb"))
+            what = f"parameters.dir: {path!r} of the repository"
+            file = opened.enter_context(open_regular(directory, name, os.O_RDONLY, what))
         except FileNotFoundError:
             return None
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise NonRetryableError(f"parameters.dir: .git/{path} is no file of at most {limit} bytes")
+        if os.fstat(file.fileno()).st_size > limit:
+            raise NonRetryableError(f"{what} has more than {limit} bytes")
         return file.read(limit)

@@ -2,15 +2,14 @@
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from worker_child.actions import Registry
-from worker_child.errors import NonRetryableError, ValidationError
-from worker_child.stock.workspace import Workspace
+from worker_child.errors import ValidationError
+from worker_child.stock.workspace import Workspace, open_regular
 
 MAX_LINES = 10_000
 MAX_BYTES = 4 * 1024 * 1024
@@ -52,15 +51,13 @@ class Logs:
                     f"parameters.log_name: this worker keeps no logs in files ({LOG_DIRECTORY} is not set); give a path"
                 )
             workspace, path, field = Workspace(Path(directory)), _FILES[parameters.log_name], "parameters.log_name"
-        with workspace.place(path, field) as place:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            with os.fdopen(os.open(place.name or ".", flags, dir_fd=place.directory), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise NonRetryableError(f"{field}: {path!r} is no regular file")
-                start = max(0, status.st_size - parameters.max_bytes)
-                file.seek(start)
-                data = file.read(parameters.max_bytes)
+        with (
+            workspace.place(path, field) as place,
+            open_regular(place.directory, place.name or ".", os.O_RDONLY, f"{field}: {path!r}") as file,
+        ):
+            start = max(0, os.fstat(file.fileno()).st_size - parameters.max_bytes)
+            file.seek(start)
+            data = file.read(parameters.max_bytes)
         lines = data.split(b"\n")
         ends_with_line = lines[-1] == b""
         lines = lines[:-1] if ends_with_line else lines

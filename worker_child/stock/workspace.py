@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -124,6 +125,19 @@ class Workspace:
     def _keep(descriptor: int, opened: ExitStack) -> int:
         opened.callback(os.close, descriptor)
         return descriptor
+
+
+def open_regular(directory: int, name: str, access: int, what: str, mode: int = 0o666) -> BinaryIO:
+    """Opens a regular file of a directory, unbuffered: a pipe or a device could hold its reader up for ever.
+
+    `access` is O_RDONLY or O_WRONLY, with O_CREAT and O_APPEND as wanted. Raises OSError, and NonRetryableError that
+    begins with `what`.
+    """
+    opened = os.open(name, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise NonRetryableError(f"{what} is no regular file")
+    return os.fdopen(opened, "rb" if access == os.O_RDONLY else "wb", buffering=0)
 
 
 @contextmanager
