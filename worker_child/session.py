@@ -1010,10 +1010,16 @@ class Session:
         return [Send(frame)] if self.state in _REPORTING else []
 
     def _settled(self, message_id: str, kept: _Kept) -> None:
+        of_several_leases = len(self._kept) > len(self._kept_by_job)
         del self._kept[message_id]
         job_id = kept.frame.job_id
         if self._kept_by_job.get(job_id) == message_id:
             del self._kept_by_job[job_id]
+            if of_several_leases:
+                # An acknowledgement that names the job alone must find the report of an earlier lease too.
+                for key, other in self._kept.items():
+                    if other.frame.job_id == job_id:
+                        self._kept_by_job[job_id] = key
         if kept.slot_until != _NO_SLOT:
             self._slots_kept -= 1
             self._slot_freed()

@@ -353,6 +353,14 @@ def test_an_acknowledgement_without_a_message_id_settles_by_job() -> None:
     assert driver.receive(frames.ReportAck(job_id="job-1")).of(JournalSettled)
 
 
+def test_acknowledgements_without_a_message_id_settle_the_reports_of_all_leases_of_a_job() -> None:
+    reports = [frames.Report(job_id="job-1", lease_token=token) for token in ("older", "newer")]
+    driver = SessionDriver(leftover=reports).register()
+    for _ in reports:
+        driver.receive(frames.ReportAck(job_id="job-1"))
+    assert driver.session.outstanding()[1] == []
+
+
 def test_an_acknowledgement_of_something_else_settles_nothing() -> None:
     driver = with_job()
     driver.finish()
