@@ -197,6 +197,7 @@ async def schedule(plane: Serving, seed: int, directory: Path) -> float:
     return took
 
 
+@pytest.mark.timeout(1800)  # `make test-long` runs twenty times as many; each wait has a deadline of its own
 async def test_every_run_is_completed_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, limit, seconds in HURRIED:
         monkeypatch.setattr(module, limit, seconds)
