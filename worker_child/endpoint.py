@@ -94,7 +94,7 @@ def endpoint(api_url: str, project: str, key_project: str, tls: TlsFiles = TlsFi
     url = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}{path}"
     found = Endpoint(url=url, local=local, tls=tls)
     # What cannot work is better said now than at every attempt to connect.
-    if found.is_encrypted:
+    if found.is_encrypted and tls != TlsFiles():
         found.context()
     found.proxy()
     return found
