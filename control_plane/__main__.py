@@ -1,7 +1,7 @@
 """`mobius-control-plane`: arguments -> configuration -> objects -> loop; the only place that builds them.
 
-Exit codes (sysexits): 0 ended as asked, 64 usage, 66 no such project, 69 the store is away, 70 our fault, 73 the port
-is in use or the handle is taken, 78 configuration.
+Exit codes (sysexits): 0 ended as asked, 64 usage, 65 the store is not as it should be, 66 no such project, 69 the store
+is away, 70 our fault, 73 the port is in use, the handle is taken or the file exists, 78 configuration.
 """
 
 import asyncio
@@ -34,20 +34,30 @@ from control_plane.config import (
 )
 from control_plane.credentials import credential
 from control_plane.domain.store import LeaseTerms, Store
-from control_plane.errors import Conflict, ControlPlaneError, NotFound, StoreInUse, StoreRefused, StoreUnavailable
+from control_plane.errors import (
+    CannotCreate,
+    Conflict,
+    ControlPlaneError,
+    NotFound,
+    StoreInUse,
+    StoreRefused,
+    StoreUnavailable,
+)
 from control_plane.keys import hash_secret, new_api_key
 from control_plane.parent import Parent, inherited_pipe
 from control_plane.server import ControlPlane
-from control_plane.store import store_at
+from control_plane.store import maintenance, store_at
 from service_manager import journal
 from service_manager.notify import Notifier
 from wire import stacks
 from wire.build import package_version
 
-EX_OK, EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_CONFIG = 0, 64, 66, 69, 70, 73, 78
+EX_OK, EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 0, 64, 65, 66, 69
+EX_SOFTWARE, EX_CANTCREAT, EX_CONFIG = 70, 73, 78
 
 EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
     (PortInUse, EX_CANTCREAT),
+    (CannotCreate, EX_CANTCREAT),
     (ConfigurationError, EX_CONFIG),
     (StoreInUse, EX_CANTCREAT),
     (StoreRefused, EX_CONFIG),
@@ -166,10 +176,59 @@ def projects_create(store: str, store_password_file: Path | None, handle: str, n
     click.echo(project.id)
 
 
+@cli.command("migrate")
+@_store_options
+@_level_option
+def migrate_command(store: str, store_password_file: Path | None, log_level: str) -> None:
+    """Bring the store's tables up to date; `serve` does the same when it starts."""
+    log.configure(log_level)
+    before, after = _run(maintenance.migrate(store, _password_file(store, store_password_file)))
+    click.echo(f"schema {after}, as it was" if before == after else f"schema {before} -> {after}")
+
+
+@cli.command("check")
+@_store_options
+def check_command(store: str, store_password_file: Path | None) -> int:
+    """Read the whole store and say whether it is as it should be; also while it is served."""
+    findings = _run(maintenance.check(store, _password_file(store, store_password_file)))
+    for finding in findings:
+        word = "-" if finding.faults is None else "ok" if finding.faults == 0 else f"BROKEN ({finding.faults})"
+        click.echo(f"{word:<12} {finding.sentence}")
+    return EX_DATAERR if any(finding.faults for finding in findings) else EX_OK
+
+
+@cli.command("backup")
+@_store_options
+@click.option("--to", "target", required=True, metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+def backup_command(store: str, store_password_file: Path | None, target: Path) -> None:
+    """Write a copy of the store as of one moment, while it is served: a SQLite file, or what pg_dump makes."""
+    size = maintenance.backup(store, _password_file(store, store_password_file), target)
+    click.echo(f"{target}: {size} bytes")
+
+
+@cli.command("copy")
+@click.option("--from", "source", required=True, metavar="URL", help="sqlite:///absolute/path.db; not served now.")
+@click.option("--to", "target", required=True, metavar="URL", help="postgresql://user@host/database; empty.")
+@click.option(
+    "--store-password-file", type=click.Path(dir_okay=False, path_type=Path), help="Of the PostgreSQL database."
+)
+def copy_command(source: str, target: str, store_password_file: Path | None) -> None:
+    """Copy a SQLite store into an empty PostgreSQL database, as a whole or not at all; no control plane serves either.
+
+    The file keeps its rows. Serve the database next: whoever holds a job has a lease duration from that start on.
+    """
+    copied = _run(maintenance.copy(source, target, _password_file(target, store_password_file)))
+    for table, number in copied.items():
+        click.echo(f"{number:>12} {table}")
+    click.echo(f"{sum(copied.values()):>12} rows, counted again at their destination")
+
+
+def _password_file(url: str, given: Path | None) -> Path | None:
+    return credential(STORE_PASSWORD_CREDENTIAL) if given is None and not url.startswith("sqlite:") else given
+
+
 def _store_at(url: str, password_file: Path | None, terms: LeaseTerms, *, shared: bool = False) -> Store:
-    if password_file is None and not url.startswith("sqlite:"):
-        password_file = credential(STORE_PASSWORD_CREDENTIAL)
-    return store_at(url, terms, password_file=password_file, shared=shared)
+    return store_at(url, terms, password_file=_password_file(url, password_file), shared=shared)
 
 
 async def _with_store(store: Store, work: Callable[[], Awaitable[T]]) -> T:

@@ -5,6 +5,7 @@ ControlPlaneError
  |   +- NotFound            the named thing does not exist (in this project)
  |   +- Conflict            it exists, in a state that forbids the request
  |   +- Invalid             the request itself is wrong
+ +- CannotCreate            a file that was asked for exists, or cannot be written
  +- StoreUnavailable        the store cannot write or read now; nothing was acknowledged
  +- StoreRefused            the store will never open like this (wrong SQLite, newer schema, no such directory)
      +- StoreInUse          another control plane owns it
@@ -41,6 +42,10 @@ class Conflict(DomainError):  # noqa: N818 - named as the domain says it
 
 class Invalid(DomainError):  # noqa: N818 - named as the domain says it
     """Codes: invalid_inputs, invalid_cursor, invalid_field."""
+
+
+class CannotCreate(ControlPlaneError):  # noqa: N818 - what it says is what it is
+    """A file that an operator asked for cannot be made."""
 
 
 class StoreUnavailable(ControlPlaneError):  # noqa: N818 - named as callers say it

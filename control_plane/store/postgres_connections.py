@@ -70,7 +70,6 @@ class Database:
     """Where the store is: `url` without a password, and the file that has it, if one does. Raises StoreRefused."""
 
     def __init__(self, url: str, password_file: Path | None = None) -> None:
-        self._url = url
         self._password_file = password_file
         parts = urlsplit(url)
         query = parse_qs(parts.query)
@@ -79,6 +78,7 @@ class Database:
                 "the store's URL holds a password, which every list of processes would show: put it into a file of "
                 "mode 0600 and say --store-password-file FILE, or use libpq's PGPASSFILE"
             )
+        self.libpq_url = url
         self.name = f"postgresql://{parts.netloc}{parts.path}"
         distant = [host for host in _hosts(parts.netloc, query) if not (host.startswith("/") or is_loopback(host))]
         if distant and "sslmode" not in query:
@@ -91,10 +91,10 @@ class Database:
     async def connect(self, *, durable: bool = True, **settings: str) -> Connection:
         """A new connection, whose commits are on disk when they return unless `durable` is false; `settings` are server
         settings over ours. Raises StoreUnavailable, StoreRefused."""
-        password = self._password()
+        password = self.password()
         try:
             connection = await asyncpg.connect(
-                self._url,
+                self.libpq_url,
                 password=password,
                 timeout=CONNECT_TIMEOUT,
                 command_timeout=COMMAND_TIMEOUT,
@@ -132,7 +132,8 @@ class Database:
         """The error as callers are told it."""
         return StoreUnavailable(f"the store cannot be used now: {_sentence(error)}")
 
-    def _password(self) -> str | None:
+    def password(self) -> str | None:
+        """What the file says now; None without a file. Raises StoreRefused."""
         if self._password_file is None:
             return None
         try:

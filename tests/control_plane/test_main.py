@@ -1,5 +1,6 @@
 """The program as a user meets it: a process, its exit code, and the one sentence that it leaves."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,11 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
+import apsw
 import httpx
 import pytest
 
 from tests.support.control_plane_process import ControlPlaneProcess
+from tests.support.postgres_cluster import PASSWORD, Cluster
 from wire.pipe import PIPE_FD_VARIABLE, Bye, Hello
 
 KEY = "mbx_" + "k3" * 16
@@ -280,3 +284,91 @@ def test_debug_logs_requests_and_never_a_key(tmp_path: Path) -> None:
         log = plane.log()
         assert '"path": "/v1/projects/default/runs"' in log
         assert plane.key not in log
+
+
+# --- the store, and what operators do with it
+
+
+def test_migrate_check_and_backup(plane: ControlPlaneProcess) -> None:
+    store = ("--store", plane.store_url)
+    refused(run("migrate", *store), 73, "in use by another control plane")
+    checked = run("check", *store)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "ok           every job is in exactly one state" in checked.stdout
+    copy = plane.directory / "backup.db"
+    made = run("backup", *store, "--to", str(copy))
+    assert (made.returncode, made.stdout) == (0, f"{copy}: {copy.stat().st_size} bytes\n")
+    refused(run("backup", *store, "--to", str(copy)), 73, "File exists")
+    plane.terminate()
+    assert run("migrate", *store).stdout.endswith(", as it was\n")
+    refused(run("check", "--store", f"sqlite://{plane.directory}/nowhere.db"), 78, "nowhere.db")
+
+
+def test_a_store_that_is_not_as_it_should_be(plane: ControlPlaneProcess) -> None:
+    plane.terminate()
+    with contextlib.closing(apsw.Connection(f"{plane.directory}/control-plane.db")) as connection:
+        connection.execute(
+            "INSERT INTO jobs_claimed VALUES (1, 1, 1, 1, 1, 1, 'x', NULL, 1, 's', 'w', 1, 1, 1, 'r', 1)"
+        )
+    checked = run("check", "--store", plane.store_url)
+    assert checked.returncode == 65
+    assert "BROKEN (1)   every state is a job's" in checked.stdout
+
+
+def test_from_a_file_to_a_server(plane: ControlPlaneProcess, cluster: Cluster) -> None:
+    database = cluster.new_database()
+    url = cluster.url(database)
+    with plane.http() as http:
+        http.post("/v1/projects/default/automations", json={"handle": "a", "name": "A"}).raise_for_status()
+    copy = ("copy", "--from", plane.store_url, "--to", url)
+    refused(run(*copy), 73, "in use by another control plane")
+    plane.terminate()
+    assert "1 automations" in run(*copy).stdout
+    refused(run(*copy), 78, "is not empty")
+    moved = ControlPlaneProcess(plane.directory, store_url=url, key_file=plane.key_file)
+    with moved, moved.http() as http:
+        assert http.get("/v1/projects/default/automations/a").json()["name"] == "A"
+        assert run("check", "--store", url).stdout.count("ok ") >= 5
+    cluster.drop_database(database)
+
+
+def test_the_databases_password_is_shown_nowhere(tmp_path: Path, cluster: Cluster) -> None:
+    database = cluster.new_database()
+    password = tmp_path / "password"
+    password.write_text(PASSWORD + "\n")
+    password.chmod(0o600)
+    url = cluster.network_url(database)
+    with_password = url.replace("@", f":{quote(PASSWORD)}@")
+    result = run("check", "--store", with_password)
+    refused(result, 78, "--store-password-file")
+    assert quote(PASSWORD) not in result.stderr
+    refused(run("check", "--store", url, PGPASSFILE=str(tmp_path / "none")), 78, "does not let us in")
+    password.chmod(0o644)
+    refused(run("check", "--store", url, "--store-password-file", str(password)), 78, "chmod 600")
+    password.chmod(0o600)
+    plane = ControlPlaneProcess(tmp_path, "--store-password-file", str(password), store_url=url)
+    with plane, plane.http() as http:
+        assert http.get("/readyz").status_code == 200
+        assert PASSWORD.encode() not in Path(f"/proc/{plane.pid}/cmdline").read_bytes()
+        assert PASSWORD.encode() not in Path(f"/proc/{plane.pid}/environ").read_bytes()
+        assert PASSWORD not in plane.log()
+    # As a credential, and from where libpq looks.
+    password.rename(tmp_path / "store-password")
+    assert run("migrate", "--store", url, CREDENTIALS_DIRECTORY=str(tmp_path)).returncode == 0
+    assert run("migrate", "--store", url, PGPASSWORD=PASSWORD).returncode == 0
+    refused(
+        run(
+            "migrate", "--store", f"sqlite://{tmp_path}/x.db", "--store-password-file", str(tmp_path / "store-password")
+        ),
+        78,
+        "--store-password-file",
+    )
+    cluster.drop_database(database)
+
+
+def test_a_database_that_does_not_exist_or_cannot_be_reached(cluster: Cluster, tmp_path: Path) -> None:
+    serve = ("serve", "--listen", "127.0.0.1:0", "--bootstrap-key-file", str(tmp_path / "key"), "--store")
+    refused(run(*serve, cluster.url("nowhere")), 78, "nowhere", "createdb")
+    refused(run(*serve, "postgresql://mobius@127.0.0.1:1/db"), 69, "cannot be reached")
+    refused(run(*serve, "postgresql://mobius@db.example.com/db"), 78, "sslmode=verify-full")
+    assert not (tmp_path / "key").exists()

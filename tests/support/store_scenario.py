@@ -70,11 +70,11 @@ class SqlitePlace:
 
 
 class PostgresPlace:
-    """A database that has our tables and nothing in them."""
+    """A database that has our tables and nothing in them; `empty`: not even those."""
 
-    def __init__(self, cluster: Cluster):
+    def __init__(self, cluster: Cluster, *, empty: bool = False):
         self.cluster = cluster
-        self.database = cluster.new_database(cluster.template("migrated", _schema()))
+        self.database = cluster.new_database("template0" if empty else cluster.template("migrated", _schema()))
         self.url = cluster.url(self.database)
 
     def store(self, terms):
