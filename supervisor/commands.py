@@ -37,6 +37,7 @@ from supervisor.facts import REPLACED, ChangeRefused, Fact
 from supervisor.fleet import CUT_OFF_EXIT, Change, Fleet
 from supervisor.pool import Pool
 from supervisor.slots import Slot, State, Step
+from supervisor.unjoined import in_thread
 
 NOT_FOUND, BUSY, REFUSED = 66, 75, 78
 LOAD_PATIENCE = 10.0
@@ -103,7 +104,7 @@ class Commands:
             return self._refuse(["there is no pool file: this supervisor was started from flags; start it again"])
         try:
             async with asyncio.timeout(LOAD_PATIENCE):
-                wanted = await asyncio.to_thread(self._load)
+                wanted = await in_thread(self._load)
         except TimeoutError:
             return self._refuse([f"the pool file could not be read within {LOAD_PATIENCE:g}s"])
         except ConfigurationError as error:
@@ -232,7 +233,7 @@ class Commands:
         if last_exit is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MARGIN):
-                    last_exit = await asyncio.to_thread(self._records.newest, name)
+                    last_exit = await in_thread(lambda: self._records.newest(name))
         detail = SlotDetail(
             status=_slot_status(self._fleet, slot, time.monotonic()),
             output=self._children.last_lines(name)[-_OUTPUT_LINES:],

@@ -62,6 +62,7 @@ from supervisor.slots import (
     Step,
     ThreadBeat,
 )
+from supervisor.unjoined import in_thread
 from wire.pipe import ChildSettings
 
 ROUND_INTERVAL = 1.0
@@ -385,7 +386,7 @@ class Loop:
         names, left = {child.name for child in self._fleet.children}, None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PATIENCE):
-                left = await asyncio.to_thread(journals.adopt, Path(told.journal_path), names)
+                left = await in_thread(lambda: journals.adopt(Path(told.journal_path), names))
         if left is not None:
             self._publish(JournalAdopted(slot=action.slot, journal=left.name))
             told = msgspec.structs.replace(told, previous_end=None)
