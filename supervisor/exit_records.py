@@ -158,9 +158,15 @@ def _write_file(folder: Path, name: str, data: bytes) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     new = folder / f".{name}.new"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, which has no path
-        file.write(data)
-    new.replace(folder / name)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, which has no path
+            file.write(data)
+        new.replace(folder / name)
+    except OSError as error:
+        # On a full disk each attempt would leave a file that nobody counts; and the error does not say of which file.
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise OSError(error.errno, error.strerror, str(folder / name)) from error
 
 
 def _folders(directory: Path) -> Iterable[Path]:

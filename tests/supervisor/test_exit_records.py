@@ -135,6 +135,16 @@ def test_a_disk_that_refuses_is_told_and_harms_nobody(tmp_path: Path) -> None:
     assert "could not be written" in complaint
 
 
+def test_a_full_disk_is_told_with_the_files_name_and_leaves_no_half_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "exits" / "rig-1"
+    folder.mkdir(parents=True)
+    (folder / ".running.new").symlink_to("/dev/full")
+    (complaint,) = record(tmp_path, SPAWNED)
+    assert complaint.startswith(f"{folder / 'running'}: ")
+    assert "No space left on device" in complaint
+    assert list(folder.iterdir()) == []
+
+
 def test_a_disk_that_does_not_keep_up_costs_records_and_no_time(tmp_path: Path) -> None:
     complaints: list[str] = []
     records = ExitRecords(tmp_path, complaints.append)
