@@ -69,7 +69,7 @@ class Trial:
         """Sets `failure` when something ended, or the time is over."""
         for slot in (self.mold, *self.children):
             if slot.state not in _COMING_UP:
-                self.failure = f"{slot.name}: {_why_it_ended(slot)}"
+                self.failure = f"{slot.name}: {_why_it_ended(slot, self.settings.limits.boot)}"
                 return
         if now >= self.deadline and not self.is_ready:
             late = next(slot for slot in (*self.children, self.mold) if slot.state is not State.READY)
@@ -549,7 +549,10 @@ def _upwards(lowest: int) -> Iterator[int]:
     return count(lowest)
 
 
-def _why_it_ended(slot: Slot) -> str:
+def _why_it_ended(slot: Slot, boot: float) -> str:
     if slot.bye is not None:
         return slot.bye.reason
-    return slot.last_end.detail if slot.last_end is not None else f"it is {slot.state.value}"
+    if slot.last_end is not None and slot.last_end.incarnation == slot.incarnation:
+        return slot.last_end.detail
+    # It is about to be killed: an end that is known is that of an earlier one of this name.
+    return f"it is {slot.state.value}" if slot.was_ever_ready else f"not ready within {boot:g}s"

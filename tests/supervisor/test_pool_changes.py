@@ -217,6 +217,7 @@ def failed_trial(story: Story, how: str) -> str:
         bye = pipe.Bye(slot="", incarnation=1, reason="no module named m", refused=True)
         story.happened(SaidBye, "mold:rig:2", bye=bye)
     elif how == "mold hangs":
+        story.happened(Spawned, "mold:rig:2", pid=1)
         story.now += 10.0
     else:
         story.comes_up("mold:rig:2")
@@ -237,7 +238,7 @@ def failed_trial(story: Story, how: str) -> str:
     [
         ("mold dies", "mold:rig:2: exit code 70"),
         ("import fails", "mold:rig:2: no module named m"),
-        ("mold hangs", "mold:rig:2: "),
+        ("mold hangs", "mold:rig:2: not ready within 10s"),
         ("child dies", "rig-5: exit code 3"),
         ("child is never ready", "rig-5: not ready within 10s"),
     ],
@@ -256,6 +257,14 @@ def test_a_trial_that_fails_leaves_everything_as_it_was(how: str, sentence: str)
     assert [mold.name for mold in story.pool.molds] == ["mold:rig"]
     assert story.pool.settings is story.settings
     assert not story.pool.is_rolling
+
+
+def test_a_trial_that_fails_is_not_explained_by_the_one_before() -> None:
+    story = Story(workers=4)
+    assert failed_trial(story, "mold dies") == "mold:rig:2: exit code 70"
+    story.pool.abort(GRACE, story.now)
+    story.tick()
+    assert failed_trial(story, "mold hangs") == "mold:rig:2: not ready within 10s"
 
 
 def test_a_reload_ends_an_exchange_that_does_not_get_on() -> None:
