@@ -89,8 +89,8 @@ class Load:
     def report(self, job_id: str) -> None:
         if self.one_at_a_time:
             self.latencies.append(time.perf_counter() - self.sent_at)
-        self.unreported.remove(job_id)
-        if not self.unreported:
+        self.unreported.discard(job_id)
+        if not self.unreported and not self.finished.done():
             self.finished.set_result(None)
 
 
