@@ -49,6 +49,8 @@ class Catalogue:
         """What the providers that answered have."""
         self._said: dict[str, tuple[Any, ...]] = {}
         self._available: dict[tuple[str, str], Generator] = {}
+        self._offered: dict[tuple[str, str], Generator] = {}
+        """All that ever were available: a job may be claimed just as its model goes, which need not be for long."""
         self._looked = False
         self._log = structlog.get_logger()
         self._choose()
@@ -65,7 +67,7 @@ class Catalogue:
 
     def action(self, job: ClaimedJob, emit: Callable[[dict[str, Any]], None]) -> Action:
         """The generation that a job asks for, ready to run. Raises UnknownAction."""
-        found = self._available.get((job.provider or "", job.model or ""))
+        found = self._offered.get((job.provider or "", job.model or ""))
         if found is None:
             raise UnknownAction(f"this worker does not generate with {job.work!r}")
         return found.action(job, emit)
@@ -136,6 +138,7 @@ class Catalogue:
             missing = [model for model in wanted if model not in (*found, EVERY)]
             level = "warning" if missing or not found else "info"
             self._say(name, level, "models.found", models=found[:_MOST_NAMED], count=len(found), missing=missing)
+        self._offered |= self._available
 
     def _of_provider(self, wanted: list[str], listed: list[str] | None) -> list[str]:
         """A server without a list is trusted to have what is named."""

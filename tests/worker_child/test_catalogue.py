@@ -180,6 +180,15 @@ async def test_a_job_gets_the_model_that_it_asks_for_or_none() -> None:
             catalogue.action(claimed_generation(1, provider=provider, model=name), lambda delta: None)
 
 
+async def test_a_job_that_was_claimed_as_its_model_went_is_tried_all_the_same() -> None:
+    catalogue = Catalogue(["srv/*"], Generators(), [server := Server("srv", ["a"])])
+    await catalogue.look()
+    server.answer = DOWN
+    await catalogue.look()
+    assert catalogue.models == ()
+    assert catalogue.action(claimed_generation(1, provider="srv", model="a"), lambda delta: None).name == "srv/a"
+
+
 async def test_closing_closes_every_server() -> None:
     servers = [Server("one"), Server("two")]
     await Catalogue([], Generators(), servers).close()

@@ -1,7 +1,9 @@
 """A whole child between a model server and a control plane, all over real sockets: streams, reconnects, cancels."""
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,68 @@ async def test_a_stream_survives_a_cut_connection_whole_and_in_order(rig: Rig, a
     assert isinstance(report, frames.Report)
     assert report.result is not None
     assert report.result["llm_response"]["content"][0]["text"] == "".join(words)
+
+
+async def test_a_control_plane_that_does_not_read_holds_up_nothing_but_its_deltas(rig: Rig) -> None:
+    """More than the kernel's buffers hold is written meanwhile; the worker reads on, and its result has all of it."""
+    words = [f"{number:07} " * 8000 for number in range(180)]
+    reads = asyncio.Event()
+
+    async def answer(_request: Request, reply: Reply) -> None:
+        for word in words:
+            await reply.piece(said(word))
+        await reply.piece(DONE)
+        await reply.end()
+
+    rig.models.handle(CHAT, answer)
+    async with relay(rig.server.port, reads) as url:
+        child = await rig.spawn(api_url=url)
+        reads.set()
+        await rig.server.register()
+        claim = await rig.server.receive(frames.Claim)
+        reads.clear()
+        await rig.server.send(frames.Claimed(message_id=claim.message_id, jobs=[rig.job]))
+        await rig.until(child, pipe.Beat, source="loop", reports_waiting=1)
+        reads.set()
+        sequences, size = [], 0
+        while not isinstance(frame := await rig.next(), frames.Report):
+            if isinstance(frame, frames.GenerationDelta):
+                sequences.append(frame.sequence)
+                size += len(frame.delta["text"])
+    assert sequences == list(range(len(sequences)))
+    assert 0 < size < sum(map(len, words))
+    assert frame.result is not None
+    assert frame.result["llm_response"]["content"][0]["text"] == "".join(words)
+
+
+@contextlib.asynccontextmanager
+async def relay(port: int, reads: asyncio.Event) -> AsyncIterator[str]:
+    """Passes on what is said to a port of this machine, and of what a worker says only as long as `reads` is set."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back() -> None:
+            while data := await from_server.read(65536):
+                writer.write(data)
+
+        backwards = asyncio.ensure_future(back())
+        while await reads.wait() and (data := await reader.read(65536)):
+            to_server.write(data)
+            await to_server.drain()
+        backwards.cancel()
+        to_server.close()
+        writer.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    # Its connections have it too: what nobody reads soon stays with the worker.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    server = await asyncio.start_server(serve, sock=listening, limit=65536)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        reads.set()
+        server.close()
 
 
 async def test_a_cancel_ends_the_stream_of_the_model_server(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""Model servers: Ollama, and whatever speaks OpenAI's Chat Completions or Anthropic's Messages.
+"""Model servers, a module for each API: Ollama, and whatever speaks OpenAI's Chat Completions or Anthropic's Messages.
 
 httpx is imported by the first of them that is made, so that workers without models do not pay for it.
 """
@@ -10,12 +10,10 @@ from typing import Any
 from wire.pipe import ModelProvider
 from worker_child.catalogue import Provider
 
-_MODULES = {"ollama": "ollama", "openai": "openai", "anthropic": "anthropic"}
-
 
 def provider(settings: ModelProvider) -> Provider:
     """The provider of these settings. Raises CredentialError when its key cannot be read."""
-    module = importlib.import_module(f"{__name__}.{_MODULES[settings.api]}")
+    module = importlib.import_module(f"{__name__}.{settings.api}")
     make: Callable[[ModelProvider], Any] = module.provider
     made: Provider = make(settings)
     return made
