@@ -317,12 +317,13 @@ class Children:
         reader = OutputReader(self._loop, output, lambda lines: self._forward(slot, incarnation, lines), mark)
         process = Process(slot, incarnation, kind, channel, reader)
         self._processes[process.key] = process
-        self._loop.add_reader(channel.fileno(), self._channel_readable, process)
         return process
 
     def _watch(self, process: Process) -> None:
+        """From here on it is heard: its first words must not come before the mold's word that it is there."""
         process.pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(process.pidfd, self._exited, process)
+        self._loop.add_reader(process.channel.fileno(), self._channel_readable, process)
 
     def _exited(self, process: Process) -> None:
         if process.pidfd < 0:

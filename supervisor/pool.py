@@ -23,6 +23,10 @@ from wire.pipe import PreviousEnd
 _COMING_UP = (State.SPAWNING, State.BOOTING, State.CONNECTING, State.CONNECTING_SILENT, State.READY, State.READY_SILENT)
 
 
+MOST_ASKED_FOR = 8
+"""Children that are asked for and not announced yet. A mold makes one at a time: more would only wait in its pipe,
+which holds some ninety, and their time would run meanwhile."""
+
 _AT_REST = (State.READY, State.BACKOFF, State.STUCK, State.DRAINING)
 
 
@@ -56,10 +60,15 @@ class Trial:
 
     @property
     def is_ready(self) -> bool:
-        """Everything that was started claims work, or could."""
+        """Everything that was to be started claims work, or could."""
         if self.rehearsal:
             return self.mold.state is State.READY
-        return bool(self.children) and all(child.state is State.READY for child in self.children)
+        return self.is_complete and all(child.state is State.READY for child in self.children)
+
+    @property
+    def is_complete(self) -> bool:
+        """As many children are started as the settings exchange at a time."""
+        return len(self.children) == _share(self.settings)
 
     def owns(self, slot: str) -> bool:
         """Whether a slot of that name is part of the trial."""
@@ -72,7 +81,7 @@ class Trial:
                 self.failure = f"{slot.name}: {_why_it_ended(slot, self.settings.limits.boot)}"
                 return
         if now >= self.deadline and not self.is_ready:
-            late = next(slot for slot in (*self.children, self.mold) if slot.state is not State.READY)
+            late = next((slot for slot in (*self.children, self.mold) if slot.state is not State.READY), self.mold)
             self.failure = f"{late.name}: not ready within {self.settings.limits.boot:g}s"
 
 
@@ -382,6 +391,10 @@ class Pool:
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _asked_for(self) -> int:
+        return sum(child.state is State.SPAWNING for child in self.children)
+
     def _end_stalled(self, now: float) -> list[Step]:
         """Children that beat and do not get on: no more at a time than a planned change would take, so that whatever
         they have in common does not empty the pool, should this ever be a mistake."""
@@ -401,9 +414,11 @@ class Pool:
             return steps
         # A mass death must not become a mass start: those that had their turn before wait for some of their siblings.
         room = max(1, self.share) - sum(child.is_starting for child in self.children if child.incarnation > 1)
+        # A child whose successor is on its way is not wanted back.
+        unwanted = self.held | self.leaving | self._successors.keys()
         for child in self.children:
-            # A child whose successor is on its way is not wanted back.
-            unwanted = self.held | self.leaving | self._successors.keys()
+            if self._asked_for >= MOST_ASKED_FOR:
+                break
             if child.state is State.EMPTY and child.name not in unwanted and not self.is_on_trial(child.name):
                 if child.name in self._queue:
                     # It starts from the present mold anyway.
@@ -429,7 +444,7 @@ class Pool:
                     self._recycled.discard(old)
         if self.outdated or not children_may_start or self.mold.state is not State.READY or self.trial is not None:
             return steps
-        while self._queue and len(self._successors) < self.share:
+        while self._queue and len(self._successors) < self.share and self._asked_for < MOST_ASKED_FOR:
             successor = self._add(self._free_number(self.settings.workers + 1))
             self._successors[self._queue.pop(0)] = successor.name
             steps += self._start(successor, now)
@@ -452,15 +467,17 @@ class Pool:
         if trial is None or trial.failure:
             return []
         trial.judge(now)
-        if trial.failure or trial.rehearsal or trial.children or trial.mold.state is not State.READY:
+        if trial.failure or trial.rehearsal or trial.mold.state is not State.READY or not children_may_start:
             return []
-        if not children_may_start:
-            return []
-        trial.deadline = now + trial.settings.limits.boot
-        workers = trial.settings.workers
-        above = workers + 1 if self.staying else 1
-        trial.children = [self._add(self._free_number(above), trial.settings) for _ in range(_share(trial.settings))]
-        return [step for child in trial.children for step in self._start(child, now)]
+        if not trial.children:
+            trial.deadline = now + trial.settings.limits.boot
+        above = trial.settings.workers + 1 if self.staying else 1
+        steps: list[Step] = []
+        while not trial.is_complete and self._asked_for < MOST_ASKED_FOR:
+            child = self._add(self._free_number(above), trial.settings)
+            trial.children.append(child)
+            steps += self._start(child, now)
+        return steps
 
     def _end_trial(self) -> None:
         """Its slots are the pool's to be rid of."""

@@ -24,6 +24,7 @@ from supervisor.slots import (
     Examine,
     Examined,
     KeepEvidence,
+    Kind,
     LoopBeat,
     SaidBye,
     Spawned,
@@ -57,12 +58,12 @@ class Nursery:
         self.lines.setdefault(slot, []).extend(line.text for line in lines)
         self._printed.set()
 
-    def start(self, behaviour: str, slot: str = "a", incarnation: int = 1) -> None:
+    def start(self, behaviour: str, slot: str = "a", incarnation: int = 1, kind: Kind = "control_plane") -> None:
         program = Program(
             arguments=[sys.executable, "-u", str(PROGRAM), *behaviour.split()],
             environ={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROGRAM.parents[3])},
         )
-        self.children.start(slot, incarnation, "control_plane", program)
+        self.children.start(slot, incarnation, kind, program)
 
     async def wait_for(self, kind: type[EventT], slot: str | None = None) -> EventT:
         async with asyncio.timeout(PATIENCE):
@@ -381,6 +382,21 @@ async def test_a_mold_forks_children_that_are_ours(nursery: Nursery, tmp_path: P
     assert (await nursery.wait_for(SaidBye)).slot == "rig-2"
     died = await nursery.wait_for(Died)
     assert (died.slot, died.exit_code) == ("rig-2", 0)
+
+
+async def test_the_first_words_of_a_child_wait_for_its_announcement(nursery: Nursery) -> None:
+    """A mold that announces many at once is read one message at a time; its children do not wait for that."""
+    nursery.start("late_announcement", slot="mold:rig", kind="mold")
+    await nursery.wait_for(BecameReady)
+    nursery.children.fork("rig-1", 1, "mold:rig", child_settings())
+    assert await nursery.line(slot="mold:rig") == "has spoken"
+    assert nursery.waiting() == []
+    settings = pipe.MoldSettings(
+        pool="rig", modules=[], module_path=[], preload=True, stock_actions=True, environment_actions=False
+    )
+    nursery.children.instruct("mold:rig", 1, settings)
+    told = [await nursery.events.get() for _ in range(2)]
+    assert [(type(event), event.slot) for event in told] == [(Spawned, "rig-1"), (Booted, "rig-1")]
 
 
 async def test_children_outlive_their_mold(nursery: Nursery, tmp_path: Path) -> None:

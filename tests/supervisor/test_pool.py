@@ -3,7 +3,7 @@
 from typing import Any
 
 from supervisor import config
-from supervisor.pool import Pool
+from supervisor.pool import MOST_ASKED_FOR, Pool
 from supervisor.slots import (
     STALLED_BEATS,
     AbandonSpawn,
@@ -219,6 +219,17 @@ def test_a_child_that_fails_again_and_again_keeps_nobody_from_being_ended() -> N
     stands_still(story, "rig-2")
     story.tick()
     assert [child.state for child in story.pool.children] == [State.BACKOFF, State.CONDEMNED]
+
+
+def test_a_mold_is_asked_for_a_few_children_at_a_time() -> None:
+    story = Story(workers=50)
+    story.tick()
+    story.comes_up("mold:rig")
+    asked = [slot for _, slot, _ in story.tick()]
+    assert asked == [f"rig-{number}" for number in range(1, MOST_ASKED_FOR + 1)]
+    assert story.tick() == []
+    story.happened(Spawned, "rig-3", pid=1)
+    assert story.tick() == [("SpawnProcess", f"rig-{MOST_ASKED_FOR + 1}", 1)]
 
 
 def test_a_mass_death_is_no_mass_start() -> None:

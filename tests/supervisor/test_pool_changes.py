@@ -7,7 +7,7 @@ import pytest
 
 from supervisor import config, facts
 from supervisor.config import Limits, Percent, PositiveDuration, Restart
-from supervisor.pool import Pool
+from supervisor.pool import MOST_ASKED_FOR, Pool
 from supervisor.recycle import RECYCLE_GRACE
 from supervisor.slots import (
     AskToDrain,
@@ -331,6 +331,22 @@ def test_children_that_reached_a_limit_are_exchanged_a_share_at_a_time() -> None
     assert all(child.failures == 0 for child in story.pool.children)
     story.now += 61.0
     assert recycled(story) == ["rig-1", "rig-3"]
+
+
+def test_a_large_share_is_tried_and_exchanged_a_few_at_a_time() -> None:
+    story = Story(workers=24, unavailable=100)
+    for _ in range(4):
+        story.come_up()
+        story.tick()
+    story.pool.try_out(msgspec.structs.replace(story.settings, concurrency=2), GRACE, story.now)
+    story.comes_up("mold:rig:2")
+    started = 0
+    while story.pool.trial is not None and not story.pool.trial.is_ready:
+        asked = [slot for what, slot in story.tick() if what == "SpawnProcess"]
+        assert 0 < len(asked) <= MOST_ASKED_FOR
+        started += len(asked)
+        story.come_up()
+    assert started == 24
 
 
 def test_a_recycled_child_may_finish_what_it_holds_and_holds_up_nobody() -> None:

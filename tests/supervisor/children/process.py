@@ -61,6 +61,28 @@ def beating() -> None:
     PIPE.recv(pipe.MAX_MESSAGE)
 
 
+def late_announcement() -> None:
+    """A mold whose child has spoken long before it is announced."""
+    say(pipe.MoldReady(build="build", actions=[]))
+    data, descriptors, _, _ = socket.recv_fds(PIPE, pipe.MAX_MESSAGE, 8)
+    spawn = pipe.decode_to_mold(data)
+    assert isinstance(spawn, pipe.Spawn)
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+        os.write(writer, str(child).encode())
+        os._exit(0)
+    os.wait()
+    first_words = pipe.Hello(slot=spawn.slot, incarnation=spawn.incarnation, pid=1, build="build")
+    socket.socket(fileno=descriptors[0]).send(pipe.encode(first_words))
+    tell("has spoken")
+    PIPE.recv(pipe.MAX_MESSAGE)
+    say(pipe.Spawned(slot=spawn.slot, incarnation=spawn.incarnation, pid=int(os.read(reader, 16))))
+    PIPE.recv(pipe.MAX_MESSAGE)
+
+
 def flooding_its_pipe() -> None:
     """Says without end what nobody wants to hear, from its whole group."""
     hello()
