@@ -11,13 +11,13 @@ import uvloop
 
 from service_manager import journal
 from service_manager.notify import Notifier
-from supervisor import exit_records, identity, state_directory
+from supervisor import exit_records, identity, journals, state_directory
 from supervisor.check import import_modules
 from supervisor.children import become_subreaper
 from supervisor.commands import allow_files_for
 from supervisor.config import Config, load, with_workers
 from supervisor.errors import SupervisorError
-from supervisor.facts import IdentityDetected
+from supervisor.facts import IdentityDetected, Noted
 from supervisor.fleet import Fleet
 from supervisor.log import open_log
 from supervisor.loop import Loop
@@ -61,6 +61,10 @@ def _run(config: Config, load: Callable[[], Config] | None) -> int:
         become_subreaper()
         instance_id, source = identity.detect(config.supervisor.instance_id, os.environ, str(state.path))
         log.publish(IdentityDetected(instance_id=instance_id, source=source))
+        for pid in journals.continue_holders((state.path / state_directory.JOURNALS).resolve()):
+            log.publish(
+                Noted(sentence=f"process {pid} of an earlier supervisor was stopped: it goes on, to end itself")
+            )
         fleet = Fleet(config, build_id())
         exit_records.prune(state.path)
         exit_records.remember(fleet.children, state.path)

@@ -7,6 +7,7 @@ the project can send what it left.
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Collection
 from pathlib import Path
 
@@ -40,3 +41,38 @@ def _is_free(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def continue_holders(directory: Path) -> list[int]:
+    """Let stopped processes go on that hold a journal; their process ids.
+
+    To be called by whoever has the state directory: they were left by a supervisor that is gone. Its death has told
+    them to end, which a stopped process does not hear.
+    """
+    inodes = set()
+    for journal in directory.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            inodes.add(journal.stat().st_ino)
+    continued: list[int] = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            # Of proc_locks(5): the second field is the kind, the fifth the holder, the sixth device and inode.
+            fields = line.split()
+            if fields[1] == "FLOCK" and int(fields[5].rpartition(":")[2]) in inodes and int(fields[4]) > 0:
+                continued += _continued(int(fields[4]), directory)
+    return continued
+
+
+def _continued(pid: int, directory: Path) -> list[int]:
+    """Inodes and process ids are given again: what counts is that this process has a file of the directory open."""
+    with contextlib.suppress(OSError, IndexError):
+        handle = os.pidfd_open(pid)
+        try:
+            stopped = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+            files = {entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()} if stopped else set()
+            if any(file.parent == directory and file.suffix == SUFFIX for file in files):
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+                return [pid]
+        finally:
+            os.close(handle)
+    return []

@@ -1,6 +1,9 @@
 """A journal that was left goes to one child, once, and never from under a process that holds it."""
 
 import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,21 @@ def test_a_journal_that_is_needed_held_or_empty_stays_where_it_is(directory: Pat
 
 def test_a_directory_that_is_not_there_is_no_fault(directory: Path) -> None:
     assert journals.adopt(directory / "none" / "rig-1.journal", {"rig-1"}) is None
+
+
+def test_a_stopped_process_that_an_earlier_supervisor_left_goes_on(tmp_path: Path) -> None:
+    left = tmp_path / "rig-1.journal"
+    program = (
+        "import fcntl, os, signal, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "os.kill(os.getpid(), signal.SIGSTOP); os._exit(7)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(left)])
+    try:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        assert journals.continue_holders(tmp_path / "elsewhere") == []
+        assert journals.continue_holders(tmp_path) == [process.pid]
+        assert process.wait(30) == 7
+        assert journals.continue_holders(tmp_path) == []
+    finally:
+        process.kill()
