@@ -14,7 +14,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from control_plane.domain.model import Dialect, Job, Selector, Session
-from control_plane.domain.retries import OVER_CAPACITY
 from control_plane.domain.selection import admits
 from control_plane.domain.store import (
     CancelRequested,
@@ -32,6 +31,7 @@ from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
 from wire import frames
 from wire.codec import RemoteFrameError
+from wire.verdicts import OVER_CAPACITY
 
 PING_TIMEOUT = 2.0
 """Seconds that the owner of an identity has to answer a ping before another process may take the identity over."""

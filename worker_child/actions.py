@@ -112,11 +112,14 @@ class Context:
     def cancelled(self) -> Cancelled:
         """Set when the job should stop; a coroutine is cancelled besides."""
         if self._cancelled is None:
-            self._cancelled = Cancelled()
+            self._cancelled = self._event()
             # A thread may make the event while the loop cancels: whoever comes second sees what the other did.
             if self._cancel_asked:
                 self._cancelled.set()
         return self._cancelled
+
+    def _event(self) -> Cancelled:
+        return Cancelled()
 
     def cancel(self) -> None:
         """Sets `cancelled`. For whoever runs the handler, on the event loop's thread."""
@@ -207,7 +210,7 @@ class Registry:
         def register(handler: Handler) -> Handler:
             try:
                 signature = signatures.read(handler, Context)
-                self._add(
+                self.add(
                     Action(
                         name=name,
                         handler=handler,
@@ -228,7 +231,8 @@ class Registry:
 
         return register
 
-    def _add(self, action: Action) -> None:
+    def add(self, action: Action) -> None:
+        """Raises ActionDefinitionError when another handler has the name already."""
         known = self._actions.get(action.name)
         if known is not None and not signatures.same(known.handler, action.handler):
             first, second = signatures.described(known.handler), signatures.described(action.handler)
@@ -244,6 +248,13 @@ class Registry:
             return self._actions[name]
         except KeyError:
             raise UnknownAction(f"this worker has no action {name!r}") from None
+
+    def action_of(self, handler: Callable[..., Any]) -> Action:
+        """The first action that is this very function. Raises UnknownAction."""
+        for found in self._actions.values():
+            if found.handler is handler:
+                return found
+        raise UnknownAction(f"{signatures.described(handler)} is no action: decorate it with @action(name)")
 
     def names(self) -> list[str]:
         """Sorted names of all registered actions."""

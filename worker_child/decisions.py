@@ -6,9 +6,6 @@ from msgspec import Struct
 
 from wire import frames
 
-OVER_CAPACITY = "WorkerOverCapacity"
-"""`error_type` of a job that was not started: it goes back at once, at no cost (contract, "Words on the wire")."""
-
 
 class Outcome(Struct, frozen=True, kw_only=True):
     """How one job ended. `result` is a JSON object, often a msgspec.Raw of one."""

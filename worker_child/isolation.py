@@ -17,9 +17,10 @@ import msgspec
 
 from wire import pipe
 from wire.frames import ClaimedJob
+from wire.verdicts import OVER_CAPACITY
 from worker_child import job_messages, log
 from worker_child.actions import Context
-from worker_child.decisions import OVER_CAPACITY, Outcome
+from worker_child.decisions import Outcome
 from worker_child.runner import MAX_RESULT
 
 LAST_WORDS = 5.0

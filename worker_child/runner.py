@@ -6,17 +6,18 @@ import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from wire.codec import MAX_FRAME_TO_SERVER
 from wire.depth import MAX_DEPTH, is_deeper
 from wire.frames import ClaimedJob
+from wire.verdicts import LOST, NON_RETRYABLE, OVER_CAPACITY
 from worker_child import signatures
 from worker_child.actions import Action, Context, Isolation, Registry, current
 from worker_child.catalogue import NOTHING, Catalogue
-from worker_child.decisions import OVER_CAPACITY, Outcome
+from worker_child.decisions import Outcome
 from worker_child.errors import JobCancelled, NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
 
 MAX_RESULT = MAX_FRAME_TO_SERVER - 64 * 1024
@@ -34,15 +35,7 @@ OVERDUE_AFTER = 30.0
 VERDICTS: tuple[type[NonRetryableError], ...] = (ValidationError, UnknownAction, ResultTooLarge, NonRetryableError)
 """The most exact first (contract, "Words on the wire")."""
 
-_RESERVED = frozenset(
-    [
-        *(verdict.__name__ for verdict in VERDICTS),
-        "PoisonJob",
-        OVER_CAPACITY,
-        "WorkerCrashed",
-        "WorkerShutdown",
-    ]
-)
+_RESERVED = NON_RETRYABLE | LOST | {OVER_CAPACITY}
 _json = msgspec.json.Encoder()
 _json_object = msgspec.json.Decoder(dict[str, Any])
 
@@ -106,6 +99,8 @@ class Runner:
     generation, before it has finished. All are called on the event loop's thread.
     """
 
+    context_type: ClassVar[type[Context]] = Context
+
     def __init__(
         self,
         registry: Registry,
@@ -125,6 +120,8 @@ class Runner:
         self._came_back = came_back
         self.processes: Processes | None = None
         """Without them, a job whose action asks for a process fails."""
+        self.wall_clock = time.time
+        """Seconds since the epoch, for deadlines that handlers see."""
         self.gives_up = True
         """Whether a job is reported without its code, should that not stop in time."""
         self._loop = asyncio.get_running_loop()
@@ -211,8 +208,8 @@ class Runner:
         execution.action = action
         if action.timeout is not None:
             execution.timer = self._loop.call_later(action.timeout, self._time_out, execution)
-            execution.times_out_at = time.time() + action.timeout
-        context = Context(job, self._worker_instance_id, execution.times_out_at)
+            execution.times_out_at = self.wall_clock() + action.timeout
+        context = self.context_type(job, self._worker_instance_id, execution.times_out_at)
         execution.context = context
         current.set(context)
         return action, context

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Self
 from msgspec import Struct
 
 from wire import frames, pipe
+from wire.verdicts import OVER_CAPACITY
 from worker_child.backoff import Backoff
 from worker_child.decisions import (
-    OVER_CAPACITY,
     Announce,
     CancelJob,
     ClearSuspect,

@@ -3,15 +3,7 @@
 from typing import Literal
 
 from control_plane.domain.model import Job
-
-NON_RETRYABLE = frozenset({"NonRetryableError", "ValidationError", "UnknownAction", "PoisonJob", "ResultTooLarge"})
-"""Error types after which no attempt follows, whatever the policy says."""
-
-LOST = frozenset({"WorkerCrashed", "WorkerShutdown"})
-"""Error types of a worker that could not go on: like a lapsed lease, only sooner."""
-
-OVER_CAPACITY = "WorkerOverCapacity"
-"""The claim was never started: it costs nothing."""
+from wire.verdicts import LOST, NON_RETRYABLE, OVER_CAPACITY
 
 LEASE_LAPSED = "LeaseLapsed"
 """Error type of an attempt whose worker was not heard of for a lease duration."""

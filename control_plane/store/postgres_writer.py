@@ -16,7 +16,6 @@ import structlog
 from msgspec import Struct
 
 from control_plane.domain import jobs
-from control_plane.domain.retries import OVER_CAPACITY
 from control_plane.domain.store import Committed, Lease, Listener
 from control_plane.errors import ControlPlaneError, Invalid, StoreUnavailable
 from control_plane.keys import hash_secret
@@ -24,6 +23,7 @@ from control_plane.store.postgres_batch import Asked, Batch, Claim, Command, Rep
 from control_plane.store.postgres_changes import FenceBrokenError
 from control_plane.store.postgres_connections import FAULTS, LOST, MISTAKES, REPEATABLE, Connection, Database
 from control_plane.store.postgres_decisions import Known
+from wire.verdicts import OVER_CAPACITY
 
 MAX_BATCH = 256
 """Commands a transaction."""
