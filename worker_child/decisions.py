@@ -61,8 +61,8 @@ class LoseLease(Decision, frozen=True):
     execution: int
 
 
-class JournalClaimed(Decision, frozen=True, gc=False):
-    """Write down that this job is in hand."""
+class JournalClaimed(Decision, frozen=True, gc=False, array_like=True, tag="c"):
+    """Write down that this job is in hand. It is the journal's record itself."""
 
     job_id: str
     lease_token: str
@@ -75,8 +75,8 @@ class JournalReported(Decision, frozen=True, gc=False):
     report: frames.Report
 
 
-class JournalSettled(Decision, frozen=True, gc=False):
-    """The lease's report was acknowledged, or its lease was superseded: forget it."""
+class JournalSettled(Decision, frozen=True, gc=False, array_like=True, tag="s"):
+    """The lease's report was acknowledged, or the lease superseded: forget it. It is the journal's record itself."""
 
     lease_token: str
 

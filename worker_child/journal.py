@@ -23,8 +23,9 @@ from msgspec import Struct
 
 from wire import frames
 from worker_child import journal_records
+from worker_child.decisions import JournalClaimed, JournalSettled
 from worker_child.errors import JournalError, JournalLocked
-from worker_child.journal_records import HEADER, Claimed, Record, Recovered, Settled
+from worker_child.journal_records import HEADER, Record, Recovered, Reported
 
 Mode = Literal["fsync", "write", "off"]
 
@@ -153,20 +154,20 @@ class Journal:
             self.degrade("open", failed)
         return recovered
 
-    def claimed(self, job_id: str, lease_token: str, action: str) -> None:
+    def claimed(self, record: JournalClaimed) -> None:
         """A job was taken: before its code starts."""
-        self._buffer.append(Claimed(job_id, lease_token, action))
+        self._buffer.append(record)
         self._owes = True
 
-    def reported(self, report: frames.Report) -> None:
-        """A job has its outcome: before its report is sent."""
-        self._buffer.append(journal_records.reported(report))
+    def reported(self, report: frames.Report, encoded: bytes | None = None) -> None:
+        """A job has its outcome: before its report is sent, as `encoded` where that is known."""
+        self._buffer.append(Reported(report.lease_token, encoded or journal_records.frame_of(report)))
         self._owes = True
 
-    def settled(self, lease_token: str) -> None:
+    def settled(self, record: JournalSettled) -> None:
         """Nothing is owed for this lease any more. It is written with the next record that is; its loss costs one
         report sent twice."""
-        self._buffer.append(Settled(lease_token))
+        self._buffer.append(record)
 
     def flush(self) -> None:
         """Hands what is owed to the operating system: from then on it survives the death of this process."""
@@ -224,11 +225,12 @@ class Journal:
         else:
             self.size = self._compacted_to = len(HEADER)
 
-    def begin_rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> Rewrite:
+    def begin_rewrite(self, claimed: Iterable[JournalClaimed], reported: Iterable[frames.Report]) -> Rewrite:
         """What is outstanding, for a new file: keeps the journal small, and heals it after a failure."""
         self._owes = True
         self.flush()
-        records: list[Record] = [*claimed, *map(journal_records.reported, reported)]
+        owed = [Reported(report.lease_token, journal_records.frame_of(report)) for report in reported]
+        records: list[Record] = [*claimed, *owed]
         new = self._path.with_name(self._path.name + ".new")
         self._rewrite = Rewrite(new, records, sync=self._mode == "fsync")
         return self._rewrite
@@ -252,7 +254,7 @@ class Journal:
             self._log.warning("journal.healed", size=self.size)
         return None
 
-    def rewrite(self, claimed: Iterable[Claimed], reported: Iterable[frames.Report]) -> Exception | None:
+    def rewrite(self, claimed: Iterable[JournalClaimed], reported: Iterable[frames.Report]) -> Exception | None:
         """The three steps of an exchange and a sync at once, where nothing else waits; see `adopt`. Blocks."""
         if self._mode == "off":
             return None
@@ -273,7 +275,7 @@ class Journal:
             message=message,
             job_id=report.job_id,
             status=report.status,
-            result=msgspec.Raw(journal_records.result_of(report) or b"null"),
+            result=msgspec.Raw(_json.encode(report.result)),
             error_type=report.error_type,
             error_message=report.error_message,
         )
@@ -290,7 +292,7 @@ class Journal:
             except OSError as error:
                 self._log.error("journal.dead_letter_lost", job_id=report.job_id, error=str(error))
         self._log.error("report.refused", job_id=report.job_id, code=code, message=message)
-        self.settled(report.lease_token)
+        self.settled(JournalSettled(report.lease_token))
 
     def degrade(self, doing: str, error: Exception) -> None:
         """The disk refused: what is owed lives in memory until a rewrite succeeds."""

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from wire import frames
+from worker_child.decisions import JournalClaimed, JournalSettled
 
 HEADER = b"mobius-journal 2\n"
 _GROUP = struct.Struct("<II")
@@ -17,44 +18,27 @@ _MOST_RECORDS = 128
 """Records of one group: its length fits into four bytes even if every result is as large as a frame may be."""
 
 
-class Claimed(Struct, frozen=True, array_like=True, gc=False, tag="c"):
-    """A job is in hand."""
-
-    job_id: str
-    lease_token: str
-    action: str
-
-
 class Reported(Struct, frozen=True, array_like=True, gc=False, tag="r"):
-    """A job has its outcome; `result` is a JSON object as bytes."""
-
-    job_id: str
-    lease_token: str
-    status: frames.ReportStatus
-    result: bytes | None
-    error_type: str | None
-    error_message: str | None
-
-
-class Settled(Struct, frozen=True, array_like=True, gc=False, tag="s"):
-    """Nothing is owed for this lease any more."""
+    """A job has its outcome; `frame` is its report as it is sent."""
 
     lease_token: str
+    frame: bytes
 
 
 class Recovered(Struct, frozen=True, kw_only=True):
     """What an earlier process left: jobs in hand, reports that were not settled, and how many bytes make no record."""
 
-    claimed: list[Claimed]
+    claimed: list[JournalClaimed]
     reported: list[frames.Report]
     damaged_bytes: int = 0
 
 
-Record = Claimed | Reported | Settled
+Record = JournalClaimed | Reported | JournalSettled
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Record])
 _json = msgspec.json.Encoder()
+_report = msgspec.json.Decoder(frames.Report)
 
 
 def encode(records: list[Record]) -> bytes:
@@ -68,21 +52,9 @@ def encode(records: list[Record]) -> bytes:
     return _GROUP.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def reported(report: frames.Report) -> Reported:
-    """The record of a report."""
-    return Reported(
-        report.job_id,
-        report.lease_token,
-        report.status,
-        result_of(report),
-        report.error_type,
-        report.error_message,
-    )
-
-
-def result_of(report: frames.Report) -> bytes | None:
-    """A report's result as JSON bytes; a Raw has them already."""
-    return None if report.result is None else _json.encode(report.result)
+def frame_of(report: frames.Report) -> bytes:
+    """A report as it is sent."""
+    return _json.encode(report)
 
 
 def is_journal(data: bytes) -> bool:
@@ -94,7 +66,7 @@ def decode(data: bytes) -> Recovered:
     """What a journal's bytes say. A group that is damaged, or torn at the end, is passed over."""
     if not data.startswith(HEADER):
         return Recovered(claimed=[], reported=[], damaged_bytes=len(data))
-    in_hand: dict[str, Claimed] = {}
+    in_hand: dict[str, JournalClaimed] = {}
     owed: dict[str, frames.Report] = {}
     position, damaged = len(HEADER), 0
     while position < len(data):
@@ -103,10 +75,10 @@ def decode(data: bytes) -> Recovered:
             damaged += end - position
         for record in records or ():
             in_hand.pop(record.lease_token, None)
-            if isinstance(record, Claimed):
+            if isinstance(record, JournalClaimed):
                 in_hand[record.lease_token] = record
             elif isinstance(record, Reported):
-                owed[record.lease_token] = _report(record)
+                owed[record.lease_token] = _report.decode(record.frame)
             else:
                 owed.pop(record.lease_token, None)
         position = end
@@ -129,14 +101,3 @@ def _group_at(data: bytes, position: int) -> tuple[int, list[Record] | None]:
         return end, _decoder.decode(payload)
     except ValueError:
         return end, None
-
-
-def _report(record: Reported) -> frames.Report:
-    return frames.Report(
-        job_id=record.job_id,
-        lease_token=record.lease_token,
-        status=record.status,
-        result=None if record.result is None else msgspec.json.decode(record.result),
-        error_type=record.error_type,
-        error_message=record.error_message,
-    )

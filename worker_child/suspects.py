@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from wire import frames, pipe
-from worker_child.journal_records import Claimed
+from worker_child.decisions import JournalClaimed
 from worker_child.suspicion import Suspect, accuse, crash_reports, is_forgotten, poison, stays
 
 FOLDER = "suspects"
@@ -49,7 +49,7 @@ class Suspects:
             self._seen = changed if time.time() - changed / 1e9 > SETTLED else -1
         return self._current
 
-    def accuse(self, in_hand: list[Claimed], end: pipe.PreviousEnd | None) -> list[frames.Report]:
+    def accuse(self, in_hand: list[JournalClaimed], end: pipe.PreviousEnd | None) -> list[frames.Report]:
         """Reports of the jobs that were in hand when this slot's last process ended, after what that says of them is
         written down."""
         pairs = [(claimed.job_id, claimed.lease_token) for claimed in in_hand]

@@ -18,7 +18,6 @@ from worker_child.endpoint import Endpoint
 from worker_child.errors import CredentialError
 from worker_child.isolation import JobProcesses
 from worker_child.journal import Journal
-from worker_child.journal_records import Claimed
 from worker_child.parent import Parent
 from worker_child.runner import Runner
 from worker_child.session import Session
@@ -75,6 +74,8 @@ class Worker:
         self._finished: list[tuple[int, Outcome, bool]] = []
         """Outcomes of this turn of the loop that the session does not know yet."""
         self._outgoing: list[bytes] = []
+        self._last_frame: frames.FromWorker | None = None
+        self._last_data: bytes | None = None
         self._turn_over_scheduled = False
         self._unsynced = False
         self._rewrite_due = False
@@ -88,8 +89,8 @@ class Worker:
             decisions.Send: self._send,
             decisions.StartJob: lambda start: self._runner.start(start.execution, start.job),
             decisions.JournalReported: self._journal_reported,
-            decisions.JournalClaimed: lambda made: self._journal.claimed(made.job_id, made.lease_token, made.action),
-            decisions.JournalSettled: lambda settled: self._journal.settled(settled.lease_token),
+            decisions.JournalClaimed: self._journal.claimed,
+            decisions.JournalSettled: self._journal.settled,
             decisions.CancelJob: lambda cancel: self._runner.cancel(cancel.execution, cancel.reason),
             decisions.LoseLease: lambda lose: self._runner.lose_lease(lose.execution),
             decisions.DeadLetter: lambda letter: self._journal.dead_letter(letter.report, letter.code, letter.message),
@@ -133,7 +134,7 @@ class Worker:
             self._connecting.cancel()
         if self._connection is not None:
             await self._connection.say_goodbye()
-        claimed, reported = self._outstanding()
+        claimed, reported = self._session.outstanding()
         if self._journal.compaction_due(outstanding=bool(claimed or reported)):
             self._journal.rewrite(claimed, reported)
         self._journal.close()
@@ -245,15 +246,25 @@ class Worker:
     def _send(self, send: decisions.Send) -> None:
         if self._connection is None or (send.repeated and self._connection.unsent):
             return
-        try:
-            self._outgoing.append(codec.encode_to_server(send.frame))
-        except codec.LocalFrameError:
-            self._log.exception("worker.frame_not_sent", frame=type(send.frame).__name__)
-            return
+        data = self._encoded(send.frame)
+        if data is not None:
+            self._outgoing.append(data)
+
+    def _encoded(self, frame: frames.FromWorker) -> bytes | None:
+        """A report is written down and sent as the same bytes: it is encoded once for both."""
+        if frame is not self._last_frame:
+            self._last_frame, self._last_data = frame, None
+            try:
+                self._last_data = codec.encode_to_server(frame)
+            except codec.LocalFrameError:
+                self._log.exception("worker.frame_not_sent", frame=type(frame).__name__)
+        return self._last_data
 
     def _journal_reported(self, reported: decisions.JournalReported) -> None:
-        self._journal.reported(reported.report)
-        self._unsynced = True
+        data = self._encoded(reported.report)
+        if data is not None:
+            self._journal.reported(reported.report, data)
+            self._unsynced = True
 
     def _turn_over(self) -> None:
         """Every job that could finish in this turn of the loop has done so."""
@@ -297,7 +308,7 @@ class Worker:
 
     async def _sync_once(self) -> None:
         self._journal.flush()
-        rewrite = self._journal.begin_rewrite(*self._outstanding()) if self._rewrite_due else None
+        rewrite = self._journal.begin_rewrite(*self._session.outstanding()) if self._rewrite_due else None
         self._unsynced = self._rewrite_due = False
         try:
             await self._loop.run_in_executor(None, self._journal.sync, rewrite)
@@ -385,10 +396,6 @@ class Worker:
             self._journal_retry_at = now + JOURNAL_RETRY
             self._rewrite_due = True
             self._start_sync()
-
-    def _outstanding(self) -> tuple[list[Claimed], list[frames.Report]]:
-        claimed, reported = self._session.outstanding()
-        return [Claimed(job.job_id, job.lease_token, job.action) for job in claimed], reported
 
 
 def _time_suspended() -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import journals
+from worker_child.decisions import JournalClaimed
 from worker_child.journal import HEADER, Journal
 
 
@@ -21,7 +22,7 @@ def write(path: Path) -> Path:
     """A journal with something outstanding."""
     journal = Journal(path, "write")
     journal.recover(1.0)
-    journal.claimed("job_1", "lease_1", "print")
+    journal.claimed(JournalClaimed("job_1", "lease_1", "print"))
     journal.flush()
     journal.close()
     return path

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from wire import frames
 from worker_child import journal as journal_module
+from worker_child.decisions import JournalClaimed, JournalSettled
 from worker_child.errors import JournalError, JournalLocked
 from worker_child.journal import Journal
-from worker_child.journal_records import HEADER, Claimed, Recovered, Reported, decode, encode
+from worker_child.journal_records import HEADER, Recovered, Reported, decode, encode
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -54,15 +55,15 @@ def journal(path: Path) -> Iterator[Journal]:
 
 def test_the_next_process_finds_jobs_in_hand_and_reports_that_are_owed(journal: Journal, path: Path) -> None:
     for number in (1, 2, 3, 4):
-        journal.claimed(f"job-{number}", f"lease-{number}", "work")
+        journal.claimed(JournalClaimed(f"job-{number}", f"lease-{number}", "work"))
     failed = report(2, status="failed", result=None, error_type="ValueError", error_message="é")
     journal.reported(failed)
     journal.reported(report(3))
-    journal.settled("lease-3")
-    journal.settled("lease-4")
+    journal.settled(JournalSettled("lease-3"))
+    journal.settled(JournalSettled("lease-4"))
     journal.close()
     found = recovered(path)
-    assert found == Recovered(claimed=[Claimed("job-1", "lease-1", "work")], reported=[failed])
+    assert found == Recovered(claimed=[JournalClaimed("job-1", "lease-1", "work")], reported=[failed])
 
 
 def test_a_result_that_is_raw_json_comes_back_as_an_object(journal: Journal, path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_result_that_is_raw_json_comes_back_as_an_object(journal: Journal, pat
 
 
 def test_nothing_is_on_disk_before_flush_and_everything_after(journal: Journal, path: Path) -> None:
-    journal.claimed("job-1", "lease-1", "work")
+    journal.claimed(JournalClaimed("job-1", "lease-1", "work"))
     assert path.read_bytes() == HEADER
     journal.flush()
     assert b"lease-1" in path.read_bytes()
@@ -151,10 +152,10 @@ def test_a_hole_that_a_power_cut_left_costs_what_was_in_it(path: Path, hole: int
 
 @given(data=st.binary(max_size=300), at=st.integers(0, 300))
 def test_whatever_is_in_the_file_is_read(data: bytes, at: int) -> None:
-    sound = HEADER + encode([Claimed("job-1", "lease-1", "work")])
+    sound = HEADER + encode([JournalClaimed("job-1", "lease-1", "work")])
     decode(data)
     decode(HEADER + data)
-    assert decode(sound + data).claimed == [Claimed("job-1", "lease-1", "work")]
+    assert decode(sound + data).claimed == [JournalClaimed("job-1", "lease-1", "work")]
     decode(sound[:at] + data + sound[at:])
 
 
@@ -254,10 +255,10 @@ def test_a_name_is_synced_with_its_file(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_without_anything_owed_no_token_stays_on_disk(journal: Journal, path: Path) -> None:
-    journal.claimed("job-1", "lease-1", "work")
+    journal.claimed(JournalClaimed("job-1", "lease-1", "work"))
     journal.flush()
     assert not journal.compaction_due(outstanding=True)
-    journal.settled("lease-1")
+    journal.settled(JournalSettled("lease-1"))
     assert journal.compaction_due(outstanding=False)
     journal.empty()
     assert path.read_bytes() == HEADER
@@ -273,15 +274,17 @@ def test_a_long_file_is_written_anew_with_what_is_owed(
     monkeypatch.setattr(journal_module, "COMPACT_ABOVE", 2000)
     for number in range(100):
         journal.reported(report(number))
-        journal.settled(f"lease-{number}")
+        journal.settled(JournalSettled(f"lease-{number}"))
     journal.flush()
     assert journal.compaction_due(outstanding=True)
-    journal.rewrite([Claimed("job-7", "lease-7", "work")], [report(8)])
+    journal.rewrite([JournalClaimed("job-7", "lease-7", "work")], [report(8)])
     assert not journal.compaction_due(outstanding=True)
     assert path.stat().st_mode & 0o777 == 0o600
     journal.reported(report(9))
     journal.close()
-    assert recovered(path) == Recovered(claimed=[Claimed("job-7", "lease-7", "work")], reported=[report(8), report(9)])
+    assert recovered(path) == Recovered(
+        claimed=[JournalClaimed("job-7", "lease-7", "work")], reported=[report(8), report(9)]
+    )
 
 
 def test_work_goes_on_while_a_file_is_written_anew_and_both_files_have_it(journal: Journal, path: Path) -> None:
@@ -291,9 +294,9 @@ def test_work_goes_on_while_a_file_is_written_anew_and_both_files_have_it(journa
     journal.reported(report(2))
     journal.flush()
     rewrite.write()
-    journal.claimed("job-3", "lease-3", "work")
+    journal.claimed(JournalClaimed("job-3", "lease-3", "work"))
     journal.flush()
-    with_all = Recovered(claimed=[Claimed("job-3", "lease-3", "work")], reported=[report(1), report(2)])
+    with_all = Recovered(claimed=[JournalClaimed("job-3", "lease-3", "work")], reported=[report(1), report(2)])
     assert decode(path.read_bytes()) == with_all, "a death before the exchange loses nothing"
     journal.reported(report(4))
     journal.adopt(rewrite)
@@ -359,7 +362,7 @@ def test_what_is_settled_waits_for_the_next_record_that_must_be_written(journal:
     journal.reported(report(1))
     journal.flush()
     before = journal.size
-    journal.settled("lease-1")
+    journal.settled(JournalSettled("lease-1"))
     journal.flush()
     assert journal.size == before
     journal.reported(report(2))
@@ -416,17 +419,17 @@ HOLDER = """
     from pathlib import Path
     from wire import frames
     from worker_child.journal import Journal
-    from worker_child.journal_records import Claimed
+    from worker_child.decisions import JournalClaimed
     journal = Journal(Path(sys.argv[1]), "write")
     journal.recover(5)
-    journal.claimed("job-1", "lease-1", "work")
-    journal.claimed("job-2", "lease-2", "work")
+    journal.claimed(JournalClaimed("job-1", "lease-1", "work"))
+    journal.claimed(JournalClaimed("job-2", "lease-2", "work"))
     journal.reported(frames.Report(job_id="job-2", lease_token="lease-2", result={"n": 2}))
     journal.flush()
     if sys.argv[2] == "rewrite":
         print("waiting", flush=True)
         sys.stdin.readline()
-        journal.rewrite([Claimed("job-3", "lease-3", "work")], [])
+        journal.rewrite([JournalClaimed("job-3", "lease-3", "work")], [])
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -544,5 +547,6 @@ def test_a_full_disk_is_said_once_stops_nothing_and_heals(path: Path, mode: str)
 
 
 def test_a_journal_never_holds_a_spec() -> None:
-    fields = {field for record in (Claimed, Reported) for field in record.__struct_fields__}
-    assert fields == {"job_id", "lease_token", "action", "status", "result", "error_type", "error_message"}
+    fields = {field for record in (JournalClaimed, Reported) for field in record.__struct_fields__}
+    assert fields == {"job_id", "lease_token", "action", "frame"}
+    assert "spec" not in frames.Report.__struct_fields__

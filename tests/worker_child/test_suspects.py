@@ -6,7 +6,7 @@ import pytest
 
 from wire import pipe
 from worker_child import suspects as suspects_module
-from worker_child.journal_records import Claimed
+from worker_child.decisions import JournalClaimed
 from worker_child.suspects import NOBODY, Suspects
 from worker_child.suspicion import CONVICTIONS
 
@@ -14,8 +14,8 @@ CRASH = pipe.PreviousEnd(incarnation=1, cause="signal", detail="signal 11", self
 KILLED = pipe.PreviousEnd(incarnation=1, cause="signal", detail="signal 9", self_made=False)
 
 
-def claimed(number: int | str, lease: int = 0) -> Claimed:
-    return Claimed(f"job-{number}", f"lease-{number}-{lease}", "work")
+def claimed(number: int | str, lease: int = 0) -> JournalClaimed:
+    return JournalClaimed(f"job-{number}", f"lease-{number}-{lease}", "work")
 
 
 @pytest.fixture
