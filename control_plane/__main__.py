@@ -20,7 +20,7 @@ import click
 import structlog
 import uvloop
 
-from control_plane import log
+from control_plane import log, serve_file
 from control_plane.config import (
     BOOTSTRAP_PROJECT,
     Address,
@@ -95,7 +95,20 @@ def cli() -> None:
     """The Mobius control plane on your own machine."""
 
 
+def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    # Options of the command line go over those of the file.
+    context.default_map = serve_file.read(path) if path is not None else None
+
+
 @cli.command("serve")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_read_file,
+    is_eager=True,
+    expose_value=False,
+    help="A TOML file with any of these options; see configs/control_plane.cluster.toml.",
+)
 @click.option("--listen", default="127.0.0.1:8780", show_default=True, metavar="HOST:PORT")
 @_store_options
 @click.option(

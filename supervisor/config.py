@@ -214,6 +214,7 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     client_key_file: PathText = ""
     listen: str = "127.0.0.1:8780"
     store: str = "sqlite:control-plane.db"
+    store_password_file: PathText = ""
     lease_duration: WholeTime = WholeSeconds(60)
     heartbeat_cadence: WholeTime = WholeSeconds(20)
 
@@ -579,6 +580,7 @@ def _resolve_control_plane(
         api_url=control_plane.api_url.rstrip("/"),
         api_key_file=str(key_base / control_plane.api_key_file),
         store=_resolve_store(control_plane.store, store_base, problems),
+        store_password_file=_resolve_password_file(control_plane, directory, problems),
     )
 
 
@@ -601,15 +603,39 @@ def _resolve_tls(control_plane: ControlPlane, directory: Path, problems: list[st
 
 
 def _resolve_store(store: str, base: Path, problems: list[str]) -> str:
+    if _is_postgres(store):
+        # The control plane judges the rest of it; what a process list would show is refused here and now.
+        if re.match(r"[a-z]+://[^/@]*:[^/@]*@", store) or re.search(r"[?&](ssl)?password=", store):
+            problems.append(
+                "control_plane.store: holds a password, which every list of processes would show; put it into a file "
+                "of mode 0600 and name that by store_password_file"
+            )
+        return store
     for prefix, root in (("sqlite:///", Path("/")), ("sqlite:", base)):
         path = store.removeprefix(prefix)
         if path not in (store, "") and not (prefix == "sqlite:" and path.startswith("/")):
             return f"sqlite://{root / path}"
     problems.append(
-        'control_plane.store: expected "sqlite:///absolute/path.db" or "sqlite:path.db" (relative to this file); '
-        'write for example store = "sqlite:control-plane.db"'
+        'control_plane.store: expected "sqlite:///absolute/path.db", "sqlite:path.db" (relative to this file) or '
+        '"postgresql://user@host/database"; write for example store = "sqlite:control-plane.db"'
     )
     return store
+
+
+def _is_postgres(store: str) -> bool:
+    return store.startswith(("postgresql://", "postgres://"))
+
+
+def _resolve_password_file(control_plane: ControlPlane, directory: Path, problems: list[str]) -> str:
+    path = control_plane.store_password_file
+    if not path:
+        return ""
+    if not _is_postgres(control_plane.store):
+        problems.append(
+            "control_plane.store_password_file: a SQLite file has no password; leave it out, or name a "
+            "postgresql:// store"
+        )
+    return str(directory / path)
 
 
 def _check_url(url: str, problems: list[str]) -> None:

@@ -29,6 +29,8 @@ def control_plane_program(config: Config, environ: Mapping[str, str]) -> Program
         "--heartbeat-cadence": f"{settings.heartbeat_cadence:g}s",
         "--log-level": config.supervisor.log_level,
     }
+    if settings.store_password_file:
+        flags["--store-password-file"] = settings.store_password_file
     arguments = [*_python("control_plane"), "serve", *(word for pair in flags.items() for word in pair)]
     return Program(
         arguments=arguments, environ={**_without(environ, *_SUPERVISORS_OWN), PIPE_FD_VARIABLE: str(MOLD_FD)}

@@ -286,6 +286,16 @@ def test_debug_logs_requests_and_never_a_key(tmp_path: Path) -> None:
         assert plane.key not in log
 
 
+def test_options_come_from_a_file_and_the_command_line_goes_over_them(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text("store = 'sqlite:x.db'\nlisten = 'nowhere'\nlease_duration = '10s'\n")
+    serve = ("serve", "--config", str(tmp_path / "serve.toml"))
+    refused(run(*serve), 78, "--listen is 'nowhere'")
+    refused(run(*serve, "--listen", "127.0.0.1:0"), 78, "--lease-duration 10s must be at least twice")
+    refused(run("serve", "--config", str(tmp_path / "no.toml")), 78, "no.toml cannot be read")
+    (tmp_path / "serve.toml").write_text("stor = 'sqlite:x.db'\n")
+    refused(run(*serve), 78, "did you mean store?")
+
+
 # --- the store, and what operators do with it
 
 

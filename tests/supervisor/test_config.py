@@ -12,6 +12,7 @@ import tomli
 from supervisor import config
 from supervisor.config import Config, load
 from supervisor.errors import ConfigurationError
+from supervisor.programs import control_plane_program
 from tests.support.certificates import Certificates
 from wire.tls import TlsFiles
 
@@ -205,10 +206,27 @@ def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -
             ),
         ),
         (
-            "[control_plane]\nstore = 'postgres://db'\n[[pool]]",
+            "[control_plane]\nstore = 'mysql://db'\n[[pool]]",
             (
-                'control_plane.store: expected "sqlite:///absolute/path.db" or "sqlite:path.db" '
-                '(relative to this file); write for example store = "sqlite:control-plane.db"'
+                'control_plane.store: expected "sqlite:///absolute/path.db", "sqlite:path.db" (relative to this file) '
+                'or "postgresql://user@host/database"; write for example store = "sqlite:control-plane.db"'
+            ),
+        ),
+        *(
+            (
+                f"[control_plane]\nstore = '{store}'\n[[pool]]",
+                (
+                    "control_plane.store: holds a password, which every list of processes would show; put it into a "
+                    "file of mode 0600 and name that by store_password_file"
+                ),
+            )
+            for store in ("postgresql://me:secret@db/mobius", "postgresql://me@db/mobius?password=secret")
+        ),
+        (
+            "[control_plane]\nstore_password_file = 'password'\n[[pool]]",
+            (
+                "control_plane.store_password_file: a SQLite file has no password; leave it out, or name a "
+                "postgresql:// store"
             ),
         ),
         ("[supervisor]", "pool: expected at least one pool, got none; add a [[pool]] table"),
@@ -288,6 +306,16 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert found.control_plane.api_key_file == f"{tmp_path}/key"
     assert found.supervisor.state_dir == f"{tmp_path}/state"
     assert found.pool[0].module_path == [str(tmp_path)]
+
+
+def test_a_server_instead_of_a_file(tmp_path: Path) -> None:
+    store = "postgresql://mobius@db.example.com/mobius?sslmode=verify-full"
+    text = f"[control_plane]\nembedded = true\nstore = '{store}'\nstore_password_file = 'password'\n[[pool]]"
+    found = loaded(tmp_path, text)
+    assert found.control_plane.store == store
+    assert found.control_plane.store_password_file == f"{tmp_path}/password"
+    program = control_plane_program(found, {})
+    assert program.arguments[-2:] == ["--store-password-file", f"{tmp_path}/password"]
 
 
 def test_state_directory_falls_back_to_what_the_system_says(tmp_path: Path) -> None:

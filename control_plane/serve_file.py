@@ -1,0 +1,60 @@
+"""What `serve --config FILE` reads: the command's options as a TOML file, for servers that are set up alike."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli
+from msgspec import Struct, field
+
+from control_plane.config import ConfigurationError
+
+
+class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Each key is the option of its name. `project_dialect` is a table: project = "dialect"."""
+
+    listen: str | None = None
+    store: str | None = None
+    store_password_file: str | None = None
+    bootstrap_key_file: str | None = None
+    dialect: str | None = None
+    project_dialect: dict[str, str] = field(default_factory=dict)
+    lease_duration: str | None = None
+    heartbeat_cadence: str | None = None
+    insecure_listen: bool | None = None
+    log_level: str | None = None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The options that the file gives, as the command line would. Relative paths are relative to the file. Raises
+    ConfigurationError."""
+    try:
+        table = tomli.loads(path.read_text())
+        given = msgspec.convert(table, ServeFile)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--config {path} cannot be read: {error}") from error
+    except tomli.TOMLDecodeError as error:
+        raise ConfigurationError(f"--config {path} is no TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"--config {path}: {_sentence(table, error)}") from error
+    options = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not None}
+    options["project_dialect"] = [f"{project}={dialect}" for project, dialect in given.project_dialect.items()]
+    for key in ("store_password_file", "bootstrap_key_file"):
+        if key in options:
+            options[key] = str(path.parent / options[key])
+    store = given.store or ""
+    if store.startswith("sqlite:") and not store.startswith("sqlite:/"):
+        options["store"] = f"sqlite:{path.parent / store.removeprefix('sqlite:')}"
+    return options
+
+
+def _sentence(table: dict[str, Any], error: msgspec.ValidationError) -> str:
+    known = ServeFile.__struct_fields__
+    for key in table:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, 1)
+            return f"{key}: no such key; " + (
+                f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+            )
+    return str(error)
