@@ -54,7 +54,6 @@ def _sentence(table: dict[str, Any], error: msgspec.ValidationError) -> str:
     for key in table:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, 1)
-            return f"{key}: no such key; " + (
-                f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-            )
+            remedy = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
+            return f"{key}: no such key; {remedy}"
     return str(error)
