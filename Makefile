@@ -73,6 +73,7 @@ bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by sid
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
 	$(BIN)/python -m bench.tokens
+	$(BIN)/python -m bench.isolation
 
 campaign: $(VENV)/dev ## random faults against workers under load (SEED= FAULTS=500 WORKERS=20), then KILLS=10 of the quickstart's supervisor
 	@$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \

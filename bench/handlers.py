@@ -9,3 +9,13 @@ from worker_child import action
 async def noop(params: dict[str, Any]) -> dict[str, Any]:
     """Answers with an empty object."""
     return {}
+
+
+@action("bench.thread")
+def thread() -> None:
+    """The same in a thread."""
+
+
+@action("bench.process", isolation="process")
+async def process() -> None:
+    """The same in a process of its own."""
