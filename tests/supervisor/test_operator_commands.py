@@ -117,6 +117,24 @@ def test_status_of_a_slot_has_its_output_and_how_its_last_process_ended(
         assert before["last_exit"]["cause"] == "drained", "of the time before this supervisor"
 
 
+def test_status_tells_what_is_wrong_with_a_worker_while_it_is(tmp_path: Path, server: WorkerSocketServer) -> None:
+    with Operated(tmp_path, server, limits={"silence": "2s", "kill_after": "10m"}) as operated:
+        assert {child["health"] for child in operated.children().values()} == {"ok"}
+        pid = operated.pids()["default-2"]
+        os.kill(pid, signal.SIGSTOP)
+        assert operated.wait_for("event loop is silent", slot="default-2")["hang"] == "stopped"
+        (row,) = [line for line in operated.command("status").stdout.splitlines() if line.startswith("default-2")]
+        assert "stopped" in row.split()
+        detail = json.loads(operated.command("status", "default-2", "--output", "json").stdout)
+        assert (detail["status"]["health"], detail["silence"]["evidence"]["state"]) == ("stopped", "T")
+        assert "its event loop is silent:" in operated.command("status", "default-2").stdout
+        os.kill(pid, signal.SIGCONT)
+        operated.wait_for("event loop is heard again", slot="default-2")
+        assert operated.children()["default-2"]["health"] == "ok"
+        assert operated.pids()["default-2"] == pid
+        assert operated.terminate() == 0
+
+
 def test_top_looks_again_and_again(tmp_path: Path, server: WorkerSocketServer) -> None:
     with Operated(tmp_path, server) as operated:
         done = operated.command("top", "--count", "2", "--interval", "0.1")
