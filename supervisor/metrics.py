@@ -262,6 +262,11 @@ class Metrics(Collector):
                 "Since the control plane last acknowledged anything.",
                 "last_acknowledgement_age",
             ),
+            (
+                "mobius_slot_stalled_seconds",
+                "For how long the child's session has owed a step that it does not make.",
+                "stalled_for",
+            ),
         ):
             yield _gauge(name, documentation, children, lambda slot, field=field: getattr(slot.beat, field, None))  # type: ignore[misc]
         finished = CounterMetricFamily(
