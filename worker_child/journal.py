@@ -181,13 +181,7 @@ class Journal:
         if self._rewrite is not None:
             self._rewrite.tail.append(data)
         if not self.degraded:
-            try:
-                self._write(data)
-            except OSError as error:
-                # What got there of it must not stand before what comes next.
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._descriptor, self.size)
-                self.degrade("write", error)
+            self._write(data)
 
     def sync(self, rewrite: Rewrite | None = None) -> None:
         """Waits until what was flushed survives a loss of power, then writes `rewrite`. Blocks, raises OSError.
@@ -357,8 +351,14 @@ class Journal:
             os.close(descriptor)
 
     def _write(self, data: bytes) -> None:
-        _write_all(self._descriptor, data)
-        self.size += len(data)
+        try:
+            _write_all(self._descriptor, data)
+            self.size += len(data)
+        except OSError as error:
+            # What got there of it must not stand before what comes next.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
+            self.degrade("write", error)
 
 
 def _open(path: Path, flags: int = 0) -> int:

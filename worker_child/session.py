@@ -223,6 +223,7 @@ class Session:
         """Set by the shell whenever bytes arrive; every read has a rolling deadline."""
         self._backoff = backoff
         self._token: str | None = None
+        self._id_prefix = settings.id_prefix
         self._ids = 0
         self._executions = 0
         self._cadence = 20.0
@@ -285,7 +286,8 @@ class Session:
     @property
     def free_slots(self) -> int:
         """Slots that no job, no unsettled report and no stuck execution holds; none beside a suspect."""
-        if self.solitude.is_wanted:
+        solitude = self.solitude
+        if solitude.alone is not None or solitude.waiting:
             return 0
         return max(0, self.settings.concurrency - len(self._jobs) - self._slots_kept - len(self._stuck))
 
@@ -517,7 +519,7 @@ class Session:
         return _as_frames(job.id, job.token, self._deltas.release(job.stream, now))
 
     def _on_delta_ack(self, frame: frames.GenerationDeltaAck, now: float) -> list[Decision]:
-        self._acknowledged(now)
+        self._last_acknowledgement = now
         job = self._by_id.get(frame.job_id)
         if job is not None:
             self._deltas.acknowledged(job.stream, frame.received_sequence)
@@ -659,7 +661,7 @@ class Session:
         self._old_at, self._is_old = now + self._backoff.age(), False
         self._conflict_since = None
         self._refused_once = False
-        self._acknowledged(now)
+        self._last_acknowledgement = now
         self.counts["registered"] += 1
         decisions: list[Decision] = [
             Announce("registered"),
@@ -689,7 +691,7 @@ class Session:
         answered = frame.message_id is None or frame.message_id == self._claim_id
         if answered:
             self._claim_answered()
-        self._acknowledged(now)
+        self._last_acknowledgement = now
         decisions: list[Decision] = []
         started = len(self._jobs)
         for job in frame.jobs:
@@ -709,7 +711,7 @@ class Session:
         return []
 
     def _on_heartbeat_ack(self, frame: frames.HeartbeatAck, now: float) -> list[Decision]:
-        self._acknowledged(now)
+        self._last_acknowledgement = now
         job = self._by_id.get(frame.job_id)
         if job is None:
             return []
@@ -723,7 +725,7 @@ class Session:
         return [] if job is None else self._cancel(job, frame.reason, now)
 
     def _on_report_ack(self, frame: frames.ReportAck, now: float) -> list[Decision]:
-        self._acknowledged(now)
+        self._last_acknowledgement = now
         key = frame.message_id
         if key is None or key not in self._kept:
             # `message_id` is optional everywhere (contract, "Frames").
@@ -745,7 +747,7 @@ class Session:
 
     def _on_draining_ack(self, _frame: frames.DrainingAck, now: float) -> list[Decision]:
         self._drain_acknowledged = True
-        self._acknowledged(now)
+        self._last_acknowledgement = now
         return []
 
     def _on_error(self, frame: frames.Error, now: float) -> list[Decision]:
@@ -845,32 +847,33 @@ class Session:
 
     def _take(self, job: frames.ClaimedJob, now: float) -> list[Decision]:
         """One claimed job: started, handed back, or known already."""
-        known = self._by_id.get(job.id)
+        job_id = job.id
+        known = self._by_id.get(job_id)
         if known is not None:
             return self._adopt(known, job, now)
-        if job.id in self._kept_by_job:
-            done = self._kept[self._kept_by_job[job.id]].frame
+        if job_id in self._kept_by_job:
+            done = self._kept[self._kept_by_job[job_id]].frame
             if done.lease_token == job.lease_token:
                 return []
             if done.status == "completed":
                 return self._report_again(done, job, now)
-        is_suspect = job.id in self.solitude.suspects
-        if is_suspect and (why := self.solitude.suspects[job.id]) is not None:
+        is_suspect = job_id in self.solitude.suspects
+        if is_suspect and (why := self.solitude.suspects[job_id]) is not None:
             return self._refuse_poison(job, why, now)
         if self._drain_asked or not self.free_slots or (self._limits and not self._has_room(job.action_name or "")):
-            return self._hand_back(job.id, job.lease_token, now)
+            return self._hand_back(job_id, job.lease_token, now)
         if is_suspect and (self._jobs or self._stuck) and not self.solitude.is_patient(now):
-            return self._hand_back(job.id, job.lease_token, now)
-        self._executions += 1
-        taken = _Job.taken(self._executions, job, now)
-        self._jobs[taken.execution] = taken
-        self._by_id[job.id] = taken
+            return self._hand_back(job_id, job.lease_token, now)
+        execution = self._executions = self._executions + 1
+        taken = _Job.taken(execution, job, now)
+        self._jobs[execution] = taken
+        self._by_id[job_id] = taken
         self._count_running(taken.action, 1)
         self._scan_at = min(self._scan_at, taken.heartbeat_at, taken.lease_until)
         if is_suspect:
-            self.solitude.wait(taken.execution, job, now)
-            return [Note("warning", "session.suspect_waits", {"job_id": job.id, "jobs_in_hand": len(self._jobs) - 1})]
-        return [JournalClaimed(job.id, job.lease_token, taken.action), StartJob(taken.execution, job)]
+            self.solitude.wait(execution, job, now)
+            return [Note("warning", "session.suspect_waits", {"job_id": job_id, "jobs_in_hand": len(self._jobs) - 1})]
+        return [JournalClaimed(job_id, taken.token, taken.action), StartJob(execution, job)]
 
     def _adopt(self, known: _Job, job: frames.ClaimedJob, now: float) -> list[Decision]:
         """A job that is in hand here was leased to us once more: the work goes on, under the newer lease."""
@@ -1074,9 +1077,6 @@ class Session:
         self._read_check_at = self.last_read + PING_AFTER
         return []
 
-    def _acknowledged(self, now: float) -> None:
-        self._last_acknowledgement = now
-
     # --- the connection, drains and ends ----------------------------------------------------------------------------
 
     def _move(self, event: Event) -> None:
@@ -1174,7 +1174,7 @@ class Session:
 
     def _message_id(self) -> str:
         self._ids += 1
-        return f"{self.settings.id_prefix}-{self._ids}"
+        return f"{self._id_prefix}-{self._ids}"
 
     _FRAME_HANDLERS: ClassVar[dict[type, Callable[["Session", Any, float], list[Decision]]]] = {
         frames.Claimed: _on_claimed,

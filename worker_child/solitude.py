@@ -27,11 +27,6 @@ class Solitude:
         self.waiting: dict[int, frames.ClaimedJob] = {}
         self._patient_from = -math.inf
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether nothing else may be taken."""
-        return self.alone is not None or bool(self.waiting)
-
     def is_patient(self, now: float) -> bool:
         """Whether a suspect is kept until it can run."""
         return now >= self._patient_from

@@ -30,6 +30,8 @@ _GOING_AWAY = frozenset({1001, 1012})
 _WHOLE_TEXT = 0x80 | Opcode.TEXT
 """First byte of a frame that is a whole text message: the final one of its message, without extensions."""
 _MASKED = 0x80
+_MEDIUM = struct.Struct("!BBH")
+_LARGE = struct.Struct("!BBQ")
 _EXTENSION = {126: 2, 127: 8}
 """Bytes in which a longer message's size follows; any other value says that it is masked, which no server may do."""
 _MASK_SIZE = 4
@@ -262,8 +264,8 @@ def _header(size: int) -> bytes:
     if size < 126:
         return bytes((_WHOLE_TEXT, _MASKED | size))
     if size < 1 << 16:
-        return struct.pack("!BBH", _WHOLE_TEXT, _MASKED | 126, size)
-    return struct.pack("!BBQ", _WHOLE_TEXT, _MASKED | 127, size)
+        return _MEDIUM.pack(_WHOLE_TEXT, _MASKED | 126, size)
+    return _LARGE.pack(_WHOLE_TEXT, _MASKED | 127, size)
 
 
 def _cut(data: bytes, messages: list[bytes]) -> int:

@@ -193,11 +193,11 @@ async def test_bytes_that_do_not_get_away_end_the_connection(rig: Rig, monkeypat
 async def test_what_a_failed_disk_missed_is_written_when_it_can_be(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     await rig.server.register()
 
-    def full(_: bytes) -> None:
+    def full(_descriptor: int, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(rig.journal, "_write", full)
+        broken.setattr(journal_module, "_write_all", full)
         await rig.server.answer_claim(claimed_job(1))
         await rig.server.receive(frames.Claim)
         assert rig.journal.degraded
