@@ -1,7 +1,9 @@
 """Where a worker's identity comes from: the first that there is, in the documented order."""
 
 import http.server
+import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -87,3 +89,38 @@ def test_cloud_run_is_asked_for_its_instance() -> None:
 def test_a_metadata_server_that_is_not_there_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "METADATA_HOST", "127.0.0.1:9")
     assert detect("", {"K_REVISION": "worker-00001", "HOSTNAME": "pod"}, "/state") == ("pod", "HOSTNAME")
+
+
+def test_a_metadata_server_that_never_answers_has_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(identity, "METADATA_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        found = detect("", {"K_REVISION": "worker-00001", "HOSTNAME": "pod"}, "/state")
+        took = time.monotonic() - began
+    assert found == ("pod", "HOSTNAME")
+    assert identity.METADATA_PATIENCE == 1.0
+    # A busy machine may be late, but not by as much as a resolver that waits by itself.
+    assert 0.9 <= took < 4
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 500 no\r\n\r\n", b"HTTP/1.0 200 yes\r\n\r\n \xff ", b"nonsense\r\n\r\n"])
+def test_an_answer_that_is_no_instance_is_none(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setattr(identity, "METADATA_HOST", f"127.0.0.1:{server.getsockname()[1]}")
+        assert detect("", {"K_REVISION": "worker-00001", "HOSTNAME": "pod"}, "/state") == ("pod", "HOSTNAME")
+        thread.join()
+
+
+def test_cloud_run_is_asked_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere there is no metadata server, and nobody waits for one."""
+    monkeypatch.setattr(identity, "_cloud_run_instance", lambda: pytest.fail("asked"))
+    assert detect("", {"K_REVISION": "", "FLY_MACHINE_ID": "fly-1"}, "/state") == ("fly-1", "FLY_MACHINE_ID")
