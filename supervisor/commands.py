@@ -237,6 +237,7 @@ class Commands:
         detail = SlotDetail(
             status=_slot_status(self._fleet, slot, time.monotonic()),
             output=self._children.last_lines(name)[-_OUTPUT_LINES:],
+            job_processes=self._children.jobs.of(name, time.monotonic()),
             silence=msgspec.to_builtins(slot.suspicion) if slot.suspicion is not None else None,
             last_exit=last_exit,
         )

@@ -117,12 +117,23 @@ class FleetStatus(Struct, frozen=True, kw_only=True):
     slots: list[SlotStatus]
 
 
+class JobProcessStatus(Struct, frozen=True, kw_only=True):
+    """Runs one job of a worker. `age`: seconds since it was asked for; `pid` is None until it is there."""
+
+    job_id: str
+    action: str
+    pid: int | None
+    state: str
+    age: float
+
+
 class SlotDetail(Struct, frozen=True, kw_only=True):
     """One slot with what is known of its process and of the one before: last lines, what was seen of it while it is
-    silent, and the newest exit record."""
+    silent, and the newest exit record. `job_processes` run one job each, and are no slots."""
 
     status: SlotStatus
     output: list[str]
+    job_processes: list[JobProcessStatus]
     silence: dict[str, Any] | None
     last_exit: dict[str, Any] | None
 

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from supervisor.control_messages import JobProcessStatus
 from supervisor.evidence import evidence_of, why_no_stacks
 from supervisor.facts import (
     Fact,
@@ -77,6 +78,7 @@ class Running:
         self.action = order.action
         self.mold = mold
         self.decided = JobProcess(now)
+        self.asked_at = now
         self.timer: asyncio.TimerHandle | None = None
         self.pid = -1
         self.pidfd = -1
@@ -122,6 +124,20 @@ class JobProcesses:
     def unjudged(self) -> int:
         """Deaths by a SIGKILL that is not ours, of which nobody has said yet whether the kernel wanted memory."""
         return len(self._unjudged)
+
+    def of(self, slot: str, now: float) -> list[JobProcessStatus]:
+        """Those of the slot's worker, in the order in which they were asked for."""
+        return [
+            JobProcessStatus(
+                job_id=running.job_id,
+                action=running.action,
+                pid=running.pid if running.pidfd >= 0 else None,
+                state=running.decided.state.value,
+                age=now - running.asked_at,
+            )
+            for running in self._running.values()
+            if running.owner.key[0] == slot
+        ]
 
     def explain(self, *, out_of_memory: bool | None) -> None:
         """Whether it did; None: it cannot be told."""

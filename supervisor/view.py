@@ -75,6 +75,10 @@ def detail_lines(detail: SlotDetail) -> list[str]:
     fields = {name: value for name, value in shown.items() if value not in (None, "")}
     width = max(len(name) for name in fields)
     told = [f"{name.ljust(width)}  {_value(value)}" for name, value in fields.items()]
+    for process in detail.job_processes:
+        pid = "" if process.pid is None else f", pid {process.pid}"
+        what = f"{plain(process.job_id)}  {plain(process.action)}"
+        told.append(f"process of {what}: {process.state}{pid}, {_seconds(process.age)}")
     if detail.silence is not None:
         told += ["", "its event loop is silent:", *_nested(detail.silence, "  ")]
     if detail.last_exit is not None:

@@ -5,13 +5,16 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from supervisor import facts
+from supervisor.control_messages import JobProcessStatus
 from supervisor.job_processes import JobProcesses, Owner
 from tests.supervisor.test_children import end_and_reap, exists, wait_until_stopped
 from wire import pipe
@@ -103,7 +106,11 @@ async def test_a_request_is_passed_on_and_the_end_comes_back(room: Room) -> None
     order = await room.order()
     assert (order.slot, order.incarnation, order.number, order.supervisor_pid) == ("rig-1", 3, 1, os.getpid())
     assert room.jobs.unannounced == {("rig-1", 3, 1)}
+    asked = JobProcessStatus(job_id="job_1", action="work", pid=None, state="asked", age=0.0)
+    assert [msgspec.structs.replace(one, age=0.0) for one in room.jobs.of("rig-1", time.monotonic())] == [asked]
+    assert room.jobs.of("rig-2", 0.0) == []
     pid = room.spawned(order, "raise SystemExit(7)")
+    assert [(one.pid, one.state) for one in room.jobs.of("rig-1", time.monotonic())] == [(pid, "running")]
     assert (room.jobs.unannounced, room.jobs.pids) == (set(), {pid})
     assert await room.news() == pipe.JobEnded(number=1, exit_code=7, signal=None)
     assert room.jobs.pids == set()

@@ -6,7 +6,14 @@ from typing import Any
 from rich.console import Console
 
 from supervisor import view
-from supervisor.control_messages import CrashLoopStatus, FleetStatus, PoolStatus, SlotDetail, SlotStatus
+from supervisor.control_messages import (
+    CrashLoopStatus,
+    FleetStatus,
+    JobProcessStatus,
+    PoolStatus,
+    SlotDetail,
+    SlotStatus,
+)
 
 
 def slot(**changes: Any) -> SlotStatus:
@@ -76,7 +83,7 @@ def test_a_crash_loop_says_what_it_says() -> None:
     console = Console(file=io.StringIO(), width=160)
     console.print(view.live_table(fleet(slot(), failing)))
     assert f"rig-2: {sentence}" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    detail = view.detail_lines(SlotDetail(status=failing, output=[], silence=None, last_exit=None))
+    detail = view.detail_lines(SlotDetail(status=failing, output=[], job_processes=[], silence=None, last_exit=None))
     assert any(line.startswith("crash_loop ") and line.endswith(sentence) for line in detail)
     silent = CrashLoopStatus(times=5, how="signal 11", says="signal 11")
     assert view.warnings(fleet(slot(crash_loop=silent)))[0].endswith("the same: signal 11")
@@ -93,8 +100,19 @@ def test_the_live_table_has_every_slot() -> None:
 def test_a_slot_in_detail() -> None:
     last_exit = {"cause": "hung", "evidence": {"stacks": "Thread 1\n  in block", "status": ["State: S"]}, "none": None}
     lines = view.detail_lines(
-        SlotDetail(status=slot(), output=["at work", "\x1b[2Jgone"], silence={"hang": "stopped"}, last_exit=last_exit)
+        SlotDetail(
+            status=slot(),
+            output=["at work", "\x1b[2Jgone"],
+            job_processes=[
+                JobProcessStatus(job_id="job_1", action="resize", pid=4712, state="running", age=3.2),
+                JobProcessStatus(job_id="job_2", action="\x1b[2J", pid=None, state="asked", age=0.01),
+            ],
+            silence={"hang": "stopped"},
+            last_exit=last_exit,
+        )
     )
+    assert "process of job_1  resize: running, pid 4712, 3s" in lines
+    assert "process of job_2  \\x1b[2J: asked, 10ms" in lines
     assert "pid                  4711" in lines
     assert lines[lines.index("its event loop is silent:") + 1] == "  hang: stopped"
     start = lines.index("last exit:")
