@@ -16,7 +16,7 @@ RUNS_BEFORE_A_KILL = 40
 
 def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> None:
     # A lease outlives the longest reconnect delay that a few kills in a row can build up.
-    arguments = ("--lease-duration", "15s", "--heartbeat-cadence", "5s")
+    arguments = ("--lease-duration", "45s", "--heartbeat-cadence", "5s")
     with (
         ControlPlaneProcess(tmp_path, *arguments) as plane,
         Gate() as gate,

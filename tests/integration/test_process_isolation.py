@@ -1,6 +1,7 @@
 """Actions with a process for each job, under a real supervisor: what one can do to others, and how it ends."""
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -44,6 +45,16 @@ def report(server: WorkerSocketServer, job_id: str) -> dict[str, Any]:
 def worker_pid(supervisor: SupervisorProcess) -> int:
     pid: int = next(supervisor.matching("process started", slot=SLOT))["pid"]
     return pid
+
+
+def wait_until_asked_for(supervisor: SupervisorProcess, job_id: str) -> None:
+    """The supervisor has been asked for the job's process."""
+    deadline = time.monotonic() + 20
+    asked: list[str] = []
+    while job_id not in asked:
+        assert time.monotonic() < deadline, asked
+        status = json.loads(supervisor.command("status", SLOT, "--output", "json").stdout)
+        asked = [process["job_id"] for process in status["job_processes"]]
 
 
 def stops_cleanly(supervisor: SupervisorProcess) -> None:
@@ -266,6 +277,7 @@ def test_a_mold_that_is_away_costs_no_attempt(tmp_path: Path, server: WorkerSock
         mold = next(supervisor.matching("process started", slot="mold:default"))["pid"]
         os.kill(mold, signal.SIGSTOP)
         job = server.offer("isolated.noop", {})
+        wait_until_asked_for(supervisor, job)
         os.kill(mold, signal.SIGKILL)
         back = report(server, job)
         assert (back["status"], back["error_type"]) == ("failed", "WorkerOverCapacity")
