@@ -41,7 +41,7 @@ def configure(
             structlog.processors.format_exc_info,
             _hide_secrets,
             _cut_exception,
-            renderer,
+            _Renderer(renderer),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_: _LineWriter(stream or sys.stdout),
@@ -102,6 +102,31 @@ def _cut_exception(_logger: Any, _method: str, event: structlog.typing.EventDict
     return event
 
 
+class _Renderer:
+    """Makes an event a line, also one with a value that cannot be shown: whoever logs must not fail of it, least of all
+    the worker when it says how a job ended, with what the job's handler has bound."""
+
+    __slots__ = ("_render",)
+
+    def __init__(self, render: Any) -> None:
+        self._render = render
+
+    def __call__(self, logger: Any, method: str, event: structlog.typing.EventDict) -> Any:
+        try:
+            return self._render(logger, method, dict(event))
+        except BaseException:  # noqa: BLE001 - a `__repr__` may raise whatever it likes
+            return self._render(logger, method, {_shown(key): _shown(value) for key, value in event.items()})
+
+
+def _shown(value: Any) -> Any:
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    try:
+        return str(repr(value))
+    except BaseException:  # noqa: BLE001 - as above
+        return f"({type(value).__name__} that cannot be shown)"
+
+
 class _LineWriter:
     """Writes whole lines. A reader that is gone must not fail the job that logs."""
 
@@ -126,4 +151,11 @@ class _StandardLibrary(logging.Handler):
     """Hands records of the standard library's loggers to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        # A library may have levels of its own; structlog knows the standard ones alone.
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - as everywhere in `logging`: a wrong call of a logger fails nobody
+            self.handleError(record)
+            return
+        structlog.get_logger().log(level, message, logger=record.name, exc_info=record.exc_info)

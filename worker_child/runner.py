@@ -349,7 +349,7 @@ def _words(error: BaseException) -> tuple[str, str]:
     name = type(error).__name__
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - an exception whose own text fails is still an outcome
+    except BaseException:  # noqa: BLE001 - an exception whose own text fails is still an outcome
         message = ""
     for verdict in VERDICTS:
         if isinstance(error, verdict):

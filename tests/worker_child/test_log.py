@@ -1,7 +1,9 @@
 import io
 import json
 import logging
+from typing import Literal
 
+import pytest
 import structlog
 
 from worker_child import log
@@ -68,3 +70,32 @@ def test_a_line_of_the_log_ends_with_its_mark() -> None:
     structlog.get_logger().info("one\ntwo")
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line.removesuffix("\x1fmark"))["event"] == "one\ntwo"
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise SystemExit("there are no words for it")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_value_that_cannot_be_shown_fails_nobody(log_format: Literal["json", "console"]) -> None:
+    stream = io.StringIO()
+    log.configure(level="info", log_format=log_format, stream=stream)
+    itself: dict[str, object] = {}
+    itself["itself"] = itself
+    structlog.get_logger().info("one", value=Unshowable(), round=itself, number=5)
+    (line,) = stream.getvalue().splitlines()
+    assert "one" in line
+    assert "(Unshowable that cannot be shown)" in line
+    assert "5" in line
+
+
+@pytest.mark.parametrize(("number", "level"), [(25, "info"), (35, "warning"), (60, "critical")])
+def test_levels_of_a_library_of_its_own_are_the_standard_ones_below(number: int, level: str) -> None:
+    (line,) = lines("info", lambda: logging.getLogger("my.library").log(number, "done"))
+    assert (line["event"], line["level"]) == ("done", level)
+
+
+def test_a_wrong_call_of_a_logger_fails_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines("info", lambda: logging.getLogger("my.library").info("%d apples", "many")) == []
+    assert "many" in capsys.readouterr().err

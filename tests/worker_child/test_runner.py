@@ -27,6 +27,16 @@ class QuotaExceeded(NonRetryableError):  # noqa: N818 - what a user would write
     pass
 
 
+class WithoutWordsError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise ValueError("there are no words for it")
+
+
 class Bench:
     """A runner whose outcomes can be awaited."""
 
@@ -277,6 +287,7 @@ def foreign_validation_error() -> Exception:
         (StopIteration(), "RuntimeError", "coroutine raised StopIteration"),
         (asyncio.CancelledError(), "CancelledError", "CancelledError"),
         (ValueError("lone \ud800 surrogate"), "ValueError", "lone ? surrogate"),
+        (WithoutWordsError(), "WithoutWordsError", "WithoutWordsError"),
     ],
 )
 async def test_whatever_a_handler_raises_is_its_outcome(
@@ -295,6 +306,17 @@ async def test_whatever_a_thread_raises_is_its_outcome(bench: Bench, error: Base
     # Python makes a RuntimeError of a StopIteration that leaves a coroutine, be it the handler itself or our own.
     expected = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
     assert (outcome.status, outcome.error_type) == ("failed", expected)
+
+
+async def test_what_a_handler_has_bound_to_the_log_does_not_keep_its_job(bench: Bench) -> None:
+    log.configure(level="info", log_format="json", stream=io.StringIO())
+
+    async def handler() -> None:
+        structlog.contextvars.bind_contextvars(value=Unshowable())
+        raise ValueError("no")
+
+    outcome = await bench.run(handler)
+    assert (outcome.status, outcome.error_type, outcome.error_message) == ("failed", "ValueError", "no")
 
 
 async def test_a_long_message_is_cut(bench: Bench) -> None:
