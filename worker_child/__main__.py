@@ -20,7 +20,7 @@ from worker_child.actions import Registry, registry
 from worker_child.backoff import Backoff
 from worker_child.catalogue import Catalogue
 from worker_child.endpoint import Endpoint, endpoint
-from worker_child.errors import ConfigurationError, CredentialError, JournalError
+from worker_child.errors import ConfigurationError, CredentialError, JournalError, sayable, text_of
 from worker_child.generators import generators
 from worker_child.isolation import JobProcesses
 from worker_child.journal import Journal
@@ -66,7 +66,7 @@ def run(
         return child.fail(str(error), INTERNAL)
     except Exception as error:  # noqa: BLE001 - the last resort of a process: its supervisor learns why it ended
         structlog.get_logger().exception("child.internal_error")
-        return child.fail(f"internal error: {type(error).__name__}: {error}", INTERNAL)
+        return child.fail(f"internal error: {type(error).__name__}: {text_of(error)}", INTERNAL)
 
 
 class _Child:
@@ -133,7 +133,7 @@ class _Child:
     def fail(self, reason: str, code: int) -> int:
         """Last words of a child that cannot work."""
         structlog.get_logger().error("child.cannot_work", reason=reason)
-        self.parent.bye(reason)
+        self.parent.bye(sayable(reason))
         return code
 
     async def _recover(self, journal: Journal, suspects: Suspects) -> list[frames.Report]:

@@ -201,10 +201,11 @@ class Registry:
         Raises ActionDefinitionError.
         """
         # At once: `@action` without a name is given the handler here, and would never come to register it.
-        if not isinstance(name, str) or not 1 <= len(name) <= 256:
+        if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable():
             given = getattr(name, "__qualname__", None) or repr(name)
             raise ActionDefinitionError(
-                f'@action: expected a name of 1 to 256 characters, got {given}; write for example @action("my.action")'
+                f"@action: expected a name of 1 to 256 printable characters, got {given}; "
+                'write for example @action("my.action")'
             )
 
         def register(handler: Handler) -> Handler:
@@ -224,7 +225,7 @@ class Registry:
                         isolation=_isolation(isolation, asynchronous=signature.asynchronous),
                     )
                 )
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 where = signatures.described(handler)
                 raise ActionDefinitionError(f"@action({name!r}) of {where}: {error}") from error
             return handler

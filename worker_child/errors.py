@@ -22,6 +22,9 @@ WorkerError
 The names of the handlers' errors are the contract's ("Words on the wire"): they go into `error_type`.
 """
 
+MAX_SENTENCE = 8 * 1024
+"""Bytes of what is said of a fault to the supervisor: modules and their errors are as long as they like."""
+
 
 class WorkerError(Exception):
     """Base of everything that this program raises on purpose."""
@@ -75,7 +78,7 @@ class ModuleImportError(ConfigurationError):
     """A module of `modules` cannot be imported. `detail` is the traceback of what it raised."""
 
     def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
+        super().__init__(sayable(message))
         self.detail = detail
 
 
@@ -89,3 +92,17 @@ class JournalError(WorkerError):
 
 class JournalLocked(JournalError):  # noqa: N818 - a state of the journal rather than a fault in it
     """Another process still holds the journal after the deadline."""
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says of itself; empty when that fails, whatever it fails with."""
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - a `__str__` may raise whatever it likes
+        return ""
+
+
+def sayable(text: str, limit: int = MAX_SENTENCE) -> str:
+    """The text for a message of the pipe: in UTF-8 of at most `limit` bytes, what has no UTF-8 as `\\udce9`."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data.decode() if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"

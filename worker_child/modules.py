@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wire.pipe import ENTRY_POINT_GROUP, ENTRY_POINT_SOURCE
-from worker_child.errors import ConfigurationError, ModuleImportError
+from worker_child.errors import ConfigurationError, ModuleImportError, text_of
 
 EVERY = "*"
 """In place of an entry point's name: all of the group."""
@@ -62,7 +62,7 @@ def _told(key: str, name: str, load: Callable[[], object]) -> None:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raised = f"{type(error).__name__}: {error}".rstrip(": ")
+        raised = f"{type(error).__name__}: {text_of(error)}".rstrip(": ")
         sentence = f"{key}: importing {name!r} raised {raised}{_place(error.__traceback__)}"
         raise ModuleImportError(sentence, traceback.format_exc()) from error
 

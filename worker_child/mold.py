@@ -33,11 +33,13 @@ from wire import build, pipe, stacks
 from worker_child import __main__ as child
 from worker_child import isolated, log
 from worker_child.actions import registry
-from worker_child.errors import ConfigurationError
+from worker_child.errors import ConfigurationError, sayable
 from worker_child.modules import expanded, import_source
 
 SHARED_MODULES = (structlog, uvloop, websockets.asyncio.client)
 LATE = "--late"
+MAX_NAMES = pipe.MAX_MESSAGE // 2
+"""Bytes of the names of all actions, which are one message to the supervisor."""
 THREADS_SETTLE = 0.2
 """Seconds that a thread which is just ending is given, before its module is called one that leaves threads behind."""
 
@@ -77,7 +79,9 @@ class Mold:
             detail = getattr(error, "detail", "")
             # Closing a socket that holds unread data resets it, and the last words would be lost with it.
             self._channel.recv(pipe.MAX_MESSAGE)
-            self._say(pipe.MoldFailed(message=str(error), traceback=detail[-pipe.MAX_MESSAGE // 2 :]))
+            # The end of a traceback says most. A character may have four bytes.
+            trace = sayable(detail[-pipe.MAX_MESSAGE // 8 :], pipe.MAX_MESSAGE // 2)
+            self._say(pipe.MoldFailed(message=sayable(str(error)), traceback=trace))
             return 78
         self._channel.recv(pipe.MAX_MESSAGE)
         _prepare()
@@ -112,6 +116,11 @@ class Mold:
                 found.append(name)
         if found:
             self._start_anew([*self._late, *found])
+        length = len("".join(registry.names()).encode())
+        if length > MAX_NAMES:
+            raise ConfigurationError(
+                f"modules: the names of their actions have {length} bytes together, more than the limit of {MAX_NAMES}"
+            )
 
     def _start_anew(self, late: list[str]) -> NoReturn:
         """Replaces this process by a mold that leaves the modules in `late` to the children."""

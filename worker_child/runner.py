@@ -18,7 +18,14 @@ from worker_child import signatures
 from worker_child.actions import Action, Context, Isolation, Registry, current
 from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Outcome
-from worker_child.errors import JobCancelled, NonRetryableError, ResultTooLarge, UnknownAction, ValidationError
+from worker_child.errors import (
+    JobCancelled,
+    NonRetryableError,
+    ResultTooLarge,
+    UnknownAction,
+    ValidationError,
+    text_of,
+)
 
 MAX_RESULT = MAX_FRAME_TO_SERVER - 64 * 1024
 """Bytes of JSON: what a frame holds besides its envelope."""
@@ -346,11 +353,7 @@ def _timed_out(execution: _Execution) -> Outcome:
 
 def _words(error: BaseException) -> tuple[str, str]:
     """`error_type` and `error_message` of an exception (contract, "Words on the wire")."""
-    name = type(error).__name__
-    try:
-        message = str(error)
-    except BaseException:  # noqa: BLE001 - an exception whose own text fails is still an outcome
-        message = ""
+    name, message = type(error).__name__, text_of(error)
     for verdict in VERDICTS:
         if isinstance(error, verdict):
             message = message if type(error) is verdict else f"{name}: {message}".rstrip(": ")

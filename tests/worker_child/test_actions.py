@@ -172,7 +172,9 @@ def test_a_clash_with_a_stock_action_names_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"name": ""}, "1 to 256 characters"),
+        ({"name": ""}, "1 to 256 printable characters"),
+        ({"name": "a\nb"}, "1 to 256 printable characters"),
+        ({"name": "a", "timeout": 10**400}, "too large"),
         ({"name": "a", "concurrency": 0}, "concurrency is a number from 1, got 0"),
         ({"name": "a", "timeout": "soon"}, "timeout is seconds or a duration"),
         ({"name": "a", "timeout": -1}, "timeout is seconds or a duration"),

@@ -102,6 +102,40 @@ def test_a_module_that_cannot_be_imported_is_one_sentence_and_exit_78(
     assert mold.exit_code(mold.pid) == 78
 
 
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("raise ValueError('x' * 5_000_000)", "modules: importing 'handlers' raised ValueError: xxx"),
+        (
+            "raise ValueError('\\N{GRINNING FACE}' * 100_000)",
+            "modules: importing 'handlers' raised ValueError: \U0001f600",
+        ),
+        ("open(b'/not/there/caf\\xe9.csv')", "modules: importing 'handlers' raised FileNotFoundError: "),
+        ("raise ValueError('caf\\udce9.csv')", "modules: importing 'handlers' raised ValueError: caf\\udce9.csv"),
+        (
+            "class E(Exception):\n    def __str__(self):\n        raise SystemExit(3)\nraise E",
+            "modules: importing 'handlers' raised E (handlers.py, line 4)",
+        ),
+        (
+            "from worker_child import action\nfor i in range(1000):\n    action(f'{i:0>100}')(lambda: None)",
+            "modules: the names of their actions have 100",
+        ),
+        (
+            "from worker_child import action\naction('x\\ud800')",
+            "modules: 'handlers': @action: expected a name of 1 to 256 printable characters, got 'x\\ud800'",
+        ),
+    ],
+)
+def test_whatever_is_wrong_with_a_module_is_said_in_a_message_that_fits(
+    mold: MoldProcess, source: str, sentence: str
+) -> None:
+    (mold.home / "handlers.py").write_text(source)
+    failed = mold.settle(modules=["handlers"])
+    assert isinstance(failed, pipe.MoldFailed)
+    assert failed.message.startswith(sentence)
+    assert mold.exit_code(mold.pid) == 78
+
+
 def test_a_module_that_leaves_threads_behind_is_named_and_left_to_the_children(mold: MoldProcess) -> None:
     (mold.home / "handlers.py").write_text(HANDLERS)
     (mold.home / "threaded.py").write_text(WITH_THREAD)
