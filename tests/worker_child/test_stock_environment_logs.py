@@ -43,6 +43,15 @@ async def test_a_line_without_end_is_shown_from_its_end(logs: Environment) -> No
     assert (await logs.run(TAIL, path="app.log", max_bytes=10))["content"] == "xxxxxxxEND"
 
 
+@pytest.mark.parametrize("size", range(1, 40))
+async def test_no_choice_of_a_size_cuts_a_key_so_that_it_is_shown(logs: Environment, size: int) -> None:
+    (logs.root / "app.log").write_text("the key is mbx_s3cretk3yOfThisWorker ok")
+    content = (await logs.run(TAIL, path="app.log", max_bytes=size))["content"]
+    assert content.endswith(" ok"[-size:])
+    assert "k3y" not in content
+    assert "W" not in content
+
+
 async def test_the_workers_own_logs_are_where_whoever_runs_it_says(
     logs: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from msgspec import Meta, Struct
 
@@ -22,7 +22,9 @@ _FILES = {
     "stderr": "worker.stderr.log",
     "bootstrap": "bootstrap.log",
 }
-_KEY = re.compile(r"\bmb([xc])_[A-Za-z0-9._-]{8,}")
+LONGEST_KEY = 4096
+"""Bytes in front of what is shown that a key may begin in."""
+_KEY = re.compile(rb"\bmb([xc])_[A-Za-z0-9._-]{8,}")
 
 
 class Tail(Struct, frozen=True):
@@ -56,8 +58,7 @@ class Logs:
             open_regular(place.directory, place.name or ".", os.O_RDONLY, f"{field}: {path!r}") as file,
         ):
             start = max(0, os.fstat(file.fileno()).st_size - parameters.max_bytes)
-            file.seek(start)
-            data = file.read(parameters.max_bytes)
+            data = _without_half_a_key(file, start, parameters.max_bytes)
         lines = data.split(b"\n")
         ends_with_line = lines[-1] == b""
         lines = lines[:-1] if ends_with_line else lines
@@ -65,10 +66,10 @@ class Logs:
             # The first one has lost its beginning.
             lines = lines[1:]
         kept = lines[-parameters.tail :]
-        content = b"\n".join(kept).decode("utf-8", "replace") + ("\n" if ends_with_line and kept else "")
+        content = _KEY.sub(rb"mb\1_[redacted]", b"\n".join(kept)) + (b"\n" if ends_with_line and kept else b"")
         return {
             "log_path": path,
-            "content": _KEY.sub(r"mb\1_[redacted]", content),
+            "content": content.decode("utf-8", "replace"),
             "lines": len(kept),
             "truncated": start > 0 or len(kept) < len(lines),
         }
@@ -76,3 +77,12 @@ class Logs:
     def register(self, registry: Registry) -> None:
         """Adds the action to the registry."""
         registry.action("environment.logs.tail", idempotent=True)(self.tail)
+
+
+def _without_half_a_key(file: BinaryIO, start: int, most: int) -> bytes:
+    """What the file has from `start` on, or from the end of a key that begins before it: nobody knows its rest."""
+    before = min(start, LONGEST_KEY)
+    file.seek(start - before)
+    data = file.read(before + most)
+    halved = (found.end() for found in _KEY.finditer(data) if found.start() < before < found.end())
+    return data[next(halved, before) :]
