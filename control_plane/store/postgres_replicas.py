@@ -38,6 +38,7 @@ from control_plane.store.postgres_hints import (
 )
 from control_plane.store.postgres_lanes import Lanes
 from control_plane.store.postgres_pool import Pool
+from control_plane.store.postgres_upkeep import vacuum
 
 CHANNEL = "mobius"
 
@@ -203,6 +204,7 @@ class Replicas:
         if self._beats % 1000 == 0:
             too_old = now - to_microseconds(FORGOTTEN_AFTER)
             await self._pool.run(lambda connection: connection.execute(self._sql["forget_replicas"], too_old))
+        await self._pool.run(vacuum)
 
     async def _check_hearing(self) -> None:
         connection = self._connection

@@ -28,8 +28,9 @@ from wire.verdicts import OVER_CAPACITY
 MAX_BATCH = 256
 """Commands a transaction."""
 
-WRITERS = 2
-"""Transactions under way at a time: one is decided while the other is flushed."""
+HELP_AFTER = 0.02
+"""Seconds that a call waits before a second transaction begins beside the first. Large transactions cost less than two
+small ones, but one that waits, for a slow disk or for a lock, must not keep everybody."""
 
 PATIENCE = 3.0
 """Seconds that a call waits for a database that has gone."""
@@ -50,6 +51,7 @@ class _Call(Asked):
         super().__init__(command, now)
         self.future = future
         self.give_up_at = give_up_at
+        self.asked_at = time.monotonic()
 
 
 class _Unknown(Struct, frozen=True, kw_only=True):
@@ -90,7 +92,7 @@ class Writer:
     def start(self, listener: Listener) -> None:
         """Begin to write, in the running loop."""
         self._listener = listener
-        self._tasks = {asyncio.create_task(self._run(), name=f"store writer {number}") for number in range(WRITERS)}
+        self._tasks = {asyncio.create_task(self._run(after), name="store writer") for after in (0.0, HELP_AFTER)}
 
     async def submit(self, command: Command, now: int | None = None) -> Any:
         """The command's result, once it is durable. Raises what the command raises, and StoreUnavailable."""
@@ -118,7 +120,8 @@ class Writer:
 
     # --- one writer
 
-    async def _run(self) -> None:
+    async def _run(self, after: float) -> None:
+        """Take up calls that have waited for so long."""
         connection: Connection | None = None
         pauses = _Pauses()
         try:
@@ -128,7 +131,7 @@ class Writer:
                     connection = await self._connect((), pauses)
                     continue
                 pauses = _Pauses()
-                calls = await self._next()
+                calls = await self._next(after)
                 if calls is None:
                     return
                 connection = await self._serve(connection, calls)
@@ -136,11 +139,13 @@ class Writer:
             if connection is not None:
                 await self._close(connection)
 
-    async def _next(self) -> list[_Call] | None:
+    async def _next(self, after: float) -> list[_Call] | None:
         while True:
             if self._queue:
-                # One turn of the loop more: what is being read from sockets right now comes along.
-                await asyncio.sleep(0)
+                # One turn of the loop at least: what is being read from sockets right now comes along.
+                await asyncio.sleep(max(0.0, self._queue[0].asked_at + after - time.monotonic()))
+                if not self._queue or time.monotonic() < self._queue[0].asked_at + after:
+                    continue
                 calls: list[_Call] = []
                 while self._queue and len(calls) < MAX_BATCH:
                     call = self._queue.popleft()
