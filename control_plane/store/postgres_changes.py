@@ -45,6 +45,13 @@ class FenceBrokenError(RuntimeError):
     """A row was not as the decision found it: somebody without our locks has changed it. Nothing is committed."""
 
 
+async def commit(connection: Connection) -> None:
+    """Raises FenceBrokenError when PostgreSQL has undone the transaction instead, which it answers without an error."""
+    status = await connection.execute("COMMIT")
+    if status != "COMMIT":
+        raise FenceBrokenError(f"COMMIT was answered with {status}")
+
+
 class Statements:
     """The statement that writes a given set of parts, joined once."""
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import asyncpg
 
 from control_plane.errors import Invalid, StoreUnavailable
-from control_plane.store.postgres_changes import FenceBrokenError
+from control_plane.store.postgres_changes import FenceBrokenError, commit
 from control_plane.store.postgres_connections import FAULTS, LOST, REPEATABLE, Connection, Database
 
 SIZE = 8
@@ -126,7 +126,7 @@ async def _in_transaction(connection: Connection, work: Work[ResultT]) -> Result
         await connection.execute("ROLLBACK")
         raise
     try:
-        await connection.execute("COMMIT")
+        await commit(connection)
     except LOST as error:
         raise _CommitLostError(str(error)) from error
     return result

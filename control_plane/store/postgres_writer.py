@@ -20,7 +20,7 @@ from control_plane.domain.store import Committed, Lease, Listener
 from control_plane.errors import ControlPlaneError, Invalid, StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store.postgres_batch import Asked, Batch, Claim, Command, Report
-from control_plane.store.postgres_changes import FenceBrokenError
+from control_plane.store.postgres_changes import FenceBrokenError, commit
 from control_plane.store.postgres_connections import FAULTS, LOST, MISTAKES, REPEATABLE, Connection, Database
 from control_plane.store.postgres_decisions import Known
 from wire.verdicts import OVER_CAPACITY
@@ -203,7 +203,7 @@ class Writer:
         xid = await batch.run(calls)
         if batch.begun:
             try:
-                await connection.execute("COMMIT")
+                await commit(connection)
             except LOST as error:
                 if xid is not None:
                     return _Unknown(xid=xid, error=str(error))

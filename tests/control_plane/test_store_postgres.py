@@ -1,6 +1,7 @@
 """The store on PostgreSQL: group commit, many replicas on one database, migrations, refusals."""
 
 import asyncio
+import random
 from itertools import combinations, count
 
 import asyncpg
@@ -8,14 +9,14 @@ import pytest
 
 from control_plane.domain.store import JobClaimable, LeaseTerms, RunChanged
 from control_plane.errors import Conflict, Invalid, StoreRefused
-from control_plane.store import postgres_lanes, postgres_migrations, store_at
+from control_plane.store import maintenance, postgres_lanes, postgres_migrations, store_at
 from control_plane.store.postgres import PostgresStore
 from control_plane.store.postgres_batch import Batch
 from control_plane.store.postgres_changes import PARTS, Statements
 from control_plane.store.postgres_connections import Database
 from control_plane.store.postgres_migrations import migrate
 from control_plane.store.statements import load_migrations, load_statements
-from tests.support.store_scenario import PostgresPlace, action, scenario
+from tests.support.store_scenario import PostgresPlace, action, at, scenario
 
 FRAGMENTS = ("_columns", "_body", "_state", "_tables", "last_event", "open_step_of_run")
 
@@ -162,6 +163,31 @@ async def test_replicas_that_publish_at_the_same_time_give_versions_different_nu
         assert sorted(version.version for version in versions) == list(range(2, 12))
         with pytest.raises(Conflict):
             await two.store.create_automation(one.project.id, "a", "A", {})
+
+
+async def test_replicas_that_do_everything_to_the_same_runs_never_wait_in_a_circle(place):
+    async with scenario(place) as one, scenario(place, prepared=False) as two:
+        two.project, two.session = one.project, one.session
+        two.numbers = count(1_000_000)
+        await one.publish("a", [action("x", retry={"max_attempts": 3}), action("y")])
+        shuffled = random.Random(7)
+        for round_ in range(4):
+            now = 1_000 * round_
+            runs = [await one.start("a", now=now) for _ in range(24)]
+            leases = [lease for s in (one, two) for lease in await s.claim(limit=12, now=now)]
+            work = []
+            for s in (one, two):
+                work += [s.heartbeat(lease, now=now + 1) for lease in leases]
+                work += [s.report(lease, now=now + 2) for lease in leases[::2]]
+                work += [s.report(lease, "failed", error="Boom", now=now + 2) for lease in leases[1::4]]
+                work += [s.store.cancel_run(s.project.id, run.id, "stop", now=at(now + 3)) for run in runs[::3]]
+                work += [s.claim(limit=3, now=now + 3) for _ in range(4)]
+                work += [s.reap(now + 500) for _ in range(2)]
+            shuffled.shuffle(work)
+            await asyncio.gather(*work)
+        assert await one.read("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+    findings = await maintenance.check(place.url, None)
+    assert not [finding for finding in findings[3:] if finding.faults]
 
 
 # --- statements
