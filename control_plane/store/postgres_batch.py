@@ -18,6 +18,7 @@ from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, 
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import NotFound
 from control_plane.keys import hash_secret
+from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
 from control_plane.store.postgres_facts import LoadedJob
@@ -156,6 +157,7 @@ class Batch:
         self.begun = True
         await self._lock_external_ids(works)
         await self._lock_and_load(works)
+        await self._load_published(works)
         claims = await self._find_candidates(works)
         for asked in works:
             if asked.put_off is None:
@@ -181,11 +183,11 @@ class Batch:
         rows = []
         for asked, beat in beats:
             now = asked.now if asked.now is not None else self._clock()
-            rows.append((beat.project_id, beat.job_id, beat.token_hash, now, now + duration))
+            rows.append((beat.project_id, beat.job_id, as_bytea(beat.token_hash), now, now + duration))
         held = {
             (job_id, token_hash): (requested_at, reason)
             for job_id, token_hash, requested_at, reason in await self._connection.fetch(
-                self._sql["extend_leases"], *_columns(rows)
+                self._sql["extend_leases"], as_json(rows)
             )
         }
         for asked, beat in beats:
@@ -232,6 +234,13 @@ class Batch:
             await self._facts.load_runs(self._connection, cancels)
             seqs |= {loaded.job_seq for loaded in self._facts.runs.values() if loaded.job_seq is not None}
         await self._facts.load_jobs(self._connection, sorted(seqs))
+
+    async def _load_published(self, works: Sequence[Asked]) -> None:
+        """What every start asks for: loaded before, so that it is decided once."""
+        starts = (asked.command for asked in works if isinstance(asked.command, StartRun))
+        keys = {("published", start.project_id, start.handle): None for start in starts}
+        if keys:
+            await self._facts.load(self._connection, keys)
 
     def _reserve(self, run_or_job_id: str) -> bool:
         """One decision about a run in a transaction: the next one needs to see what the first has changed."""

@@ -1,13 +1,13 @@
-"""What many decisions changed, as one statement: a row of a change becomes a place in the columns of its part.
+"""What many decisions changed, as one statement with one JSON document for each of its parts.
 
 The statement is joined from the blocks of sql/postgresql/changes.sql that have rows; which ones these are varies
 little, so that PostgreSQL soon has all of them prepared.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 from msgspec.structs import replace
 
 from control_plane.domain.changes import (
@@ -29,7 +29,7 @@ from control_plane.store.lanes import NEVER
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts
 
-_PARAMETER = re.compile(r"\$(\d+)")
+_encoder = msgspec.json.Encoder()
 
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "leave_pending",
@@ -68,13 +68,11 @@ class Statements:
         return text
 
     def _join(self, parts: tuple[str, ...]) -> str:
-        offset = 0
-        blocks = []
-        for part in parts:
-            numbers = [int(number) for number in _PARAMETER.findall(self._sql[part])]
-            blocks.append(f"{part} AS (\n{_shifted(self._sql[part], offset)}\nRETURNING 1)")
-            offset += max(numbers)
-        head = "WITH " + ", ".join(blocks) + "\n" if blocks else ""
+        blocks = [
+            f"{part} AS (\n{self._sql[part].replace('$1', f'${number}')}\nRETURNING 1)"
+            for number, part in enumerate(parts, 1)
+        ]
+        head = "WITH " + ", ".join(blocks) + "\n"
         counts = "".join(f", (SELECT count(*) FROM {part})" for part in parts)  # noqa: S608 - names of ours
         return f"{head}SELECT pg_current_xact_id()::text{counts}"
 
@@ -124,12 +122,9 @@ class Writing:
         used = tuple(name for name in PARTS if self._parts[name])
         if not used:
             return None
-        parameters: list[list[Any]] = []
-        for name in used:
-            part = self._parts[name]
-            if name in _IN_ORDER:
-                part.sort(key=lambda row: row[0])
-            parameters += [list(column) for column in zip(*part, strict=True)]
+        for name in _IN_ORDER.intersection(used):
+            self._parts[name].sort(key=lambda row: row[0])
+        parameters = [as_json(self._parts[name]) for name in used]
         row = await connection.fetchrow(self._statements.of(used), *parameters)
         for name, count in zip(used, row[1:], strict=True):
             if count != len(self._parts[name]):
@@ -253,42 +248,49 @@ class Writing:
             if before.status == "pending":
                 self._put("leave_pending", seq)
             else:
-                self._put("leave_claimed", seq, before.lease_token_hash)
+                self._put("leave_claimed", seq, as_bytea(before.lease_token_hash))
             self._enter(after, lane_of)
         elif after.status == "claimed":
             asked = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
-            self._put("request_cancel", seq, before.lease_token_hash, *asked)
+            self._put("request_cancel", seq, as_bytea(before.lease_token_hash), *asked)
         else:
             deadlines = (after.pending_deadline_at, _deadline(after))
             self._put("update_pending", seq, *deadlines, after.reported_token_hash, after.updated_at)
 
     def _enter(self, job: Job, lane_of: Callable[[Job], int]) -> None:
         seq, run_seq, _ = self._facts.job_keys[job.id]
+        lease, reported = as_bytea(job.lease_token_hash), as_bytea(job.reported_token_hash)
         if job.status == "pending":
             self._put(
                 "insert_pending", seq, lane_of(job), run_seq, job.available_at, job.pending_deadline_at,
                 _deadline(job), job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs,
-                job.lease_token_hash, job.reported_token_hash, job.session_id, job.worker_instance_id, job.claimed_at,
+                lease, reported, job.session_id, job.worker_instance_id, job.claimed_at,
                 job.updated_at,
             )  # fmt: skip
         elif job.status == "claimed":
             self._put(
                 "insert_claimed", seq, job.available_at, job.execution_deadline_at, job.claim_attempt,
-                job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash,
+                job.attempts_charged, job.hand_backs, lease, reported,
                 job.lease_expires_at, job.session_id, job.worker_instance_id, job.claimed_at, job.heartbeat_at,
                 job.cancel_requested_at, job.cancel_reason, job.updated_at,
             )  # fmt: skip
         else:
             self._put(
                 "insert_finished", seq, job.status, job.available_at, job.execution_deadline_at, job.claim_attempt,
-                job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash, job.session_id,
+                job.attempts_charged, job.hand_backs, lease, reported, job.session_id,
                 job.worker_instance_id, job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason,
                 job.completed_at, job.error_type, job.error_message, rows.to_json(job.result),
             )  # fmt: skip
 
 
-def _shifted(text: str, offset: int) -> str:
-    return _PARAMETER.sub(lambda match: f"${int(match.group(1)) + offset}", text)
+def as_json(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows for a statement that takes them as one document."""
+    return _encoder.encode(rows).decode()
+
+
+def as_bytea(value: bytes | None) -> str | None:
+    """Bytes in such a row."""
+    return None if value is None else f"\\x{value.hex()}"
 
 
 def _deadline(job: Job) -> int:

@@ -54,10 +54,13 @@ LOST = (
 )
 """The connection is gone, or is not to be trusted any more."""
 
+NUL = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
+"""A text holds what no text of PostgreSQL can."""
+
 REPEATABLE = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """The transaction was undone and may simply be tried again."""
 
-MISTAKES = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+MISTAKES = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """One command's values cannot be stored; its neighbours' can."""
 
 FAULTS = (asyncpg.PostgresError, *LOST)

@@ -9,7 +9,7 @@ import asyncpg
 
 from control_plane.errors import Invalid, StoreUnavailable
 from control_plane.store.postgres_changes import FenceBrokenError, commit
-from control_plane.store.postgres_connections import FAULTS, LOST, REPEATABLE, Connection, Database
+from control_plane.store.postgres_connections import FAULTS, LOST, NUL, REPEATABLE, Connection, Database
 
 SIZE = 8
 """Connections at the most."""
@@ -77,7 +77,7 @@ class Pool:
                     return result
 
     def _told(self, error: BaseException) -> BaseException:
-        if isinstance(error, asyncpg.CharacterNotInRepertoireError):
+        if isinstance(error, NUL):
             return Invalid("invalid_text", "a text holds a NUL character, which cannot be stored")
         if isinstance(error, asyncpg.PostgresError) and not isinstance(
             error, (asyncpg.IntegrityConstraintViolationError, *REPEATABLE)

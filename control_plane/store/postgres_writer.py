@@ -21,7 +21,7 @@ from control_plane.errors import ControlPlaneError, Invalid, StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store.postgres_batch import Asked, Batch, Claim, Command, Report
 from control_plane.store.postgres_changes import FenceBrokenError, commit
-from control_plane.store.postgres_connections import FAULTS, LOST, MISTAKES, REPEATABLE, Connection, Database
+from control_plane.store.postgres_connections import FAULTS, LOST, MISTAKES, NUL, REPEATABLE, Connection, Database
 from control_plane.store.postgres_decisions import Known
 from wire.verdicts import OVER_CAPACITY
 
@@ -299,7 +299,7 @@ class Writer:
     async def _apart(self, connection: Connection | None, calls: list[_Call], error: Exception) -> Connection | None:
         """One of them is at fault: each gets a transaction of its own."""
         if len(calls) == 1:
-            if isinstance(error, asyncpg.CharacterNotInRepertoireError):
+            if isinstance(error, NUL):
                 error = Invalid("invalid_text", "a text holds a NUL character, which cannot be stored")
             elif not isinstance(error, ControlPlaneError):
                 _log.error("a store command failed", exc_info=error)

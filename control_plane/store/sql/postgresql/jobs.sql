@@ -105,8 +105,11 @@ WHERE EXISTS (SELECT 1 FROM jobs_pending p WHERE p.lane_id = asked.lane_id AND p
 -- name: extend_leases
 WITH held AS MATERIALIZED (
     SELECT c.seq, j.id, asked.now, asked.expires_at
-    FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[], $5::bigint[])
-        AS asked (project_id, job_id, token_hash, now, expires_at)
+    FROM (
+        SELECT n->>0 AS project_id, n->>1 AS job_id, (n->>2)::bytea AS token_hash, (n->>3)::bigint AS now,
+            (n->>4)::bigint AS expires_at
+        FROM jsonb_array_elements($1::jsonb) AS rows (n)
+    ) AS asked
     JOIN jobs j ON j.id = asked.job_id AND j.project_id = asked.project_id
     JOIN jobs_claimed c ON c.seq = j.seq AND c.lease_token_hash = asked.token_hash
     ORDER BY c.seq FOR UPDATE OF c
