@@ -13,4 +13,5 @@ from worker_child import __main__ as child
 if __name__ == "__main__":
     spawn = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=pipe.Spawn)
     channel = socket.socket(fileno=pipe.MOLD_FD)
-    sys.exit(child.run(spawn, channel, build_id=build.build_id(), late_modules=[]))
+    jobs, _unanswered = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.exit(child.run(spawn, channel, jobs, build_id=build.build_id(), late_modules=[]))
