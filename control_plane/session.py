@@ -412,6 +412,9 @@ class Connection:
     # --- registration: section "Identity" of the contract
 
     def _register(self, frame: frames.Register) -> list[Action]:
+        texts = (frame.worker_instance_id, frame.name, frame.version, frame.environment_id)
+        if any("\0" in text for text in texts if text is not None):
+            return [_error("invalid_frame", "a text holds a NUL character, which no text may hold", frame.message_id)]
         self._phase = "registering"
         self._registration = frame
         token = frame.worker_session_token

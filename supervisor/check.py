@@ -28,7 +28,7 @@ def import_modules(config: Config, environ: Mapping[str, str]) -> None:
 class _Molds:
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self._config = config
-        self._program = mold_program(environ)
+        self._program = mold_program(config, environ)
         self._events: dict[str, asyncio.Queue[Event]] = {}
 
     async def try_all(self) -> list[str]:

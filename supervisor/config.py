@@ -603,7 +603,7 @@ def _resolve_tls(control_plane: ControlPlane, directory: Path, problems: list[st
 
 
 def _resolve_store(store: str, base: Path, problems: list[str]) -> str:
-    if _is_postgres(store):
+    if is_postgres(store):
         # The control plane judges the rest of it; what a process list would show is refused here and now.
         if re.match(r"[a-z]+://[^/@]*:[^/@]*@", store) or re.search(r"[?&](ssl)?password=", store):
             problems.append(
@@ -622,7 +622,8 @@ def _resolve_store(store: str, base: Path, problems: list[str]) -> str:
     return store
 
 
-def _is_postgres(store: str) -> bool:
+def is_postgres(store: str) -> bool:
+    """Whether the control plane's store is a PostgreSQL database."""
     return store.startswith(("postgresql://", "postgres://"))
 
 
@@ -630,7 +631,7 @@ def _resolve_password_file(control_plane: ControlPlane, directory: Path, problem
     path = control_plane.store_password_file
     if not path:
         return ""
-    if not _is_postgres(control_plane.store):
+    if not is_postgres(control_plane.store):
         problems.append(
             "control_plane.store_password_file: a SQLite file has no password; leave it out, or name a "
             "postgresql:// store"

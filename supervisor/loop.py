@@ -370,7 +370,7 @@ class Loop:
             return
         settings, pool, mold = self._fleet.terms(slot)
         if slot == mold:
-            self._children.start(slot, incarnation, "mold", mold_program(self._environ))
+            self._children.start(slot, incarnation, "mold", mold_program(self._settings, self._environ))
             self._children.instruct(slot, incarnation, mold_settings(settings, pool))
             return
         told = child_settings(settings, pool, slot, self._instance_prefix, action.previous_end)

@@ -4,18 +4,22 @@ import sys
 from collections.abc import Mapping
 
 from supervisor.children import Program
-from supervisor.config import Config
+from supervisor.config import Config, is_postgres
 from wire.pipe import MOLD_FD, PIPE_FD_VARIABLE
 
 _SUPERVISORS_OWN = ("MOBIUS_API_KEY", "CREDENTIALS_DIRECTORY")
 _CONTROL_PLANES_OWN = ("MOBIUS_BOOTSTRAP_API_KEY",)
+_STORES_OWN = ("PGPASSWORD", "PGPASSFILE")
+"""With an embedded control plane on PostgreSQL these open its store; otherwise they are the handlers' affair."""
 
 
-def mold_program(environ: Mapping[str, str]) -> Program:
+def mold_program(config: Config, environ: Mapping[str, str]) -> Program:
     """A mold: `environ` is the supervisor's, of which handlers get no secret."""
-    return Program(
-        arguments=_python("worker_child.mold"), environ=_without(environ, *_SUPERVISORS_OWN, *_CONTROL_PLANES_OWN)
-    )
+    settings = config.control_plane
+    withheld = [*_SUPERVISORS_OWN, *_CONTROL_PLANES_OWN]
+    if settings.embedded and is_postgres(settings.store):
+        withheld += _STORES_OWN
+    return Program(arguments=_python("worker_child.mold"), environ=_without(environ, *withheld))
 
 
 def control_plane_program(config: Config, environ: Mapping[str, str]) -> Program:

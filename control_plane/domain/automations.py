@@ -21,8 +21,9 @@ def check_fields(fields: dict[str, Any], known: frozenset[str]) -> None:
         if name not in known:
             raise Invalid("invalid_field", f"{name}: expected one of {', '.join(sorted(known))}")
     queue = (fields.get("settings") or {}).get("queue")
-    if queue is not None and not (isinstance(queue, str) and 0 < len(queue) <= _LONGEST_QUEUE):
-        raise Invalid("invalid_field", f"settings.queue: expected a text of 1 to {_LONGEST_QUEUE} characters")
+    if queue is not None and not (isinstance(queue, str) and 0 < len(queue) <= _LONGEST_QUEUE and "\0" not in queue):
+        sentence = f"settings.queue: expected a text of 1 to {_LONGEST_QUEUE} characters without NUL"
+        raise Invalid("invalid_field", sentence)
 
 
 def check_startable(automation: Automation) -> int:

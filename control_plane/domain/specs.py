@@ -149,6 +149,9 @@ class _Reader:
         if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TEXT:
             self.fault(f"{where}.{key}", f"expected a text of 1 to {_LONGEST_TEXT} characters")
             return None
+        if "\0" in value:
+            self.fault(f"{where}.{key}", "expected a text without NUL characters")
+            return None
         return value
 
     def name(self, fields: dict[str, Any], key: str, where: str, *, missing: str | None = None) -> str | None:

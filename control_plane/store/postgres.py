@@ -371,6 +371,8 @@ class PostgresStore:
         self, project_id: str, job_id: str, lease_token: str, *, now: int | None = None
     ) -> HeartbeatOutcome:
         """See Store."""
+        if "\0" in job_id:
+            return HeartbeatOutcome(lost=True)
         command = Heartbeat(project_id=project_id, job_id=job_id, token_hash=hash_secret(lease_token))
         outcome: HeartbeatOutcome = await self._writer.submit(command, now)
         return outcome
@@ -388,6 +390,8 @@ class PostgresStore:
         now: int | None = None,
     ) -> ReportOutcome:
         """See Store."""
+        if "\0" in job_id:
+            return ReportOutcome(verdict="unknown")
         reported = jobs.Reported(
             token_hash=hash_secret(lease_token),
             status=status,

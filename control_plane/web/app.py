@@ -18,6 +18,7 @@ from control_plane.web.api import ROUTES, Call, Route, Services
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError, as_http_error, of_status
 from control_plane.web.shapes import Request as RequestShape
+from control_plane.web.texts import refuse_nul
 from wire.depth import MAX_DEPTH, is_deeper
 
 MAX_BODY = 4 * 1024 * 1024
@@ -100,11 +101,13 @@ class Endpoint:
                 )
             limit.reschedule(None)
             body = await _read_body(request)
+            query, decoded = _decode_query(request, route.query), self._decode_body(body, route.body)
+            refuse_nul(request.path_params, query, body, decoded)
             call = Call(
                 services=self._services,
                 path=request.path_params,
-                query=_decode_query(request, route.query),
-                body=self._decode_body(body, route.body),
+                query=query,
+                body=decoded,
                 key=key,
                 last_event_id=request.headers.get("last-event-id"),
             )

@@ -42,3 +42,9 @@ async def bomb(params: Gate, ctx: Context) -> None:
     """As `test.gate`, but what it does when the test lets it go on ends the process."""
     await gate(params, ctx)
     ctypes.string_at(0)
+
+
+@action("test.environment", idempotent=True)
+async def environment() -> dict[str, object]:
+    """The names of the variables that a handler finds."""
+    return {"names": sorted(os.environ)}
