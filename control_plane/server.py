@@ -26,11 +26,11 @@ from control_plane.services import (
     Wakeups,
     WakeupsConfig,
 )
-from control_plane.web.api import Services
 from control_plane.web.app import create_app
 from control_plane.web.authentication import Authenticator
 from control_plane.web.events import RunStreams
 from control_plane.web.http_protocol import HttpProtocol
+from control_plane.web.routes import Services
 from control_plane.web.worker_socket import WorkerGate, WorkerSocket
 from service_manager.notify import Notifier
 

@@ -1,71 +1,17 @@
 """What each route does: a decoded call in, a shape out. The route table is `ROUTES`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
-from starlette.types import ASGIApp
+from msgspec import UNSET
 
-from control_plane.domain.model import ApiKey
-from control_plane.domain.store import Store
 from control_plane.web import shapes
 from control_plane.web.error_status import HttpError
-from control_plane.web.events import EventStream, RunStreams
+from control_plane.web.events import EventStream
+from control_plane.web.routes import Call, Route
 
 READINESS_TIMEOUT = 2.0
 """Seconds that the store has to answer /readyz."""
-
-BodyT = TypeVar("BodyT")
-QueryT = TypeVar("QueryT")
-
-
-class Services(Struct, frozen=True, kw_only=True):
-    """What the routes work on. `clock` gives monotonic seconds, `wall_clock` microseconds since the epoch."""
-
-    store: Store
-    streams: RunStreams
-    clock: Callable[[], float]
-    wall_clock: Callable[[], int]
-
-
-class Call(Struct, Generic[QueryT, BodyT], frozen=True, kw_only=True):
-    """One request, decoded and admitted. `key` opens the project of the path; None where no key is needed."""
-
-    services: Services
-    path: dict[str, str]
-    query: QueryT
-    body: BodyT
-    key: Any
-    last_event_id: str | None = None
-
-    @property
-    def store(self) -> Store:
-        """The store."""
-        return self.services.store
-
-    @property
-    def project_id(self) -> str:
-        """The project that the key opens."""
-        key: ApiKey = self.key
-        return key.project_id
-
-
-Answer = Struct | ASGIApp | None
-
-
-class Route(Struct, frozen=True, kw_only=True):
-    """One method on one path. A request body is optional where every field of its Struct is."""
-
-    method: str
-    path: str
-    handler: Callable[[Any], Awaitable[Answer]]
-    status: int = 200
-    query: type[shapes.Request] = shapes.NoQuery
-    body: type[shapes.Request] | None = None
-    response: type[shapes.Response] | None = None
-    key_needed: bool = True
 
 
 async def healthz(_: Call[shapes.NoQuery, None]) -> shapes.HealthResponse:

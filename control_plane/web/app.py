@@ -14,9 +14,10 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from control_plane.errors import ControlPlaneError
-from control_plane.web.api import ROUTES, Call, Route, Services
+from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError, as_http_error, of_status
+from control_plane.web.routes import Call, Route, Services
 from control_plane.web.shapes import Request as RequestShape
 from control_plane.web.texts import refuse_nul
 from wire.depth import MAX_DEPTH, is_deeper
