@@ -24,7 +24,7 @@ $(VENV)/runtime: requirements/runtime.txt pyproject.toml | python
 	@touch $@
 
 # The published clients that the tests run unchanged; they share a package name, so each has an environment of its own.
-CLIENTS := $(VENV)/clients-0.0.23 $(VENV)/clients-0.0.61
+CLIENTS := $(VENV)/clients-0.0.23 $(VENV)/clients-0.0.61 $(VENV)/clients-0.5.0
 
 $(VENV)/clients-%: requirements/clients-%.txt | python
 	@mkdir -p $(VENV)/clients
@@ -91,7 +91,7 @@ lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
 	  --extra build --output-file requirements/runtime.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra dev --extra postgres --output-file requirements/dev.txt pyproject.toml
-	for version in 0.0.23 0.0.61; do echo "deepnoodle-mobius==$$version" | $(BIN)/uv pip compile --quiet --universal \
+	for version in 0.0.23 0.0.61 0.5.0; do echo "deepnoodle-mobius==$$version" | $(BIN)/uv pip compile --quiet --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --output-file requirements/clients-$$version.txt - || exit; done
 	echo "xllamacpp" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

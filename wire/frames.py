@@ -251,6 +251,6 @@ FROM_WORKER: tuple[type[Struct], ...] = FromWorker.__args__
 FROM_SERVER: tuple[type[Struct], ...] = FromServer.__args__
 
 
-def frame_type(frame: Struct) -> str:
-    """The `type` a frame has on the wire."""
+def frame_type(frame: Struct | type[Struct]) -> str:
+    """The `type` a frame (or every frame of a Struct) has on the wire."""
     return str(frame.__struct_config__.tag)

@@ -171,10 +171,16 @@ async def list_worker_sessions(call: Call[shapes.NoQuery, None]) -> shapes.Worke
     return shapes.worker_session_list(views, now=call.services.wall_clock())
 
 
-async def worker_socket_without_upgrade(_: Call[shapes.NoQuery, None]) -> None:
-    """What asks for the worker socket like for a page is told, and not with a 404 that would end a worker."""
+async def open_worker_socket(_: Call[shapes.NoQuery, None]) -> None:
+    """The worker socket, for a WebSocket client."""
+    # What asks for it like for a page is told so, and not with a 404 that would end a worker.
     message = "this is the worker socket: connect to it with a WebSocket client"
     raise HttpError(426, "upgrade_required", message, headers={"upgrade": "websocket"})
+
+
+async def open_own_worker_socket(call: Call[shapes.NoQuery, None]) -> None:
+    """The worker socket of the key's own project, for a WebSocket client."""
+    await open_worker_socket(call)
 
 
 def _sequence(text: str) -> int:
@@ -269,7 +275,13 @@ ROUTES = (
         query=shapes.EventsQuery,
         response=shapes.EventListResponse,
     ),
-    Route(method="GET", path=_RUN + "/events.stream", handler=stream_events, query=shapes.EventStreamQuery),
+    Route(
+        method="GET",
+        path=_RUN + "/events.stream",
+        handler=stream_events,
+        query=shapes.EventStreamQuery,
+        response=shapes.EventResponse,
+    ),
     Route(method="GET", path=_RUN + "/steps", handler=list_steps, response=shapes.StepListResponse),
     Route(
         method="GET",
@@ -277,6 +289,6 @@ ROUTES = (
         handler=list_worker_sessions,
         response=shapes.WorkerSessionListResponse,
     ),
-    Route(method="GET", path=_PROJECT + "/workers/socket", handler=worker_socket_without_upgrade),
-    Route(method="GET", path="/v1/workers/socket", handler=worker_socket_without_upgrade),
+    Route(method="GET", path=_PROJECT + "/workers/socket", handler=open_worker_socket),
+    Route(method="GET", path="/v1/workers/socket", handler=open_own_worker_socket),
 )

@@ -17,6 +17,7 @@ from control_plane.errors import ControlPlaneError
 from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError, as_http_error, of_status
+from control_plane.web.reference import reference_routes
 from control_plane.web.routes import Call, Route, Services
 from control_plane.web.shapes import Request as RequestShape
 from control_plane.web.texts import refuse_nul
@@ -39,9 +40,9 @@ _log = structlog.get_logger(__name__)
 
 
 def create_app(services: Services, authenticator: Authenticator) -> Starlette:
-    """The application that serves ROUTES."""
+    """The application that serves ROUTES, and their reference."""
     by_path: defaultdict[str, dict[str, Route]] = defaultdict(dict)
-    for route in ROUTES:
+    for route in (*ROUTES, *reference_routes(ROUTES)):
         by_path[route.path][route.method] = route
     app = Starlette(
         routes=[StarletteRoute(path, Endpoint(methods, services, authenticator)) for path, methods in by_path.items()],

@@ -50,7 +50,8 @@ Answer = Struct | ASGIApp | None
 
 
 class Route(Struct, frozen=True, kw_only=True):
-    """One method on one path. A request body is optional where every field of its Struct is."""
+    """One method on one path. A request body is optional where every field of its Struct is; the `response` of a path
+    that ends in `.stream` is the data of one event."""
 
     method: str
     path: str

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.control_plane_process import ControlPlaneProcess
+from tests.support.store_scenario import PostgresPlace
 
 SCRIPTS = Path(__file__).parent / "clients"
 ENVIRONMENTS = Path(__file__).parents[2] / ".venv" / "clients"
@@ -86,15 +87,26 @@ def script(version: str, plane: ControlPlaneProcess, name: str, *arguments: str)
         running.end()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """None: a file beside the server's."""
+    if request.param == "sqlite":
+        yield None
+        return
+    place = PostgresPlace(request.getfixturevalue("cluster"))
+    yield place.url
+    place.remove()
+
+
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlaneProcess]:
-    with ControlPlaneProcess(tmp_path) as running:
+def plane(tmp_path: Path, store_url: str | None) -> Iterator[ControlPlaneProcess]:
+    with ControlPlaneProcess(tmp_path, store_url=store_url) as running:
         yield running
 
 
 @pytest.fixture
-def loops_plane(tmp_path: Path) -> Iterator[ControlPlaneProcess]:
-    with ControlPlaneProcess(tmp_path, "--dialect", "loops") as running:
+def loops_plane(tmp_path: Path, store_url: str | None) -> Iterator[ControlPlaneProcess]:
+    with ControlPlaneProcess(tmp_path, "--dialect", "loops", store_url=store_url) as running:
         yield running
 
 
@@ -158,6 +170,13 @@ def run_sample(plane: ControlPlaneProcess) -> dict[str, Any]:
 def test_worker_0_0_61_speaks_the_loops_dialect(loops_plane: ControlPlaneProcess) -> None:
     with script("0.0.61", loops_plane, "worker.py", "1", "public-2"):
         run = run_sample(loops_plane)
+    assert run["status"] == "completed"
+    assert run["result"] == {"greet": {"greeting": "hello Ada"}, "retry": {"attempt": 3}}
+
+
+def test_worker_0_5_0_finds_the_project_by_its_key(plane: ControlPlaneProcess) -> None:
+    with script("0.5.0", plane, "worker.py", "2", "public-5"):
+        run = run_sample(plane)
     assert run["status"] == "completed"
     assert run["result"] == {"greet": {"greeting": "hello Ada"}, "retry": {"attempt": 3}}
 

@@ -1,6 +1,6 @@
 """The public worker, unchanged, with four actions. It says what happens as one JSON line each, and ends with its input.
 
-Run by the interpreter of either client's environment: worker.py CONCURRENCY INSTANCE_ID
+Run by the interpreter of each client's environment: worker.py CONCURRENCY INSTANCE_ID
 """
 
 import asyncio
@@ -42,9 +42,9 @@ async def endless(params: dict[str, Any]) -> None:
 
 
 async def main() -> None:
-    client = Client(
-        ClientOptions(api_key=os.environ["MOBIUS_API_KEY"], base_url=os.environ["MOBIUS_API_URL"], project="default")
-    )
+    # The newest client knows no projects: the key's own is meant.
+    named = {"project": "default"} if hasattr(ClientOptions, "project") else {}
+    client = Client(ClientOptions(api_key=os.environ["MOBIUS_API_KEY"], base_url=os.environ["MOBIUS_API_URL"], **named))
     concurrency, instance_id = int(sys.argv[1]), sys.argv[2]
     worker = Worker(client, WorkerConfig(worker_instance_id=instance_id, concurrency=concurrency, queues=["default"]))
     for action in (greet, count, flaky, endless):
