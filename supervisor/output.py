@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from wire.lines import LineCutter
+
 KEPT_LINES = 100
 MAX_KEPT = 8 * 1024
 """Bytes that are kept of a line."""
-
-MAX_LINE = 32 * 1024
-"""Bytes. A longer line is cut into several."""
 
 _READ = 64 * 1024
 _LAST_READS = 16
@@ -39,7 +38,7 @@ class OutputReader:
         self._fd = fd
         self._forward = forward
         self._mark = mark
-        self._partial = b""
+        self._cutter = LineCutter()
         self._kept: deque[bytes] = deque(maxlen=KEPT_LINES)
         loop.add_reader(fd, self._read)
 
@@ -48,9 +47,7 @@ class OutputReader:
         for _ in range(_LAST_READS):
             if self._fd < 0 or not self._read():
                 break
-        if self._partial:
-            self._take([self._partial])
-            self._partial = b""
+        self._take(self._cutter.rest())
 
     def last_lines(self) -> list[str]:
         """At most KEPT_LINES, oldest first."""
@@ -73,14 +70,7 @@ class OutputReader:
                 self._loop.remove_reader(self._fd)
         if not data:
             return False
-        *lines, partial = (self._partial + data).split(b"\n")
-        while len(partial) > MAX_LINE:
-            lines.append(partial[:MAX_LINE])
-            partial = partial[MAX_LINE:]
-        self._partial = partial
-        self._take(
-            [line[start : start + MAX_LINE] for line in lines for start in range(0, max(len(line), 1), MAX_LINE)]
-        )
+        self._take(self._cutter.cut(data))
         return True
 
     def _take(self, texts: list[bytes]) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from wire import pipe
 from wire.frames import ClaimedJob
+from wire.lines import LineCutter
 from wire.verdicts import OVER_CAPACITY
 from worker_child import job_messages, log
 from worker_child.actions import Context
@@ -25,9 +26,6 @@ from worker_child.runner import MAX_RESULT
 
 LAST_WORDS = 5.0
 """Seconds from the end of a process to the end of what it said: something that it left behind may hold its end open."""
-
-MAX_LINE = 32 * 1024
-"""Bytes. A longer line of output is cut into several."""
 
 MOST_LINES = 100
 """Lines of one piece of output above which its reading pauses: whoever floods us waits, and nobody else."""
@@ -277,7 +275,7 @@ class _Output:
         self._fd = fd
         self._mark = mark
         self._fields = fields
-        self._partial = b""
+        self._cutter = LineCutter()
         self._resume: asyncio.TimerHandle | None = None
         loop.add_reader(fd, self._read)
 
@@ -286,9 +284,7 @@ class _Output:
         for _ in range(_LAST_READS):
             if self._fd < 0 or not self._read():
                 break
-        if self._partial:
-            log.forward([self._partial], self._mark, self._fields)
-            self._partial = b""
+        log.forward(self._cutter.rest(), self._mark, self._fields)
 
     def close(self) -> None:
         if self._resume is not None:
@@ -306,13 +302,8 @@ class _Output:
                 self._loop.remove_reader(self._fd)
         if not data:
             return False
-        *lines, partial = (self._partial + data).split(b"\n")
-        while len(partial) > MAX_LINE:
-            lines.append(partial[:MAX_LINE])
-            partial = partial[MAX_LINE:]
-        self._partial = partial
-        pieces = [line[start : start + MAX_LINE] for line in lines for start in range(0, len(line), MAX_LINE)]
-        log.forward(pieces, self._mark, self._fields)
+        lines = self._cutter.cut(data)
+        log.forward([line for line in lines if line], self._mark, self._fields)
         if len(lines) > MOST_LINES and self._resume is None:
             self._loop.remove_reader(self._fd)
             self._resume = self._loop.call_later(PAUSE, self._listen)

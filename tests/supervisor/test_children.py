@@ -14,7 +14,7 @@ import pytest
 from supervisor import facts
 from supervisor.children import Children, Program, become_subreaper
 from supervisor.evidence import children_of
-from supervisor.output import MAX_LINE, Line
+from supervisor.output import Line
 from supervisor.slots import (
     BecameReady,
     Booted,
@@ -31,6 +31,7 @@ from supervisor.slots import (
     SpawnFailed,
 )
 from wire import pipe
+from wire.lines import MAX_LINE
 
 PROGRAM = Path(__file__).parent / "children" / "process.py"
 PATIENCE = 30.0

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from supervisor.output import KEPT_LINES, MAX_KEPT, MAX_LINE, Line, OutputReader
+from supervisor.output import KEPT_LINES, MAX_KEPT, Line, OutputReader
+from wire.lines import MAX_LINE
 
 
 class Printed:
