@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-llm check format docs bench campaign lock clean
+.PHONY: help run test test-long test-llm check format docs bench campaign campaign-store lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -78,6 +78,11 @@ bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by sid
 campaign: $(VENV)/dev ## random faults against workers under load (SEED= FAULTS=500 WORKERS=20), then KILLS=10 of the quickstart's supervisor
 	@$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(KILLS),--kills $(KILLS)) $(if $(OUTPUT),--output $(OUTPUT))
+
+campaign-store: $(VENV)/dev ## control planes killed, PostgreSQL restarted, under load (STORE=sqlite|postgresql SEED= KILLS=200 RESTARTS=20 CUTS=40)
+	@$(BIN)/python -m tests.campaign.store $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(KILLS),--kills $(KILLS)) $(if $(RESTARTS),--restarts $(RESTARTS)) $(if $(CUTS),--cuts $(CUTS)) \
+	  $(if $(OUTPUT),--output $(OUTPUT))
 
 format: $(VENV)/dev ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .

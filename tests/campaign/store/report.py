@@ -1,0 +1,94 @@
+"""What a campaign against a store found, for people and for programs. Decides only."""
+
+import statistics
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from tests.campaign.store import throughput
+from tests.campaign.store.throughput import Cost
+
+LIMIT = 10.0
+"""Seconds within which the usual throughput is to be back."""
+
+NEVER = float("inf")
+
+
+class Findings(Struct, kw_only=True):
+    """Of one campaign. `usual` is jobs a second when nothing is wrong, `repeated` how many starts had to be sent again,
+    `lost_claims` how many attempts no worker ever heard of. `problems` is empty when everything was proved."""
+
+    store: str
+    seed: int
+    kills: int
+    restarts: int = 0
+    cuts: int = 0
+    seconds: float = 0.0
+    runs: int = 0
+    jobs: int = 0
+    repeated: int = 0
+    lost_claims: int = 0
+    usual: float = 0.0
+    costs: list[Cost] = []
+    problems: list[str] = []
+
+    def measure(self, done_at: Sequence[float], moments: Sequence[tuple[str, float, float]]) -> None:
+        """`moments` are faults: kind, time, and until when each was looked at."""
+        self.usual = throughput.usual(done_at, [at for _, at, _ in moments])
+        self.costs = [
+            Cost(
+                kind=kind,
+                back_after=throughput.back_after(done_at, at, until + throughput.WINDOW, self.usual),
+                longest_silence=throughput.longest_silence(done_at, at, until),
+            )
+            for kind, at, until in moments
+        ]
+
+
+def late(findings: Findings) -> list[str]:
+    """The faults after which the throughput was not back in time, in sentences."""
+    return [
+        f"fault {number} ({cost.kind}): {_seconds(cost.back_after)} until the throughput was back"
+        for number, cost in enumerate(findings.costs, 1)
+        if cost.back_after is None or cost.back_after > LIMIT
+    ]
+
+
+def replay(findings: Findings) -> str:
+    """The command that commits the same faults again."""
+    return (
+        f"make campaign-store STORE={findings.store} SEED={findings.seed} KILLS={findings.kills} "
+        f"RESTARTS={findings.restarts} CUTS={findings.cuts}"
+    )
+
+
+def as_json(findings: Findings) -> str:
+    """Everything."""
+    return msgspec.json.format(msgspec.json.encode(findings), indent=2).decode()
+
+
+def as_text(findings: Findings) -> str:
+    """A table of what faults cost, the figures, and the verdict."""
+    lines = [f"{'seconds until 90 % of the throughput was back':<48} {'times':>5}  {'median':>6}  {'worst':>6}"]
+    for kind in dict.fromkeys(cost.kind for cost in findings.costs):
+        costs = [cost for cost in findings.costs if cost.kind == kind]
+        back = [NEVER if cost.back_after is None else cost.back_after for cost in costs]
+        lines.append(f"{kind:<48} {len(costs):>5}  {statistics.median(back):>6.2f}  {max(back):>6.2f}")
+    done = f"{findings.runs} runs, {findings.jobs} jobs, {findings.usual:.0f} jobs/s when nothing is wrong"
+    lines += [
+        "",
+        f"{findings.store}: {len(findings.costs)} faults in {findings.seconds:.0f} s; {done}",
+        f"starts sent again: {findings.repeated}; claims that no worker heard of: {findings.lost_claims}",
+        "",
+    ]
+    lines += [f"LATE: {sentence}" for sentence in late(findings)]
+    if findings.problems:
+        return "\n".join([*lines, *(f"NOT SO: {problem}" for problem in findings.problems), "", replay(findings)])
+    return "\n".join(
+        [*lines, f"nothing acknowledged was lost, nothing was done twice (seed {findings.seed}: {replay(findings)})"]
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
