@@ -9,6 +9,7 @@ from control_plane.domain.store import (
     JobClaimable,
     LeaseTerms,
     SessionContested,
+    SessionDrainLifted,
     SessionDrainRequested,
     SessionTaken,
 )
@@ -17,6 +18,7 @@ from control_plane.session import Action, Connection, Memory, Peer
 MOST_MEMORIES = 10_000
 """Sessions without a connection whose memory is kept."""
 
+_OfSession = CancelRequested | SessionDrainRequested | SessionDrainLifted | SessionTaken | SessionContested
 Performed = list[tuple[Connection, list[Action]]]
 
 
@@ -70,7 +72,7 @@ class Hub:
                         fact.environment_id,
                     )
                     kinds[kind] = (fact, kinds[kind][1] + 1 if kind in kinds else 1)
-            elif isinstance(fact, CancelRequested | SessionDrainRequested | SessionTaken | SessionContested):
+            elif isinstance(fact, _OfSession):
                 carrier = self._carriers.get(fact.session_id)
                 if carrier is not None:
                     performed.append((carrier, _told(carrier, fact, now)))
@@ -174,14 +176,14 @@ class Hub:
         return [(connection, actions) for connection, actions in performed if actions]
 
 
-def _told(
-    carrier: Connection, fact: CancelRequested | SessionDrainRequested | SessionTaken | SessionContested, now: float
-) -> list[Action]:
+def _told(carrier: Connection, fact: _OfSession, now: float) -> list[Action]:
     match fact:
         case CancelRequested():
             return carrier.cancel(fact)
         case SessionDrainRequested():
             return carrier.drain(now)
+        case SessionDrainLifted():
+            return carrier.drain_lifted()
         case SessionTaken():
             return carrier.taken(fact)
         case SessionContested():

@@ -58,6 +58,7 @@ MOST_ERROR_TEXT = 500
 """Characters of what is wrong with a frame that its sender is told."""
 
 POLICY_VIOLATION = 1008
+SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 REPLACED = 4000
 """Close code for a socket whose session, or whose identity, has a newer socket."""
@@ -371,6 +372,14 @@ class Connection:
             return []
         self.session = replace(self.session, drain_requested=True)
         return [Send(frame=frames.Drain()), *self._end_claim(now)]
+
+    def drain_lifted(self) -> list[Action]:
+        """No drain stands any more. A worker that drains does so for good: it has to register anew."""
+        if self.session is None or not self.session.drain_requested:
+            return []
+        self.session = replace(self.session, drain_requested=False, draining=False)
+        self.draining = False
+        return [Close(code=SERVICE_RESTART, reason="the drain is lifted: register again")]
 
     def taken(self, fact: SessionTaken) -> list[Action]:
         """Another process has the session's worker, or another worker its identity."""

@@ -8,7 +8,8 @@
     ├── CannotCreateError    73  a port is in use, a directory locked, a handle taken
     ├── CredentialError      77  401, 403, or a key that cannot be one
     ├── SettingError         78  an environment variable or a configuration file
-    └── RunFailedError        1  the command worked; the run it waited for did not
+    ├── RunFailedError        1  the command worked; the run it waited for did not
+    └── StillBusyError        1  the command worked; what it waited for has not come in time
 
 The codes are those of sysexits.h, so that a script can tell "try later" from "call somebody".
 """
@@ -78,5 +79,11 @@ class SettingError(CommandError):
 
 class RunFailedError(CommandError):
     """The run that the command waited for ended otherwise than completed."""
+
+    exit_code = 1
+
+
+class StillBusyError(CommandError):
+    """What the command waited for has not come in time; it goes on."""
 
     exit_code = 1

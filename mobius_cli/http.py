@@ -146,6 +146,28 @@ class Mobius:
         """`items` (presence rows) and `totals`."""
         return await self._ask("GET", "/worker-sessions")
 
+    async def worker_session_history(self, state: str, *, limit: int) -> tuple[list[Record], bool]:
+        """At most `limit` rows in this state, newest first, and whether there are more."""
+        return await self._listing("/worker-sessions", {"state": state}, limit)
+
+    async def drains(self) -> list[Record]:
+        """Every drain that stands, with its sessions and the jobs that they have left."""
+        return _items(await self._ask("GET", "/worker-sessions/drain"))
+
+    async def drain(self, target: Record) -> Record:
+        """Begin it. `target` has one of worker_session_id, worker_instance_id and version."""
+        session_id = target.get("worker_session_id")
+        if session_id is not None:
+            return await self._ask("POST", f"/worker-sessions/{_segment(session_id)}/drain")
+        return await self._ask("POST", "/worker-sessions/drain", body=target)
+
+    async def undrain(self, target: Record) -> Record:
+        """Undo it. Raises NotFoundError when it does not stand."""
+        session_id = target.get("worker_session_id")
+        if session_id is not None:
+            return await self._ask("DELETE", f"/worker-sessions/{_segment(session_id)}/drain")
+        return await self._ask("DELETE", "/worker-sessions/drain", params=target)
+
     async def events(self, run_id: str, since: int = 0, dropped: Dropped | None = None) -> AsyncGenerator[Record]:
         """The run's events after sequence `since`, as they happen, each once; ends after the run's last.
 

@@ -1097,6 +1097,8 @@ class Session:
         self._connect_deadline = self._register_deadline = self._read_check_at = self._old_at = _NEVER
         self._registered_at, self._is_old = None, False
         self._drain_acknowledged = False
+        # The server says again what it asked for, if that still stands (contract, "Obligations of a server").
+        self._drain_asked = self._drain_is_ours
         self._retry_at = now + delay
         told = {"address": self.settings.address, "reason": reason, "retry_in": round(delay, 3)}
         note = Note("warning", "session.disconnected", told)

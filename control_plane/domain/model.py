@@ -17,6 +17,9 @@ RunStatus = Literal["queued", "running", "suspended", "completed", "failed", "ca
 StepStatus = Literal["pending", "running", "suspended", "completed", "failed", "skipped", "cancelled"]
 StepKind = Literal["agent", "action", "sleep", "wait_for_event", "cleanup"]
 JobStatus = Literal["pending", "claimed", "completed", "failed", "cancelled"]
+EndReason = Literal["drained", "superseded", "unseen"]
+"""Why a session ended: it left after a drain, another process took its identity, or nothing was seen of it for long."""
+SessionState = Literal["live", "stale", "draining", "ended", "all"]
 JobKind = Literal["action_execution", "llm_generation"]
 
 TERMINAL_RUN = frozenset({"completed", "failed", "cancelled"})
@@ -223,7 +226,7 @@ class Selector(Record, frozen=True):
 class Session(Record, frozen=True):
     """What the control plane knows of one worker process: its presence row.
 
-    `draining`: the worker said that it drains; `drain_requested`: an operator asked for it (sticky). A `superseded`
+    `draining`: the worker said that it drains; `drain_requested`: a drain stands that names it. A `superseded`
     session has lost its identity to a newer process, and its token is refused from then on.
     """
 
@@ -243,3 +246,23 @@ class Session(Record, frozen=True):
     drain_requested: bool = False
     superseded: bool = False
     ended_at: int | None = None
+    end_reason: EndReason | None = None
+
+
+class DrainTarget(Record, frozen=True):
+    """What is to drain: one session by its id, or all sessions of an instance or of a version."""
+
+    kind: Literal["session", "worker_instance_id", "version"]
+    value: str
+
+    def names(self, session: Session) -> bool:
+        """Whether the session is meant."""
+        own = {"session": session.id, "worker_instance_id": session.worker_instance_id, "version": session.version}
+        return own[self.kind] == self.value
+
+
+class Drain(Record, frozen=True):
+    """A drain that stands: sessions that register while it does are asked to drain too."""
+
+    target: DrainTarget
+    created_at: int

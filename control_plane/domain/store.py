@@ -16,12 +16,15 @@ from msgspec import Struct, field
 from control_plane.domain.model import (
     ApiKey,
     Automation,
+    Drain,
+    DrainTarget,
     Event,
     Job,
     Project,
     Run,
     Selector,
     Session,
+    SessionState,
     Step,
     Version,
 )
@@ -68,6 +71,12 @@ class SessionDrainRequested(Fact, frozen=True):
     session_id: str
 
 
+class SessionDrainLifted(Fact, frozen=True):
+    """No drain names this session any more: its worker is to begin anew."""
+
+    session_id: str
+
+
 class SessionTaken(Fact, frozen=True):
     """Another process that serves this store has the session's worker now, or another worker its identity: a socket
     that has carried the session here since before this time is to be closed."""
@@ -83,7 +92,15 @@ class SessionContested(Fact, frozen=True):
     contest_id: str
 
 
-Committed = JobClaimable | CancelRequested | RunChanged | SessionDrainRequested | SessionTaken | SessionContested
+Committed = (
+    JobClaimable
+    | CancelRequested
+    | RunChanged
+    | SessionDrainRequested
+    | SessionDrainLifted
+    | SessionTaken
+    | SessionContested
+)
 Listener = Callable[[Sequence[Committed]], None]
 
 
@@ -309,18 +326,34 @@ class Store(Protocol):
         session_id: str,
         *,
         draining: bool | None = None,
-        drain_requested: bool | None = None,
         ended: bool | None = None,
         selector: Selector | None = None,
         now: int | None = None,
     ) -> None:
-        """Change what is given. An unknown session is no error (its row was retired)."""
+        """Change what is given; one that ends so was drained. An unknown session is no error (its row was retired)."""
 
     async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
         """End the sessions last seen before `unseen_since` (microseconds), but for those ids; returns how many."""
 
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:
         """Rows not ended, or ended with jobs still in hand; newest first."""
+
+    async def session_page(
+        self, project_id: str, *, state: SessionState, stale_before: int, cursor: str | None, limit: int
+    ) -> Page:
+        """Page of SessionView, newest first. `live` and `stale` are those not ended that were seen since
+        `stale_before`, or were not; `draining` those not ended that drain or are to. Raises
+        Invalid("invalid_cursor")."""
+
+    async def drain_sessions(self, project_id: str, target: DrainTarget, *, now: int | None = None) -> None:
+        """Have the sessions that the target names drain, and those that register until it is undone. Raises NotFound
+        for a session that is not open."""
+
+    async def undrain_sessions(self, project_id: str, target: DrainTarget) -> None:
+        """Undo drain_sessions; sessions that another drain names go on draining. Raises NotFound when none stands."""
+
+    async def drains(self, project_id: str) -> list[Drain]:
+        """Those that stand, newest first."""
 
     async def contest(self, project_id: str, worker_instance_id: str) -> bool:
         """Whether a worker that is connected to another process owns the id: that process pings its socket. False

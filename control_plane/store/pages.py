@@ -29,3 +29,28 @@ def page(found: list[tuple[int, Any]], limit: int) -> Page:
     more = len(found) > limit
     cursor = base64.urlsafe_b64encode(str(shown[-1][0]).encode()).decode().rstrip("=") if more and shown else None
     return Page(items=[item for _, item in shown], next_cursor=cursor)
+
+
+LAST_ID = "\x7f"
+"""Behind every id: they are lower-case letters, digits and underscores."""
+
+
+def text_position(cursor: str | None) -> str:
+    """The id before which a page begins, of listings that are in the order of their ids. Raises
+    Invalid("invalid_cursor")."""
+    if cursor is None:
+        return LAST_ID
+    try:
+        found = base64.urlsafe_b64decode(cursor.encode() + b"==").decode("ascii")
+    except (ValueError, binascii.Error, UnicodeError):
+        found = ""
+    if not found.isprintable() or not found:
+        raise Invalid("invalid_cursor", "cursor: not one that this server gave; leave it out to begin anew")
+    return found
+
+
+def text_page(found: list[tuple[str, Any]], limit: int) -> Page:
+    """As `page`, with ids for keys."""
+    shown = found[:limit]
+    cursor = base64.urlsafe_b64encode(shown[-1][0].encode()).decode().rstrip("=") if len(found) > limit else None
+    return Page(items=[item for _, item in shown], next_cursor=cursor)

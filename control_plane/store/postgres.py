@@ -17,12 +17,15 @@ from control_plane.domain import jobs
 from control_plane.domain.model import (
     ApiKey,
     Automation,
+    Drain,
+    DrainTarget,
     Event,
     Job,
     Project,
     Run,
     Selector,
     Session,
+    SessionState,
     Step,
     Version,
 )
@@ -38,13 +41,13 @@ from control_plane.domain.store import (
     Page,
     Reaped,
     ReportOutcome,
-    SessionDrainRequested,
     SessionTaken,
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import ControlPlaneError, StoreUnavailable
 from control_plane.keys import hash_secret
+from control_plane.store import postgres_presence
 from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import CancelRun, Claim, Heartbeat, Ping, Report, StartRun
 from control_plane.store.postgres_connections import Connection, Database
@@ -314,7 +317,6 @@ class PostgresStore:
         session_id: str,
         *,
         draining: bool | None = None,
-        drain_requested: bool | None = None,
         ended: bool | None = None,
         selector: Selector | None = None,
         now: int | None = None,
@@ -326,14 +328,11 @@ class PostgresStore:
                 connection,
                 session_id,
                 draining=draining,
-                drain_requested=drain_requested,
                 ended=ended,
                 selector=selector,
                 now=at,
             )
         )
-        if drain_requested:
-            self._announce([SessionDrainRequested(session_id=session_id)])
 
     async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
         """See Store."""
@@ -346,6 +345,29 @@ class PostgresStore:
         """See Store."""
         await self._write_last_jobs()
         return await self._read(self._queries.sessions, project_id)
+
+    async def session_page(
+        self, project_id: str, *, state: SessionState, stale_before: int, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store."""
+        await self._write_last_jobs()
+        return await self._read(self._queries.session_page, project_id, state, stale_before, cursor, limit)
+
+    async def drain_sessions(self, project_id: str, target: DrainTarget, *, now: int | None = None) -> None:
+        """See Store."""
+        self._announce(await self._write(postgres_presence.drain, self._sql, project_id, target, now=now))
+
+    async def undrain_sessions(self, project_id: str, target: DrainTarget) -> None:
+        """See Store."""
+        self._announce(
+            await self._pool.transact(
+                lambda connection: postgres_presence.undrain(connection, self._sql, project_id, target)
+            )
+        )
+
+    async def drains(self, project_id: str) -> list[Drain]:
+        """See Store."""
+        return await self._read(self._queries.drains, project_id)
 
     def _jobs_finished(self, finished: dict[str, str]) -> None:
         # Which job a session finished last is for people to see: it is written when they look, or now and then.

@@ -15,6 +15,7 @@ from control_plane.domain.store import (
     Committed,
     JobClaimable,
     RunChanged,
+    SessionDrainLifted,
     SessionDrainRequested,
     SessionTaken,
 )
@@ -70,6 +71,12 @@ class Drain(Hint, frozen=True, tag="d"):
     session_id: str
 
 
+class Lift(Hint, frozen=True, tag="l"):
+    """See SessionDrainLifted."""
+
+    session_id: str
+
+
 class Taken(Hint, frozen=True, tag="t"):
     """See SessionTaken."""
 
@@ -98,7 +105,7 @@ class Beat(Hint, frozen=True, tag="b"):
     number: int
 
 
-AnyHint = Jobs | Run | Cancel | Drain | Taken | Contest | Answer | Beat
+AnyHint = Jobs | Run | Cancel | Drain | Lift | Taken | Contest | Answer | Beat
 
 
 class Payload(Struct, frozen=True, array_like=True):
@@ -162,6 +169,8 @@ class Gathered:
                 self._others.append(Cancel(fact.project_id, fact.job_id, fact.session_id, reason, fact.requested_at))
             elif isinstance(fact, SessionDrainRequested):
                 self._others.append(Drain(fact.session_id))
+            elif isinstance(fact, SessionDrainLifted):
+                self._others.append(Lift(fact.session_id))
             elif isinstance(fact, SessionTaken):
                 self._others.append(Taken(fact.session_id, fact.before))
 
@@ -206,6 +215,8 @@ def facts_of(hint: AnyHint) -> list[Committed]:
         ]
     if isinstance(hint, Drain):
         return [SessionDrainRequested(session_id=hint.session_id)]
+    if isinstance(hint, Lift):
+        return [SessionDrainLifted(session_id=hint.session_id)]
     if isinstance(hint, Taken):
         return [SessionTaken(session_id=hint.session_id, before=hint.before)]
     return []

@@ -8,11 +8,13 @@ from control_plane.domain.model import (
     TERMINAL_RUN,
     ApiKey,
     Automation,
+    Drain,
     Event,
     Job,
     Project,
     Run,
     Session,
+    SessionState,
     Step,
     Version,
 )
@@ -150,11 +152,43 @@ class Queries:
 
     async def sessions(self, connection: Connection, project_id: str) -> list[SessionView]:
         """See Store.sessions."""
+        held = await self._held(connection, project_id)
+        found = await self._all(connection, "sessions_of_project", project_id)
+        return await self._views(connection, found, held)
+
+    async def session_page(
+        self,
+        connection: Connection,
+        project_id: str,
+        state: SessionState,
+        stale_before: int,
+        cursor: str | None,
+        limit: int,
+    ) -> Page:
+        """See Store.session_page."""
+        before = pages.text_position(cursor)
+        if state in ("all", "ended"):
+            found = await self._all(connection, "sessions_page", project_id, before, state, limit + 1)
+        else:
+            bindings = (project_id, before, state, stale_before, limit + 1)
+            found = await self._all(connection, "open_sessions_page", *bindings)
+        views = await self._views(connection, found, await self._held(connection, project_id) if found else {})
+        return pages.text_page([(view.session.id, view) for view in views], limit)
+
+    async def drains(self, connection: Connection, project_id: str) -> list[Drain]:
+        """See Store.drains."""
+        return [rows.drain(row) for row in await self._all(connection, "drains", project_id)]
+
+    async def _held(self, connection: Connection, project_id: str) -> dict[str, list[tuple[Job, str | None]]]:
         held: dict[str, list[tuple[Job, str | None]]] = {}
         for row in await self._all(connection, "jobs_of_sessions", project_id):
             job, name = _shown(row)
             held.setdefault(job.session_id or "", []).append((job, name))
-        found = await self._all(connection, "sessions_of_project", project_id)
+        return held
+
+    async def _views(
+        self, connection: Connection, found: list[rows.Row], held: dict[str, list[tuple[Job, str | None]]]
+    ) -> list[SessionView]:
         last_seqs = sorted({row[-1] for row in found if row[-1] is not None})
         last = {row[0]: _shown(row) for row in await self._all(connection, "finished_jobs", last_seqs)}
         return [_view(row, held.get(row[0], []), last.get(row[-1])) for row in found]

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from control_plane.domain import automations, sessions, specs
 from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
 from control_plane.errors import Conflict, NotFound
-from control_plane.store import rows
+from control_plane.store import postgres_presence, rows
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Known
 
@@ -168,6 +168,10 @@ class Registry:
         row = await connection.fetchrow(self._sql["lock_session"], session.id) if session.id else None
         earlier = rows.session(tuple(row)) if row is not None else None
         record = sessions.registered(session, earlier, lambda prefix: self._new_id(prefix, now), now)
+        await connection.execute(self._sql["share_drains"], postgres_presence.lock_key(record.project_id))
+        drains = (record.project_id, record.id, record.worker_instance_id, record.version)
+        standing = await connection.fetchrow(self._sql["standing_drain"], *drains)
+        record = replace(record, drain_requested=standing is not None)
         if earlier is None:
             await connection.execute(self._sql["insert_session"], *rows.session_row(record), replica_id, now)
         else:
@@ -190,6 +194,7 @@ class Registry:
             rows.to_json(record.capabilities),
             record.api_key_id,
             record.draining,
+            record.drain_requested,
             replica_id,
             now,
         )
@@ -205,13 +210,12 @@ class Registry:
         session_id: str,
         *,
         draining: bool | None,
-        drain_requested: bool | None,
         ended: bool | None,
         selector: Selector | None,
         now: int,
     ) -> None:
         """See Store.update_session."""
-        flags = (draining, drain_requested, ended, now)
+        flags = (draining, ended, now)
         await connection.execute(self._sql["update_session"], session_id, *flags, rows.to_json(selector))
 
     async def end_sessions(

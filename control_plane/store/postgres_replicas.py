@@ -20,6 +20,7 @@ from control_plane.domain.store import (
     Committed,
     JobClaimable,
     SessionContested,
+    SessionDrainLifted,
     SessionDrainRequested,
 )
 from control_plane.domain.times import to_microseconds
@@ -286,6 +287,7 @@ class Replicas:
                 facts += [CancelRequested(**dict(zip(names, row, strict=True))) for row in missed]
             drains = {row[0] for row in await connection.fetch(self._sql["missed_drains"], self.id)}
             facts += [SessionDrainRequested(session_id=session_id) for session_id in drains - self._drains_told]
+            facts += [SessionDrainLifted(session_id=session_id) for session_id in self._drains_told - drains]
             self._drains_told &= drains
             return facts
 

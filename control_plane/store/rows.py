@@ -8,6 +8,8 @@ import msgspec
 from control_plane.domain.model import (
     ApiKey,
     Automation,
+    Drain,
+    DrainTarget,
     Event,
     Job,
     Project,
@@ -45,7 +47,7 @@ STEP = (
 _SESSION = (
     "id", "project_id", "worker_instance_id", "token_hash", "concurrency_limit", "selector", "created_at",
     "last_seen_at", "name", "version", "capabilities", "api_key_id", "draining", "drain_requested", "superseded",
-    "ended_at",
+    "ended_at", "end_reason",
 )  # fmt: skip
 JOB = (
     "id", "project_id", "kind", "origin", "queue", "action_name", "provider", "model", "environment_id", "run_id",
@@ -159,6 +161,12 @@ def session(row: Row) -> Session:
 def session_row(record: Session) -> Row:
     """For insert_session."""
     return _encoded(_SESSION, record, ("selector", "capabilities"))
+
+
+def drain(row: Row) -> Drain:
+    """Of drains."""
+    kind, target, created_at = row
+    return Drain(target=DrainTarget(kind=kind, value=target), created_at=created_at)
 
 
 def job(row: Row, spec: dict[str, Any]) -> Job:

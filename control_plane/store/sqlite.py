@@ -21,12 +21,15 @@ from control_plane.domain import jobs
 from control_plane.domain.model import (
     ApiKey,
     Automation,
+    Drain,
+    DrainTarget,
     Event,
     Job,
     Project,
     Run,
     Selector,
     Session,
+    SessionState,
     Step,
     Version,
 )
@@ -46,7 +49,7 @@ from control_plane.domain.store import (
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import ControlPlaneError, StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.keys import hash_secret
-from control_plane.store import sqlite_jobs, sqlite_registry
+from control_plane.store import sqlite_jobs, sqlite_presence, sqlite_registry
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite_queries import Queries
 from control_plane.store.sqlite_unit import Known
@@ -343,7 +346,6 @@ class SqliteStore:
         session_id: str,
         *,
         draining: bool | None = None,
-        drain_requested: bool | None = None,
         ended: bool | None = None,
         selector: Selector | None = None,
         now: int | None = None,
@@ -353,7 +355,6 @@ class SqliteStore:
             self._known,
             session_id,
             draining=draining,
-            drain_requested=drain_requested,
             ended=ended,
             selector=selector,
         )
@@ -366,6 +367,24 @@ class SqliteStore:
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:  # noqa: ARG002 - the port
         """See Store."""
         return await self._read(self._queries.sessions, project_id)
+
+    async def session_page(
+        self, project_id: str, *, state: SessionState, stale_before: int, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store."""
+        return await self._read(self._queries.session_page, project_id, state, stale_before, cursor, limit)
+
+    async def drain_sessions(self, project_id: str, target: DrainTarget, *, now: int | None = None) -> None:
+        """See Store."""
+        await self._write(sqlite_presence.drain(self._known, project_id, target), now)
+
+    async def undrain_sessions(self, project_id: str, target: DrainTarget) -> None:
+        """See Store."""
+        await self._write(sqlite_presence.undrain(self._known, project_id, target), None)
+
+    async def drains(self, project_id: str) -> list[Drain]:
+        """See Store."""
+        return await self._read(self._queries.drains, project_id)
 
     async def contest(self, project_id: str, worker_instance_id: str) -> bool:  # noqa: ARG002 - the port
         """See Store: one process owns the file."""

@@ -9,11 +9,13 @@ from control_plane.domain.model import (
     TERMINAL_RUN,
     ApiKey,
     Automation,
+    Drain,
     Event,
     Job,
     Project,
     Run,
     Session,
+    SessionState,
     Step,
     Version,
 )
@@ -156,12 +158,43 @@ class Queries:
     def sessions(self, connection: apsw.Connection, project_id: str) -> list[SessionView]:
         """See Store.sessions."""
         with connection:
-            held: dict[str, list[tuple[Job, str | None]]] = {}
-            for session_id, seq in self._all(connection, "jobs_of_sessions", project_id):
-                held.setdefault(session_id, []).append(self._shown_job(connection, "claimed_job", seq))
+            held = self._held(connection, project_id)
             found = self._all(connection, "sessions_of_project", project_id)
             views = [self._view(connection, row, held.get(row[0], [])) for row in found]
         return views  # noqa: RET504 - a return inside `with` may be skipped, for all that mypy knows
+
+    def session_page(
+        self,
+        connection: apsw.Connection,
+        project_id: str,
+        state: SessionState,
+        stale_before: int,
+        cursor: str | None,
+        limit: int,
+    ) -> Page:
+        """See Store.session_page."""
+        before = pages.text_position(cursor)
+        with connection:
+            if state in ("all", "ended"):
+                found = self._all(connection, "sessions_page", project_id, before, state, limit + 1)
+            else:
+                bindings = (project_id, before, state, stale_before, limit + 1)
+                found = self._all(connection, "open_sessions_page", *bindings)
+            held = self._held(connection, project_id) if found else {}
+            views = [(row[0], self._view(connection, row, held.get(row[0], []))) for row in found]
+        return pages.text_page(views, limit)
+
+    def drains(self, connection: apsw.Connection, project_id: str) -> list[Drain]:
+        """See Store.drains."""
+        return [rows.drain(row) for row in self._all(connection, "drains", project_id)]
+
+    def _held(self, connection: apsw.Connection, project_id: str) -> dict[str, list[tuple[Job, str | None]]]:
+        held: dict[str, list[tuple[Job, str | None]]] = {}
+        for session_id, seq in self._all(connection, "jobs_of_sessions", project_id):
+            shown = self._shown_job(connection, "claimed_job", seq)
+            if shown is not None:
+                held.setdefault(session_id, []).append(shown)
+        return held
 
     def _view(self, connection: apsw.Connection, row: rows.Row, held: list[tuple[Job, str | None]]) -> SessionView:
         last_job_seq = row[-1]
@@ -174,8 +207,10 @@ class Queries:
             step_names={job.id: name for job, name in shown if name is not None},
         )
 
-    def _shown_job(self, connection: apsw.Connection, statement: str, seq: int) -> tuple[Job, str | None]:
+    def _shown_job(self, connection: apsw.Connection, statement: str, seq: int) -> tuple[Job, str | None] | None:
         row = self._one(connection, statement, seq)
+        if row is None:
+            return None  # it was retired
         name = self._one(connection, "step_name", row[1], row[2]) if row[1] is not None else None
         return rows.job(row, {}), name[0] if name is not None else None
 

@@ -7,9 +7,8 @@ from msgspec.structs import replace
 
 from control_plane.domain import automations, sessions, specs
 from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
-from control_plane.domain.store import SessionDrainRequested
 from control_plane.errors import Conflict, NotFound
-from control_plane.store import rows
+from control_plane.store import rows, sqlite_presence
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import Writing
 
@@ -173,6 +172,7 @@ def register_session(known: Known, session: Session) -> Callable[[Writing], Sess
         row = unit.one("session_by_id", session.id) if session.id else None
         earlier = rows.session(row[:-1]) if row is not None else None
         record = sessions.registered(session, earlier, unit.new_id, writing.now)
+        record = replace(record, drain_requested=sqlite_presence.stands(known, writing, record))
         if earlier is None:
             writing.execute(known.sql["insert_session"], rows.session_row(record))
         else:
@@ -195,6 +195,7 @@ def _renew(known: Known, writing: Writing, record: Session) -> None:
         rows.to_json(record.capabilities),
         record.api_key_id,
         int(record.draining),
+        int(record.drain_requested),
         record.id,
     )
     writing.execute(known.sql["renew_session"], bindings)
@@ -215,7 +216,6 @@ def update_session(
     session_id: str,
     *,
     draining: bool | None,
-    drain_requested: bool | None,
     ended: bool | None,
     selector: Selector | None,
 ) -> Callable[[Writing], None]:
@@ -224,12 +224,10 @@ def update_session(
     def command(writing: Writing) -> None:
         if draining is not None:
             writing.execute(known.sql["set_draining"], (int(draining), session_id))
-        if drain_requested is not None:
-            writing.execute(known.sql["set_drain_requested"], (int(drain_requested), session_id))
-            if drain_requested:
-                writing.facts.append(SessionDrainRequested(session_id=session_id))
         if ended is not None:
-            writing.execute(known.sql["set_ended"], (writing.now if ended else None, session_id))
+            writing.execute(
+                known.sql["set_ended"], (*((writing.now, "drained") if ended else (None, None)), session_id)
+            )
         if selector is not None:
             writing.execute(known.sql["set_selector"], (rows.to_json(selector), session_id))
 
@@ -244,7 +242,7 @@ def end_sessions(known: Known, unseen_since: int, except_for: Sequence[str]) -> 
         stale = [row[0] for row in writing.execute(known.sql["stale_sessions"], (unseen_since,))]
         ending = [session_id for session_id in stale if session_id not in kept]
         for session_id in ending:
-            writing.execute(known.sql["set_ended"], (writing.now, session_id))
+            writing.execute(known.sql["set_ended"], (writing.now, "unseen", session_id))
         return len(ending)
 
     return command

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 from msgspec import UNSET
 
-from control_plane.web import shapes
+from control_plane.web import sessions_api, shapes
 from control_plane.web.error_status import HttpError
 from control_plane.web.events import EventStream
 from control_plane.web.routes import Call, Route
@@ -165,12 +165,6 @@ async def list_steps(call: Call[shapes.NoQuery, None]) -> shapes.StepListRespons
     return shapes.StepListResponse(items=[shapes.step_shape(step) for step in steps])
 
 
-async def list_worker_sessions(call: Call[shapes.NoQuery, None]) -> shapes.WorkerSessionListResponse:
-    """Who is online, and with what in hand."""
-    views = await call.store.sessions(call.project_id)
-    return shapes.worker_session_list(views, now=call.services.wall_clock())
-
-
 async def open_worker_socket(_: Call[shapes.NoQuery, None]) -> None:
     """The worker socket, for a WebSocket client."""
     # What asks for it like for a page is told so, and not with a 404 that would end a worker.
@@ -193,6 +187,7 @@ def _sequence(text: str) -> int:
 
 _PROJECT = "/v1/projects/{project}"
 _AUTOMATION = _PROJECT + "/automations/{handle}"
+_SESSIONS = _PROJECT + "/worker-sessions"
 _RUN = _PROJECT + "/runs/{id}"
 
 ROUTES = (
@@ -285,9 +280,37 @@ ROUTES = (
     Route(method="GET", path=_RUN + "/steps", handler=list_steps, response=shapes.StepListResponse),
     Route(
         method="GET",
-        path=_PROJECT + "/worker-sessions",
-        handler=list_worker_sessions,
+        path=_SESSIONS,
+        handler=sessions_api.list_worker_sessions,
+        query=shapes.WorkerSessionsQuery,
         response=shapes.WorkerSessionListResponse,
+    ),
+    Route(method="GET", path=_SESSIONS + "/drain", handler=sessions_api.list_drains, response=shapes.DrainListResponse),
+    Route(
+        method="POST",
+        path=_SESSIONS + "/drain",
+        handler=sessions_api.drain_worker_sessions,
+        body=shapes.DrainRequest,
+        response=shapes.DrainResponse,
+    ),
+    Route(
+        method="DELETE",
+        path=_SESSIONS + "/drain",
+        handler=sessions_api.undrain_worker_sessions,
+        query=shapes.DrainQuery,
+        response=shapes.DrainResponse,
+    ),
+    Route(
+        method="POST",
+        path=_SESSIONS + "/{id}/drain",
+        handler=sessions_api.drain_worker_session,
+        response=shapes.DrainResponse,
+    ),
+    Route(
+        method="DELETE",
+        path=_SESSIONS + "/{id}/drain",
+        handler=sessions_api.undrain_worker_session,
+        response=shapes.DrainResponse,
     ),
     Route(method="GET", path=_PROJECT + "/workers/socket", handler=open_worker_socket),
     Route(method="GET", path="/v1/workers/socket", handler=open_own_worker_socket),

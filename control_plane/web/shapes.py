@@ -4,6 +4,7 @@ Field names and optionality are the contract's. A request with a field that is n
 carries a field that is not here, and leaves out what is not set, because the public clients validate strictly.
 """
 
+import collections.abc
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -15,12 +16,15 @@ from control_plane.domain.model import (
     ApiKey,
     Automation,
     AutomationStatus,
+    Drain,
+    EndReason,
     Event,
     Job,
     JobStatus,
     Project,
     Run,
     RunStatus,
+    SessionState,
     Step,
     StepKind,
     StepStatus,
@@ -28,6 +32,7 @@ from control_plane.domain.model import (
     VersionStatus,
 )
 from control_plane.domain.store import Page, SessionView
+from control_plane.domain.times import to_microseconds
 from wire.frames import ModelCapability
 
 SESSION_STALE_AFTER = 90.0
@@ -97,7 +102,30 @@ class EventStreamQuery(Request, frozen=True):
     since_sequence: Sequence = 0
 
 
+class WorkerSessionsQuery(Request, frozen=True):
+    """Without `state`: those that have not ended, or still have jobs in hand, all at once. With it: pages of the
+    history, with when and why sessions ended."""
+
+    state: SessionState | UnsetType = UNSET
+    cursor: Cursor | UnsetType = UNSET
+    limit: Limit = 50
+
+
+class DrainQuery(Request, frozen=True):
+    """One of the two names the drain."""
+
+    worker_instance_id: Name | UnsetType = UNSET
+    version: Name | UnsetType = UNSET
+
+
 # --- request bodies -------------------------------------------------------------------------------------------------
+
+
+class DrainRequest(Request, frozen=True):
+    """One of the two says what is to drain: all sessions of an instance, or of a version of the worker's program."""
+
+    worker_instance_id: Name | UnsetType = UNSET
+    version: Name | UnsetType = UNSET
 
 
 class CreateAutomationRequest(Request, frozen=True):
@@ -350,12 +378,12 @@ class JobReference(Response, frozen=True):
 
 
 class WorkerSessionResponse(Response, frozen=True):
-    """One presence row."""
+    """One presence row. Only where the history is asked for: what begins at `created_at`, and the status `ended`."""
 
     id: str
     worker_instance_id: str
     concurrency_limit: int
-    instance_status: Literal["active", "stale", "draining"]
+    instance_status: Literal["active", "stale", "draining", "ended"]
     stale: bool
     busy_job_count: int
     current_jobs: list[JobReference]
@@ -370,6 +398,12 @@ class WorkerSessionResponse(Response, frozen=True):
     action_names: list[str] | UnsetType = UNSET
     models: list[ModelCapability] | UnsetType = UNSET
     capabilities: list[str] | UnsetType = UNSET
+    created_at: datetime | UnsetType = UNSET
+    saturation: float | UnsetType = UNSET
+    """The share of its slots that are busy."""
+    drain_requested: bool | UnsetType = UNSET
+    ended_at: datetime | UnsetType = UNSET
+    end_reason: EndReason | UnsetType = UNSET
 
 
 class WorkerSessionTotals(Response, frozen=True):
@@ -382,10 +416,29 @@ class WorkerSessionTotals(Response, frozen=True):
 
 
 class WorkerSessionListResponse(Response, frozen=True):
-    """Every presence row of the project."""
+    """Every presence row of the project; or, where the history is asked for, a page of it, newest first."""
 
     items: list[WorkerSessionResponse]
     totals: WorkerSessionTotals
+    has_more: bool | UnsetType = UNSET
+    next_cursor: str | UnsetType = UNSET
+
+
+class DrainResponse(Response, frozen=True):
+    """A drain that stands, or was just lifted: the sessions that it names, and the jobs that they have in hand."""
+
+    jobs_left: int
+    items: list[WorkerSessionResponse]
+    created_at: datetime | UnsetType = UNSET
+    worker_session_id: str | UnsetType = UNSET
+    worker_instance_id: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+
+
+class DrainListResponse(Response, frozen=True):
+    """Every drain that stands, newest first."""
+
+    items: list[DrainResponse]
 
 
 # --- records -> shapes ----------------------------------------------------------------------------------------------
@@ -561,29 +614,54 @@ def _job_reference(job: Job, step_names: dict[str, str]) -> JobReference:
 
 def worker_session_shape(view: SessionView, *, now: int) -> WorkerSessionResponse:
     """A presence row at `now` (microseconds)."""
+    return WorkerSessionResponse(**_presence(view, now))
+
+
+def worker_session_record(view: SessionView, *, now: int) -> WorkerSessionResponse:
+    """A row of the history at `now` (microseconds)."""
     session = view.session
-    stale = now - session.last_seen_at > SESSION_STALE_AFTER * 1_000_000
-    draining = session.draining or session.drain_requested
+    fields = _presence(view, now)
+    if session.ended_at is not None:
+        fields |= {"instance_status": "ended", "stale": False}
     return WorkerSessionResponse(
-        id=session.id,
-        worker_instance_id=session.worker_instance_id,
-        concurrency_limit=session.concurrency_limit,
-        instance_status="stale" if stale else "draining" if draining else "active",
-        stale=stale,
-        busy_job_count=len(view.current_jobs),
-        current_jobs=[_job_reference(job, view.step_names) for job in view.current_jobs],
-        last_seen_at=moment(session.last_seen_at),
-        last_activity_at=_moment_if_set(_last_activity(view)),
-        last_job=UNSET if view.last_job is None else _job_reference(view.last_job, view.step_names),
-        name=_set(session.name),
-        version=_set(session.version),
-        environment_id=_set(session.selector.environment_id),
-        api_key_id=_set(session.api_key_id),
-        queues=list(session.selector.queues),
-        action_names=list(session.selector.action_names),
-        models=[ModelCapability(provider=provider, model=model) for provider, model in session.selector.models],
-        capabilities=list(session.capabilities),
+        **fields,
+        created_at=moment(session.created_at),
+        saturation=round(min(1.0, len(view.current_jobs) / session.concurrency_limit), 3),
+        drain_requested=session.drain_requested,
+        ended_at=_moment_if_set(session.ended_at),
+        end_reason=_set(session.end_reason),
     )
+
+
+def _presence(view: SessionView, now: int) -> dict[str, Any]:
+    session = view.session
+    stale = session.last_seen_at < stale_before(now)
+    draining = session.draining or session.drain_requested
+    return {
+        "id": session.id,
+        "worker_instance_id": session.worker_instance_id,
+        "concurrency_limit": session.concurrency_limit,
+        "instance_status": "stale" if stale else "draining" if draining else "active",
+        "stale": stale,
+        "busy_job_count": len(view.current_jobs),
+        "current_jobs": [_job_reference(job, view.step_names) for job in view.current_jobs],
+        "last_seen_at": moment(session.last_seen_at),
+        "last_activity_at": _moment_if_set(_last_activity(view)),
+        "last_job": UNSET if view.last_job is None else _job_reference(view.last_job, view.step_names),
+        "name": _set(session.name),
+        "version": _set(session.version),
+        "environment_id": _set(session.selector.environment_id),
+        "api_key_id": _set(session.api_key_id),
+        "queues": list(session.selector.queues),
+        "action_names": list(session.selector.action_names),
+        "models": [ModelCapability(provider=provider, model=model) for provider, model in session.selector.models],
+        "capabilities": list(session.capabilities),
+    }
+
+
+def stale_before(now: int) -> int:
+    """Microseconds: a session last seen before is stale at `now`."""
+    return now - to_microseconds(SESSION_STALE_AFTER)
 
 
 def _last_activity(view: SessionView) -> int | None:
@@ -594,15 +672,41 @@ def _last_activity(view: SessionView) -> int | None:
 def worker_session_list(views: list[SessionView], *, now: int) -> WorkerSessionListResponse:
     """All presence rows at `now` (microseconds), with their totals."""
     items = [worker_session_shape(view, now=now) for view in views]
-    live = [item for item in items if not item.stale]
+    return WorkerSessionListResponse(items=items, totals=_totals(items))
+
+
+def worker_session_page(page: Page, *, now: int) -> WorkerSessionListResponse:
+    """A page of the history at `now` (microseconds), with the totals of the page."""
+    items = [worker_session_record(view, now=now) for view in page.items]
+    open_rows = [item for item in items if item.ended_at is UNSET]
     return WorkerSessionListResponse(
         items=items,
-        totals=WorkerSessionTotals(
-            active_instances=len(live),
-            slots=sum(item.concurrency_limit for item in live),
-            busy=sum(item.busy_job_count for item in live),
-            stale=len(items) - len(live),
-        ),
+        totals=_totals(open_rows),
+        has_more=page.next_cursor is not None,
+        next_cursor=_set(page.next_cursor),
+    )
+
+
+def _totals(items: collections.abc.Sequence[WorkerSessionResponse]) -> WorkerSessionTotals:
+    live = [item for item in items if not item.stale]
+    return WorkerSessionTotals(
+        active_instances=len(live),
+        slots=sum(item.concurrency_limit for item in live),
+        busy=sum(item.busy_job_count for item in live),
+        stale=len(items) - len(live),
+    )
+
+
+def drain_shape(drain: Drain, views: list[SessionView], *, now: int, stands: bool = True) -> DrainResponse:
+    """What is left of the sessions that the drain names, of all that are open or have jobs in hand."""
+    target = drain.target
+    named = [view for view in views if target.names(view.session)]
+    name = {"session": "worker_session_id"}.get(target.kind, target.kind)
+    return DrainResponse(
+        jobs_left=sum(len(view.current_jobs) for view in named),
+        items=[worker_session_record(view, now=now) for view in named],
+        created_at=moment(drain.created_at) if stands else UNSET,
+        **{name: target.value},
     )
 
 

@@ -8,6 +8,7 @@ from control_plane.domain.store import (
     HeartbeatOutcome,
     ReportOutcome,
     SessionContested,
+    SessionDrainLifted,
     SessionDrainRequested,
     SessionTaken,
 )
@@ -677,6 +678,22 @@ def test_a_drain_is_sticky_and_ends_the_open_claim(room):
     again = Worker(room)
     again.register("w-1", worker_session_token=worker.token)
     assert [type(frame) for frame in again.take()] == [frames.Registered, frames.Drain]
+
+
+def test_a_lifted_drain_has_the_worker_register_anew(room):
+    worker = room.worker()
+    room.committed(SessionDrainLifted(session_id=worker.connection.session.id))
+    assert worker.closed == []
+    room.committed(SessionDrainRequested(session_id=worker.connection.session.id))
+    worker.send(frames.Draining(message_id="d"))
+    worker.answer(StoreUpdateSession, None)
+    room.committed(SessionDrainLifted(session_id=worker.connection.session.id))
+    assert [close.code for close in worker.closed] == [1012]
+    worker.close()
+    assert worker.questions == []  # its row does not end: it comes back
+    again = Worker(room)
+    again.register("w-1", worker_session_token=worker.token)
+    assert [type(frame) for frame in again.take()] == [frames.Registered]
 
 
 def test_a_draining_worker_is_acknowledged_recorded_and_left_alone(room):

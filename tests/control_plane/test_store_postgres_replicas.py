@@ -6,11 +6,13 @@ from itertools import count
 
 import pytest
 
+from control_plane.domain.model import DrainTarget
 from control_plane.domain.store import (
     CancelRequested,
     JobClaimable,
     RunChanged,
     SessionContested,
+    SessionDrainLifted,
     SessionDrainRequested,
     SessionTaken,
 )
@@ -64,7 +66,7 @@ async def test_what_one_replica_commits_another_hears(place):
         await one.store.cancel_run(one.project.id, run.id, "stop")
         cancel = await two.hears(CancelRequested)
         assert (cancel.job_id, cancel.reason) == (lease.job.id, "stop")
-        await one.store.update_session(two.session.id, drain_requested=True)
+        await one.store.drain_sessions(one.project.id, DrainTarget(kind="session", value=two.session.id))
         assert (await two.hears(SessionDrainRequested)).session_id == two.session.id
 
 
@@ -95,7 +97,7 @@ async def test_a_listener_that_was_cut_off_catches_up(place):
         pid = await listening_backend(two)
         one.store.replicas._peers.clear()  # what follows is told to nobody
         await one.store.cancel_run(one.project.id, run.id, "stop")
-        await one.store.update_session(session.id, drain_requested=True)
+        await one.store.drain_sessions(one.project.id, DrainTarget(kind="session", value=session.id))
         await one.write(f"SELECT pg_terminate_backend({pid})")
         heard = set()  # each at least once: whoever catches up cannot know what was said before
         async with asyncio.timeout(60):
@@ -114,6 +116,31 @@ async def test_a_drain_that_nobody_told_of_is_found_now_and_then(place, monkeypa
         assert (await two.hears(SessionDrainRequested)).session_id == session.id
         await until(lambda: two.store.replicas._beats > 20)
         assert two.announced(SessionDrainRequested) == []
+
+
+async def test_a_lifted_drain_that_nobody_told_of_is_found_too(place, monkeypatch):
+    monkeypatch.setattr(postgres_replicas, "BEAT_INTERVAL", 0.05)
+    async with replicas(place) as (one, two):
+        session = await two.register("w-2", version="1.4")
+        target = DrainTarget(kind="version", value="1.4")
+        await one.store.drain_sessions(one.project.id, target)
+        assert (await two.hears(SessionDrainRequested)).session_id == session.id
+        one.store.replicas._peers.clear()  # nobody is told
+        two.facts.clear()
+        await one.store.undrain_sessions(one.project.id, target)
+        assert (await two.hears(SessionDrainLifted)).session_id == session.id
+        assert (await two.register("w-3", version="1.4")).drain_requested is False
+
+
+async def test_a_registration_and_a_drain_on_two_replicas_never_miss_each_other(place):
+    async with replicas(place) as (one, two):
+        for number in range(20):
+            target = DrainTarget(kind="worker_instance_id", value=f"r-{number}")
+            session, _ = await asyncio.gather(
+                two.register(f"r-{number}"), one.store.drain_sessions(one.project.id, target)
+            )
+            row = await one.store.session_by_token(one.project.id, session.token_hash)
+            assert row.drain_requested
 
 
 async def test_a_listener_that_hears_nothing_is_replaced(place, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from control_plane.domain.model import Selector
 from control_plane.domain.runs import MAX_DEPTH, MAX_RUNS_AT_ONCE
-from control_plane.domain.store import RunChanged, SessionDrainRequested
+from control_plane.domain.store import RunChanged
 from control_plane.errors import Conflict, Invalid, NotFound
 from control_plane.store import pages
 from tests.support.store_scenario import action, at, scenario
@@ -366,10 +366,3 @@ async def test_sessions_end_when_they_are_not_seen(s):
     assert await s.store.end_sessions(unseen_since=at(50), except_for=[], now=at(200)) == 1
     assert [view.session.worker_instance_id for view in await s.store.sessions(s.project.id)] == ["w-2"]
     assert await s.store.end_sessions(unseen_since=at(150), except_for=[other.id], now=at(200)) == 0
-
-
-async def test_a_drain_request_is_kept_and_announced(s):
-    s.facts.clear()
-    await s.store.update_session(s.session.id, drain_requested=True)
-    assert s.announced(SessionDrainRequested) == [SessionDrainRequested(session_id=s.session.id)]
-    assert (await s.store.register_session(s.session)).drain_requested

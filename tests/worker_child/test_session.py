@@ -739,11 +739,21 @@ def test_a_drain_by_the_server_stays_connected_finishes_and_does_not_end() -> No
     assert not driver.sent(frames.Claim)
 
 
-def test_a_drain_by_the_server_is_sticky_across_connections() -> None:
+def test_a_drain_by_the_server_lasts_for_as_long_as_the_server_repeats_it() -> None:
     driver = SessionDriver().register().receive(frames.Drain()).lose().register()
+    assert driver.receive(frames.Drain()).sent(frames.Draining)
+    assert driver.session.state is State.DRAINING
+    driver.claim_answered()
+    assert not driver.wait(60).sent(frames.Claim)
+    lifted = driver.lose().register()
+    assert lifted.sent(frames.Claim)
+    assert driver.session.state is State.REGISTERED
+
+
+def test_a_drain_of_our_own_is_not_lifted_by_a_new_connection() -> None:
+    driver = with_job(concurrency=2).drain(grace=300).lose().register()
     assert driver.sent(frames.Draining)
     assert not driver.sent(frames.Claim)
-    assert driver.session.state is State.DRAINING
 
 
 def test_a_worker_that_the_server_drains_from_the_start_counts_as_ready() -> None:

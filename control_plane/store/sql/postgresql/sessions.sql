@@ -1,6 +1,6 @@
 -- name: session_columns
 id, project_id, worker_instance_id, token_hash, concurrency_limit, selector, created_at, last_seen_at, name, version,
-capabilities, api_key_id, draining, drain_requested, superseded, ended_at
+capabilities, api_key_id, draining, drain_requested, superseded, ended_at, end_reason
 
 -- name: lock_session
 SELECT {session_columns} FROM sessions WHERE id = $1 FOR UPDATE
@@ -23,17 +23,20 @@ ORDER BY id DESC
 -- name: insert_session
 INSERT INTO sessions (
     id, project_id, worker_instance_id, token_hash, concurrency_limit, selector, created_at, last_seen_at, name,
-    version, capabilities, api_key_id, draining, drain_requested, superseded, ended_at, replica_id, connected_at
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+    version, capabilities, api_key_id, draining, drain_requested, superseded, ended_at, end_reason, replica_id,
+    connected_at
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 
 -- name: renew_session
 UPDATE sessions SET
     concurrency_limit = $2, selector = $3, last_seen_at = $4, name = $5, version = $6, capabilities = $7,
-    api_key_id = $8, draining = $9, ended_at = NULL, replica_id = $10, connected_at = $11
+    api_key_id = $8, draining = $9, drain_requested = $10, ended_at = NULL, end_reason = NULL, replica_id = $11,
+    connected_at = $12
 WHERE id = $1
 
 -- name: supersede_sessions
-UPDATE sessions SET superseded = true, ended_at = coalesce(ended_at, $1)
+UPDATE sessions SET
+    superseded = true, ended_at = coalesce(ended_at, $1), end_reason = coalesce(end_reason, 'superseded')
 WHERE id = ANY(ARRAY(
     SELECT id FROM sessions
     WHERE project_id = $2 AND worker_instance_id = $3 AND id <> $4 AND NOT draining AND NOT superseded
@@ -65,14 +68,14 @@ WHERE s.id = done.id
 -- name: update_session
 UPDATE sessions SET
     draining = coalesce($2, draining),
-    drain_requested = coalesce($3, drain_requested),
-    ended_at = CASE WHEN $4::boolean IS NULL THEN ended_at WHEN $4 THEN $5::bigint END,
-    selector = coalesce($6, selector)
+    ended_at = CASE WHEN $3::boolean IS NULL THEN ended_at WHEN $3 THEN $4::bigint END,
+    end_reason = CASE WHEN $3::boolean IS NULL THEN end_reason WHEN $3 THEN 'drained' END,
+    selector = coalesce($5, selector)
 WHERE id = $1
 
 -- Each replica ends its own, and those of replicas that are gone.
 -- name: end_sessions
-UPDATE sessions SET ended_at = $1
+UPDATE sessions SET ended_at = $1, end_reason = 'unseen'
 WHERE id = ANY(ARRAY(
     SELECT id FROM sessions
     WHERE ended_at IS NULL AND last_seen_at < $2 AND id <> ALL($3::text[]) AND (

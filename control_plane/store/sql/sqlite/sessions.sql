@@ -1,6 +1,6 @@
 -- name: session_columns
 id, project_id, worker_instance_id, token_hash, concurrency_limit, selector, created_at, last_seen_at, name, version,
-capabilities, api_key_id, draining, drain_requested, superseded, ended_at
+capabilities, api_key_id, draining, drain_requested, superseded, ended_at, end_reason
 
 -- name: session_by_id
 SELECT {session_columns}, last_job_seq FROM sessions WHERE id = ?
@@ -23,17 +23,17 @@ ORDER BY id DESC
 -- name: insert_session
 INSERT INTO sessions (
     id, project_id, worker_instance_id, token_hash, concurrency_limit, selector, created_at, last_seen_at, name,
-    version, capabilities, api_key_id, draining, drain_requested, superseded, ended_at
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    version, capabilities, api_key_id, draining, drain_requested, superseded, ended_at, end_reason
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: renew_session
 UPDATE sessions SET
     concurrency_limit = ?, selector = ?, last_seen_at = ?, name = ?, version = ?, capabilities = ?, api_key_id = ?,
-    draining = ?, ended_at = NULL
+    draining = ?, drain_requested = ?, ended_at = NULL, end_reason = NULL
 WHERE id = ?
 
 -- name: supersede_sessions
-UPDATE sessions SET superseded = 1, ended_at = coalesce(ended_at, ?)
+UPDATE sessions SET superseded = 1, ended_at = coalesce(ended_at, ?), end_reason = coalesce(end_reason, 'superseded')
 WHERE project_id = ? AND worker_instance_id = ? AND id <> ? AND draining = 0 AND superseded = 0
 
 -- name: session_seen
@@ -43,7 +43,7 @@ UPDATE sessions SET last_seen_at = max(last_seen_at, ?) WHERE id = ?
 UPDATE sessions SET draining = ? WHERE id = ?
 
 -- name: set_ended
-UPDATE sessions SET ended_at = ? WHERE id = ?
+UPDATE sessions SET ended_at = ?, end_reason = ? WHERE id = ?
 
 -- name: set_selector
 UPDATE sessions SET selector = ? WHERE id = ?
@@ -53,6 +53,3 @@ SELECT id FROM sessions WHERE ended_at IS NULL AND last_seen_at < ?
 
 -- name: set_last_job
 UPDATE sessions SET last_job_seq = ? WHERE id = ?
-
--- name: set_drain_requested
-UPDATE sessions SET drain_requested = ? WHERE id = ?
