@@ -158,15 +158,11 @@ class StoreHeartbeat(Question, frozen=True):
 
 
 class StoreReport(Question, frozen=True):
-    """`store.report(project_id, job_id, lease_token, status=..., ...)`; answer the ReportOutcome."""
+    """One of `store.reports(project_id, reports)`, which takes all those of a turn together; answer its
+    ReportOutcome."""
 
     project_id: str
-    job_id: str
-    lease_token: str
-    status: str
-    result: dict[str, Any] | None = None
-    error_type: str | None = None
-    error_message: str | None = None
+    report: frames.Report
 
 
 class Peer(Struct, frozen=True, kw_only=True):
@@ -647,11 +643,13 @@ class Connection:
             StoreReport(
                 question=self._question(_no_actions),
                 project_id=lease.job.project_id,
-                job_id=lease.job.id,
-                lease_token=lease.lease_token,
-                status="failed",
-                error_type=OVER_CAPACITY,
-                error_message="the worker's connection was lost before the job could be sent",
+                report=frames.Report(
+                    job_id=lease.job.id,
+                    lease_token=lease.lease_token,
+                    status="failed",
+                    error_type=OVER_CAPACITY,
+                    error_message="the worker's connection was lost before the job could be sent",
+                ),
             )
             for lease in leases
         ]
@@ -695,18 +693,7 @@ class Connection:
             return actions
 
         question = self._question(taken, self._unanswerable(frame))
-        return [
-            StoreReport(
-                question=question,
-                project_id=self.peer.project_id,
-                job_id=frame.job_id,
-                lease_token=frame.lease_token,
-                status=frame.status,
-                result=frame.result,
-                error_type=frame.error_type,
-                error_message=frame.error_message,
-            )
-        ]
+        return [StoreReport(question=question, project_id=self.peer.project_id, report=frame)]
 
     def _unanswerable(self, frame: frames.Frame) -> Callable[[Exception, float], list[Action]]:
         """The store is away: no answer, since an error would settle the report; the worker asks again."""

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from control_plane.domain import retries
 from control_plane.domain.model import TERMINAL_JOB, Job
+from control_plane.domain.store import JobReport
 from control_plane.domain.times import to_microseconds
 from control_plane.domain.transitions import JOB, JobEvent, follow
-from control_plane.keys import same_hash
+from control_plane.keys import hash_secret, same_hash
 
 MAX_ERROR_TYPE = 256
 MAX_ERROR_MESSAGE = 16_384
@@ -50,6 +51,17 @@ class Reported(Struct, frozen=True, kw_only=True):
     result: dict[str, Any] | None = None
     error_type: str | None = None
     error_message: str | None = None
+
+
+def read_report(report: JobReport) -> Reported:
+    """What counts of it."""
+    return Reported(
+        token_hash=hash_secret(report.lease_token),
+        status=report.status,
+        result=report.result,
+        error_type=report.error_type,
+        error_message=report.error_message,
+    )
 
 
 def frame_size(job: Job, spec_text: str) -> int:

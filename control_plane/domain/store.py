@@ -151,9 +151,38 @@ class HeartbeatOutcome(Struct, frozen=True, kw_only=True):
     cancel_requested_at: int | None = None
 
 
+class JobReport(Protocol):
+    """What a worker says of a job. `status` is completed, failed or cancelled."""
+
+    @property
+    def job_id(self) -> str:
+        """The job."""
+
+    @property
+    def lease_token(self) -> str:
+        """Of the claim that is reported."""
+
+    @property
+    def status(self) -> str:
+        """How it ended."""
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Of a completed one."""
+
+    @property
+    def error_type(self) -> str | None:
+        """Of a failed one."""
+
+    @property
+    def error_message(self) -> str | None:
+        """Of a failed one."""
+
+
 class ReportOutcome(Struct, frozen=True, kw_only=True):
     """What became of a report: "accepted", "duplicate" (this lease's report was accepted before), "superseded" (a newer
-    claim or the reaper's verdict stands), "handed_back", or "unknown" (no such job in the project)."""
+    claim or the reaper's verdict stands), "handed_back", "unknown" (no such job in the project), or "untakable" (our
+    own code failed, even to end the job: the lease will lapse)."""
 
     verdict: str
 
@@ -372,20 +401,13 @@ class Store(Protocol):
     ) -> HeartbeatOutcome:
         """Extends the lease, if this token still holds it (also one that is past, as long as nobody took it back)."""
 
-    async def report(
-        self,
-        project_id: str,
-        job_id: str,
-        lease_token: str,
-        *,
-        status: str,
-        result: dict[str, Any] | None,
-        error_type: str | None,
-        error_message: str | None,
-        now: int | None = None,
-    ) -> ReportOutcome:
-        """Fenced by (job, lease token): finishes, retries or puts the job back, moves the step and the run on, all in
-        one transaction (contract, "Words on the wire")."""
+    async def reports(
+        self, project_id: str, reports: Sequence[JobReport], *, now: int | None = None
+    ) -> list[ReportOutcome]:
+        """What came together, in one call; the outcomes are in its order. Each is fenced by (job, lease token): it
+        finishes, retries or puts its job back, moves the step and the run on, all in one transaction (contract, "Words
+        on the wire"), and harms no other: one that our own code cannot take ends its job, or its worker would send it
+        for ever. After StoreUnavailable some may have been taken: sent again, those are duplicates."""
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """Raises NotFound."""

@@ -5,13 +5,13 @@ pool. What is kept in the process is only what no other replica can change: publ
 are never deleted. The clock is the database's.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from msgspec.structs import replace
 
 from control_plane.domain import jobs
 from control_plane.domain.model import (
@@ -34,6 +34,7 @@ from control_plane.domain.store import (
     Committed,
     HeartbeatOutcome,
     JobClaimable,
+    JobReport,
     Lease,
     LeaseTerms,
     Listener,
@@ -45,7 +46,7 @@ from control_plane.domain.store import (
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
-from control_plane.errors import ControlPlaneError, StoreUnavailable
+from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store import postgres_presence
 from control_plane.store.clock import Clock
@@ -399,40 +400,28 @@ class PostgresStore:
         outcome: HeartbeatOutcome = await self._writer.submit(command, now)
         return outcome
 
-    async def report(
-        self,
-        project_id: str,
-        job_id: str,
-        lease_token: str,
-        *,
-        status: str,
-        result: dict[str, Any] | None,
-        error_type: str | None,
-        error_message: str | None,
-        now: int | None = None,
-    ) -> ReportOutcome:
+    async def reports(
+        self, project_id: str, reports: Sequence[JobReport], *, now: int | None = None
+    ) -> list[ReportOutcome]:
         """See Store."""
-        if "\0" in job_id:
+        return await asyncio.gather(*(self._report(project_id, report, now) for report in reports))
+
+    async def _report(self, project_id: str, report: JobReport, now: int | None) -> ReportOutcome:
+        if "\0" in report.job_id:
             return ReportOutcome(verdict="unknown")
-        reported = jobs.Reported(
-            token_hash=hash_secret(lease_token),
-            status=status,
-            result=result,
-            error_type=error_type,
-            error_message=error_message,
-        )
-        command = Report(project_id=project_id, job_id=job_id, reported=reported)
-        outcome: ReportOutcome
-        try:
-            outcome = await self._writer.submit(command, now)
-        except ControlPlaneError:
-            raise
-        except Exception:  # noqa: BLE001 - the last resort of one report
-            # Every report is acknowledged (contract): one that our own code cannot take ends its job, or its worker
-            # would send it for ever.
-            _log.exception("a report could not be taken", job_id=job_id)
-            outcome = await self._writer.submit(replace(command, reported=jobs.untakable(reported)), now)
-        return outcome
+        reported = jobs.read_report(report)
+        for taken in (reported, jobs.untakable(reported)):
+            try:
+                outcome: ReportOutcome = await self._writer.submit(
+                    Report(project_id=project_id, job_id=report.job_id, reported=taken), now
+                )
+            except StoreUnavailable:
+                raise
+            except Exception:  # noqa: BLE001 - the last resort of one report
+                _log.exception("a report could not be taken", job_id=report.job_id)
+            else:
+                return outcome
+        return ReportOutcome(verdict="untakable")
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """See Store."""

@@ -37,6 +37,7 @@ from control_plane.domain.store import (
     ClaimOrder,
     HeartbeatOutcome,
     JobClaimable,
+    JobReport,
     Lease,
     LeaseTerms,
     Listener,
@@ -47,8 +48,7 @@ from control_plane.domain.store import (
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
-from control_plane.errors import ControlPlaneError, StoreInUse, StoreRefused, StoreUnavailable
-from control_plane.keys import hash_secret
+from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.store import sqlite_jobs, sqlite_presence, sqlite_registry
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite_queries import Queries
@@ -405,36 +405,31 @@ class SqliteStore:
         """See Store."""
         return await self._write(sqlite_jobs.heartbeat(self._known, project_id, job_id, lease_token), now)
 
-    async def report(
-        self,
-        project_id: str,
-        job_id: str,
-        lease_token: str,
-        *,
-        status: str,
-        result: dict[str, Any] | None,
-        error_type: str | None,
-        error_message: str | None,
-        now: int | None = None,
-    ) -> ReportOutcome:
+    async def reports(
+        self, project_id: str, reports: Sequence[JobReport], *, now: int | None = None
+    ) -> list[ReportOutcome]:
         """See Store."""
-        reported = jobs.Reported(
-            token_hash=hash_secret(lease_token),
-            status=status,
-            result=result,
-            error_type=error_type,
-            error_message=error_message,
-        )
+        read = [(report.job_id, jobs.read_report(report)) for report in reports]
         try:
-            return await self._write(sqlite_jobs.report(self._known, project_id, job_id, reported), now)
-        except ControlPlaneError:
+            return await self._write(sqlite_jobs.reports(self._known, project_id, read), now)
+        except StoreUnavailable:
             raise
-        except Exception:  # noqa: BLE001 - the last resort of one report
-            # Every report is acknowledged (contract): one that our own code cannot take ends its job, or its worker
-            # would send it for ever.
-            _log.exception("a report could not be taken", job_id=job_id)
-            failed = jobs.untakable(reported)
-            return await self._write(sqlite_jobs.report(self._known, project_id, job_id, failed), now)
+        except Exception:  # noqa: BLE001 - one of them is at fault
+            return [await self._report_alone(project_id, job_id, reported, now) for job_id, reported in read]
+
+    async def _report_alone(
+        self, project_id: str, job_id: str, reported: jobs.Reported, now: int | None
+    ) -> ReportOutcome:
+        for taken in (reported, jobs.untakable(reported)):
+            try:
+                (outcome,) = await self._write(sqlite_jobs.reports(self._known, project_id, [(job_id, taken)]), now)
+            except StoreUnavailable:
+                raise
+            except Exception:  # noqa: BLE001 - the last resort of one report
+                _log.exception("a report could not be taken", job_id=job_id)
+            else:
+                return outcome
+        return ReportOutcome(verdict="untakable")
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """See Store."""

@@ -1,6 +1,6 @@
 """Commands on jobs and runs: each is one transaction of the writer, in the shape load, decide, apply."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -91,22 +91,28 @@ def heartbeat(known: Known, project_id: str, job_id: str, lease_token: str) -> C
     return command
 
 
-def report(known: Known, project_id: str, job_id: str, reported: jobs.Reported) -> Callable[[Writing], ReportOutcome]:
-    """See Store.report."""
+def reports(
+    known: Known, project_id: str, read: Sequence[tuple[str, jobs.Reported]]
+) -> Callable[[Writing], list[ReportOutcome]]:
+    """See Store.reports; `read` are job ids with what is said of them."""
 
-    def command(writing: Writing) -> ReportOutcome:
-        unit = Unit(known, writing)
-        job = unit.job(project_id, job_id)
-        if job is None:
-            return ReportOutcome(verdict="unknown")
-        outcome = jobs.reported(job, reported, known.terms.pending_deadline, writing.now)
-        if outcome.after is not None:
-            engine = unit.engine(project_id)
-            engine.job_moved(job, outcome, unit.running(job))
-            unit.apply(engine.changes)
-        return ReportOutcome(verdict=outcome.verdict)
+    def command(writing: Writing) -> list[ReportOutcome]:
+        return [_report(known, writing, project_id, job_id, reported) for job_id, reported in read]
 
     return command
+
+
+def _report(known: Known, writing: Writing, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome:
+    unit = Unit(known, writing)
+    job = unit.job(project_id, job_id)
+    if job is None:
+        return ReportOutcome(verdict="unknown")
+    outcome = jobs.reported(job, reported, known.terms.pending_deadline, writing.now)
+    if outcome.after is not None:
+        engine = unit.engine(project_id)
+        engine.job_moved(job, outcome, unit.running(job))
+        unit.apply(engine.changes)
+    return ReportOutcome(verdict=outcome.verdict)
 
 
 def reap(known: Known, limit: int, *, leases_lapse_from: int) -> Callable[[Writing], Reaped]:

@@ -1,8 +1,9 @@
-"""One worker's WebSocket: bytes <-> frames over websockets' sans-I/O core, driving control_plane/session.py.
+"""One worker's WebSocket: messages <-> frames, driving control_plane/session.py.
 
 uvicorn hands the connection over with the upgrade request; the credential is judged before the upgrade is accepted.
 From then on every frame goes to the session's Connection, and what it asks for is done here: frames are written
-together once a loop tick, questions become tasks, deadlines become one timer. A worker that does not read, does not
+together once a loop tick, the reports of one read are one question to the store, every other question becomes a task of
+its own, deadlines become one timer. A worker that does not read, does not
 answer pings or sends faster than the store can follow is slowed down, then dropped; no other socket notices.
 """
 
@@ -15,8 +16,6 @@ from urllib.parse import unquote
 import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import OPEN
-from websockets.server import ServerProtocol
 
 from control_plane.domain.model import Dialect
 from control_plane.domain.store import Committed, SessionContested, Store
@@ -43,8 +42,8 @@ from control_plane.session import (
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError, as_http_error
 from control_plane.web.http_protocol import WRITE_TIMEOUT, error_response
+from control_plane.web.message_stream import MessageStream
 from wire.codec import (
-    MAX_FRAME_TO_SERVER,
     LocalFrameError,
     RemoteFrameError,
     decode_from_worker,
@@ -161,10 +160,12 @@ class WorkerSocket(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._open_sockets: set[Any] = server_state.connections
         self._transport: asyncio.Transport
-        self._core = ServerProtocol(max_size=MAX_FRAME_TO_SERVER)
+        self._stream = MessageStream()
         self._connection: Connection | None = None
         self._fragments: bytearray | None = None
         self._questions: set[int] = set()
+        self._reports: list[StoreReport] = []
+        """Those of this turn, not asked yet."""
         self._unanswered_bytes = 0
         self._invalid_frames = 0
         self._invalid_since = 0.0
@@ -201,23 +202,28 @@ class WorkerSocket(asyncio.Protocol):
             self._connection = None
             self._gate.sockets.pop(connection, None)
             self._perform_for(connection, connection.closed(self._loop.time()))
+            self._ask_reports(connection)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the upgrade request, or of frames."""
         self._last_heard = self._loop.time()
         self._pinged_at = None
         self._settling = True  # it is done below, once for all frames of this read
-        core = self._core
-        core.receive_data(data)
+        events = self._stream.receive(data)
         if self._pongs:
             self._hear(alive=True)
-        for event in core.events_received():
-            if isinstance(event, Frame):
+        for event in events:
+            if isinstance(event, bytes):
+                self._message(event)
+            elif isinstance(event, Frame):
                 self._frame(event)
-            elif isinstance(event, Request):
+            else:
                 self._upgrade(event)
-        if core.handshake_exc is not None and self._connection is None:
-            self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {core.handshake_exc}"))
+        if self._connection is not None:
+            self._ask_reports(self._connection)
+        problem = self._stream.core.handshake_exc
+        if problem is not None and self._connection is None:
+            self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {problem}"))
             return
         self._settle()
 
@@ -247,9 +253,9 @@ class WorkerSocket(asyncio.Protocol):
         self._gate.keep(self._admit(request), "worker socket admission")
 
     async def _admit(self, request: Request) -> None:
-        response = self._core.accept(request)
+        response = self._stream.accept(request)
         if response.status_code != 101:
-            message = f"no WebSocket handshake: {self._core.handshake_exc}"
+            message = f"no WebSocket handshake: {self._stream.core.handshake_exc}"
             self._refuse(HttpError(response.status_code, "invalid_request", message))
             return
         try:
@@ -271,7 +277,7 @@ class WorkerSocket(asyncio.Protocol):
         self._connection = self._gate.hub.connect(peer, now)
         self._gate.sockets[self._connection] = self
         self._register_by = now + REGISTER_TIMEOUT
-        self._core.send_response(response)
+        self._stream.send_response(response)
         self._settle()
 
     def _refuse(self, error: HttpError) -> None:
@@ -296,36 +302,37 @@ class WorkerSocket(asyncio.Protocol):
         if connection is None or self._shutting_down:
             return
         opcode = frame.opcode
-        if opcode is Opcode.TEXT and frame.fin:
-            self._message(connection, frame.data)
-        elif opcode in (Opcode.PING, Opcode.PONG):
+        if opcode in (Opcode.PING, Opcode.PONG):
             connection.seen(self._last_heard)
         elif opcode is Opcode.CLOSE:
             self._fragments = None
         elif opcode is Opcode.CONT:
-            self._fragment(connection, frame)
+            self._fragment(frame)
         elif opcode is Opcode.TEXT:
             self._fragments = bytearray(frame.data)
         else:
             message = "a binary message is no frame of this socket: send JSON as text"
             self._invalid(connection, RemoteFrameError(message))
 
-    def _fragment(self, connection: Connection, frame: Frame) -> None:
+    def _fragment(self, frame: Frame) -> None:
         if self._fragments is None:
             return  # the rest of a binary message, which was refused
         self._fragments += frame.data
         if frame.fin:
-            data, self._fragments = self._fragments, None
-            self._message(connection, data)
+            data, self._fragments = bytes(self._fragments), None
+            self._message(data)
 
-    def _message(self, connection: Connection, data: Any) -> None:
+    def _message(self, data: bytes) -> None:
+        connection = self._connection
+        if connection is None or self._shutting_down:
+            return
         self._unanswered_bytes += len(data)
         try:
             frame = decode_from_worker(data)
         except RemoteFrameError as error:
             self._invalid(connection, error)
         else:
-            self.perform(connection.receive(frame, self._last_heard))
+            self._perform_for(connection, connection.receive(frame, self._last_heard))
 
     # --- actions out
 
@@ -333,12 +340,16 @@ class WorkerSocket(asyncio.Protocol):
         """Do what the session asks for, in order."""
         if self._connection is not None and actions:
             self._perform_for(self._connection, actions)
+            self._ask_reports(self._connection)
             self._settle_soon()
 
     def _perform_for(self, connection: Connection, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._send(action)
+            elif isinstance(action, StoreReport):
+                self._questions.add(action.question)
+                self._reports.append(action)
             elif isinstance(action, Question):
                 self._questions.add(action.question)
                 self._gate.keep(self._ask(connection, action), "question")
@@ -350,10 +361,10 @@ class WorkerSocket(asyncio.Protocol):
                     other.close(action.code, action.reason)
 
     def _send(self, action: Send) -> None:
-        if self._core.state is not OPEN or self._connection is None:
+        if self._connection is None or not self._stream.is_open:
             return
         try:
-            self._core.send_text(encode_to_worker(action.frame))
+            self._stream.send(encode_to_worker(action.frame))
         except LocalFrameError:
             _log.exception("a frame of ours breaks the contract", frame=type(action.frame).__name__)
             self.close(INTERNAL_ERROR, "the control plane failed")
@@ -367,6 +378,29 @@ class WorkerSocket(asyncio.Protocol):
         if session is not None:
             _log.info("worker registered", worker_instance_id=session.worker_instance_id, session_id=session.id)
 
+    def _ask_reports(self, connection: Connection) -> None:
+        """The reports that came together are one question: what a question costs, they share."""
+        if self._reports:
+            reports, self._reports = self._reports, []
+            self._gate.keep(self._report(connection, reports), "reports")
+
+    async def _report(self, connection: Connection, asked: list[StoreReport]) -> None:
+        actions: list[Action] = []
+        try:
+            try:
+                outcomes = await self._gate.store.reports(connection.peer.project_id, [each.report for each in asked])
+            except ControlPlaneError as error:
+                now = self._loop.time()
+                for each in asked:
+                    actions += connection.refused(each.question, error, now)
+            else:
+                now = self._loop.time()
+                for each, outcome in zip(asked, outcomes, strict=True):
+                    actions += connection.answered(each.question, outcome, now)
+        except Exception:  # noqa: BLE001 - the last resort of one socket
+            actions.append(self._failed("StoreReport"))
+        self._conclude(connection, [each.question for each in asked], actions)
+
     async def _ask(self, connection: Connection, question: Question) -> None:
         number = question.question
         try:
@@ -377,13 +411,20 @@ class WorkerSocket(asyncio.Protocol):
             else:
                 actions = connection.answered(number, result, self._loop.time())
         except Exception:  # noqa: BLE001 - the last resort of one socket
-            # A bug of ours: this worker's conversation cannot go on, everybody else's can.
-            _log.exception("worker socket failed", question=type(question).__name__)
-            actions = [Close(code=INTERNAL_ERROR, reason="the control plane failed")]
-        self._questions.discard(number)
+            actions = [self._failed(type(question).__name__)]
+        self._conclude(connection, [number], actions)
+
+    def _failed(self, question: str) -> Close:
+        # A bug of ours: this worker's conversation cannot go on, everybody else's can.
+        _log.exception("worker socket failed", question=question)
+        return Close(code=INTERNAL_ERROR, reason="the control plane failed")
+
+    def _conclude(self, connection: Connection, numbers: Sequence[int], actions: list[Action]) -> None:
+        self._questions.difference_update(numbers)
         if not self._questions:
             self._unanswered_bytes = 0
         self._perform_for(connection, actions)
+        self._ask_reports(connection)
         if self._shutting_down and not self._questions:
             self.close(SERVICE_RESTART, "the control plane restarts")
         self._settle_soon()
@@ -391,16 +432,6 @@ class WorkerSocket(asyncio.Protocol):
     async def _result_of(self, question: Question) -> Any:
         store = self._gate.store
         match question:
-            case StoreReport():
-                return await store.report(
-                    question.project_id,
-                    question.job_id,
-                    question.lease_token,
-                    status=question.status,
-                    result=question.result,
-                    error_type=question.error_type,
-                    error_message=question.error_message,
-                )
             case StoreClaim():
                 return await store.claim(question.order)
             case StoreHeartbeat():
@@ -428,11 +459,11 @@ class WorkerSocket(asyncio.Protocol):
 
     async def ping(self, timeout: float) -> bool:  # noqa: ASYNC109 - the question carries it
         """Whether the worker gives a sign of life within `timeout` seconds of a ping."""
-        if self._core.state is not OPEN:
+        if not self._stream.is_open:
             return False
         pong: asyncio.Future[bool] = self._loop.create_future()
         self._pongs.append(pong)
-        self._core.send_ping(b"owner?")
+        self._stream.send_ping(b"owner?")
         self._settle_soon()
         try:
             async with asyncio.timeout(timeout):
@@ -448,8 +479,8 @@ class WorkerSocket(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close after what was sent before; a worker that does not answer the close is dropped."""
-        if self._core.state is OPEN and not self._transport.is_closing():
-            self._core.send_close(code, reason[:_LONGEST_REASON])
+        if self._stream.is_open and not self._transport.is_closing():
+            self._stream.send_close(code, reason[:_LONGEST_REASON])
             self._drop_at = self._loop.time() + CLOSE_TIMEOUT
             self._settle_soon()
 
@@ -465,10 +496,10 @@ class WorkerSocket(asyncio.Protocol):
         transport = self._transport
         if transport.is_closing():
             return
-        writes = self._core.data_to_send()
-        if writes:
-            transport.writelines(writes)
-            if self._core.eof_sent:
+        output = self._stream.take_output()
+        if output or self._stream.ended:
+            transport.write(b"".join(output))
+            if self._stream.ended:
                 self._end()
                 return
             if transport.get_write_buffer_size() > MOST_UNREAD:
@@ -486,12 +517,13 @@ class WorkerSocket(asyncio.Protocol):
         self._arm()
 
     def _end(self) -> None:
-        if self._core.parser_exc is None:
+        problem = self._stream.core.parser_exc
+        if problem is None:
             self._transport.close()
             return
         # The core has refused what the worker sent and said so in a close frame (1002, 1009). The worker may still be
         # writing: closing now would reset the connection before it has read why.
-        _log.info("worker socket broken", reason=str(self._core.parser_exc))
+        _log.info("worker socket broken", reason=str(problem))
         self._transport.write_eof()
         self._drop_at = self._loop.time() + CLOSE_TIMEOUT
         self._arm()
@@ -532,9 +564,9 @@ class WorkerSocket(asyncio.Protocol):
         if self._pinged_at is not None and now >= self._pinged_at + PING_INTERVAL:
             self._drop("answers no ping")
             return
-        if self._pinged_at is None and now >= self._last_heard + PING_INTERVAL and self._core.state is OPEN:
+        if self._pinged_at is None and now >= self._last_heard + PING_INTERVAL and self._stream.is_open:
             self._pinged_at = now
-            self._core.send_ping(b"")
+            self._stream.send_ping(b"")
         if connection is not None:
             if _due(self._register_by, now):
                 self._register_by = None

@@ -441,7 +441,7 @@ def test_jobs_that_could_not_be_sent_any_more_go_back(room):
     worker.claim()
     worker.close()
     worker.answer(StoreClaim, [lease(1), lease(2)])
-    reports = [each for each in worker.questions if isinstance(each, StoreReport)]
+    reports = [each.report for each in worker.questions if isinstance(each, StoreReport)]
     assert [(each.job_id, each.lease_token, each.error_type) for each in reports] == [
         ("job_1", "secret 1", "WorkerOverCapacity"),
         ("job_2", "secret 2", "WorkerOverCapacity"),
@@ -533,7 +533,7 @@ def test_every_report_is_acknowledged(room, verdict, duplicate):
         )
     )
     question = worker.answer(StoreReport, ReportOutcome(verdict=verdict))
-    assert (question.project_id, question.status, question.error_type) == (PROJECT, "failed", "Boom")
+    assert (question.project_id, question.report.status, question.report.error_type) == (PROJECT, "failed", "Boom")
     assert worker.take()[0] == frames.ReportAck(message_id="p", job_id="job_1", duplicate=duplicate)
 
 

@@ -8,6 +8,7 @@ from control_plane.domain.model import Selector
 from control_plane.domain.runs import Engine
 from control_plane.domain.store import CancelRequested, JobClaimable
 from tests.support.store_scenario import LEASE, PENDING_DEADLINE, action, at, scenario
+from wire.frames import Report
 
 
 @pytest.fixture
@@ -171,9 +172,7 @@ async def test_a_wrong_token_and_an_unknown_job(s):
     await one_job(s)
     lease = await s.claim_one()
     assert await s.report(lease, token="guess") == "superseded"
-    outcome = await s.store.report(
-        s.project.id, "job_nobody", "x", status="completed", result=None, error_type=None, error_message=None
-    )
+    (outcome,) = await s.store.reports(s.project.id, [Report(job_id="job_nobody", lease_token="x")])
     assert outcome.verdict == "unknown"
     assert (await s.job(lease)).status == "claimed"
 
@@ -182,9 +181,8 @@ async def test_another_project_cannot_touch_the_job(s):
     await one_job(s)
     lease = await s.claim_one()
     other = await s.store.create_project("other", "Other")
-    outcome = await s.store.report(
-        other.id, lease.job.id, lease.lease_token, status="completed", result={}, error_type=None, error_message=None
-    )
+    report = Report(job_id=lease.job.id, lease_token=lease.lease_token, result={})
+    (outcome,) = await s.store.reports(other.id, [report])
     assert outcome.verdict == "unknown"
     assert (await s.store.heartbeat(other.id, lease.job.id, lease.lease_token)).lost
 

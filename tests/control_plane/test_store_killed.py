@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.store_scenario import SqlitePlace, scenario
+from wire.frames import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,8 +56,7 @@ async def test_a_kill_in_mid_load_loses_nothing_that_was_acknowledged(place, mom
             assert [event.event_type for event in events].count("action.result") == 1
         for job_id, token in said["job"]:
             # Who held a job holds it still, or had reported it without hearing of it.
-            outcome = await s.store.report(
-                project_id, job_id, token, status="completed", result={}, error_type=None, error_message=None
-            )
+            report = Report(job_id=job_id, lease_token=token, result={})
+            (outcome,) = await s.store.reports(project_id, [report])
             assert outcome.verdict == ("duplicate" if job_id in reported else outcome.verdict)
             assert outcome.verdict in ("accepted", "duplicate")

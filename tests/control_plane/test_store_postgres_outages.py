@@ -14,6 +14,7 @@ from control_plane.store.postgres import PostgresStore
 from tests.support.commit_proxy import CommitProxy
 from tests.support.postgres_cluster import PASSWORD, USER, Cluster
 from tests.support.store_scenario import PostgresPlace, Scenario, action, at, scenario
+from wire.frames import Report
 
 
 @pytest.fixture
@@ -101,17 +102,11 @@ class Load:
             lease_tokens=[f"lease {next(self.s.numbers)}" for _ in range(3)],
         )
         for lease in await self.s.store.claim(order):
+            token = lease.lease_token
+            report = Report(job_id=lease.job.id, lease_token=token, result={"by": token})
             while True:
                 try:
-                    outcome = await self.s.store.report(
-                        self.s.project.id,
-                        lease.job.id,
-                        lease.lease_token,
-                        status="completed",
-                        result={"by": lease.lease_token},
-                        error_type=None,
-                        error_message=None,
-                    )
+                    (outcome,) = await self.s.store.reports(self.s.project.id, [report])
                 except StoreUnavailable:
                     self.refused += 1
                     await asyncio.sleep(0.02)

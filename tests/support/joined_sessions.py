@@ -210,16 +210,10 @@ class MemoryStore:
         )
 
     def _report(self, question: StoreReport) -> ReportOutcome:
-        job = self.jobs.get(question.job_id)
+        job = self.jobs.get(question.report.job_id)
         if job is None:
             return ReportOutcome(verdict="unknown")
-        reported = domain.Reported(
-            token_hash=hash_secret(question.lease_token),
-            status=question.status,
-            result=question.result,
-            error_type=question.error_type,
-            error_message=question.error_message,
-        )
+        reported = domain.read_report(question.report)
         outcome = domain.reported(job, reported, 600.0, self.now)
         if outcome.after is not None:
             self._put(outcome.after)

@@ -11,6 +11,7 @@ from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.keys import hash_secret, new_lease_token
 from control_plane.store import store_at
+from wire.frames import Report
 
 LONGEST = 60
 """Seconds after which the load ends by itself, if nobody kills it."""
@@ -61,15 +62,8 @@ async def main(url):
             )
             for lease in await store.claim(order):
                 say("job", lease.job.id, lease.lease_token)
-                outcome = await store.report(
-                    project.id,
-                    lease.job.id,
-                    lease.lease_token,
-                    status="completed",
-                    result={"done": lease.job.id},
-                    error_type=None,
-                    error_message=None,
-                )
+                done = Report(job_id=lease.job.id, lease_token=lease.lease_token, result={"done": lease.job.id})
+                (outcome,) = await store.reports(project.id, [done])
                 assert outcome.verdict == "accepted"
                 say("report", lease.job.id)
 

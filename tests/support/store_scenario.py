@@ -21,6 +21,7 @@ from control_plane.store.postgres_migrations import TABLE
 from control_plane.store.sqlite import SqliteStore
 from control_plane.store.statements import load_migrations
 from tests.support.postgres_cluster import Cluster
+from wire.frames import Report
 
 START = 1_577_836_800_000_000
 """Microseconds: the scenario's second 0, long past, so that the store's own clock is never behind a fed time."""
@@ -171,16 +172,15 @@ class Scenario:
         return lease
 
     async def report(self, lease, status="completed", *, now=0.0, result=None, error=None, message=None, token=None):
-        outcome = await self.store.report(
-            self.project.id,
-            lease.job.id,
-            token or lease.lease_token,
+        report = Report(
+            job_id=lease.job.id,
+            lease_token=token or lease.lease_token,
             status=status,
             result=result,
             error_type=error,
             error_message=message,
-            now=at(now),
         )
+        (outcome,) = await self.store.reports(self.project.id, [report], now=at(now))
         return outcome.verdict
 
     async def heartbeat(self, lease, *, now=0.0):
