@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from control_plane.domain.model import Job, Run, Step
+from control_plane.domain.model import Attempt, Job, Run, Step
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -54,6 +54,13 @@ class JobChanged(Change, frozen=True):
     after: Job
 
 
+class AttemptFailed(Change, frozen=True):
+    """What an attempt of the job died of is kept."""
+
+    job: Job
+    attempt: Attempt
+
+
 class CancelAnnounced(Change, frozen=True):
     """The session that holds (or held) the job is told to cancel it."""
 
@@ -81,6 +88,7 @@ AnyChange = (
     | StepAttempted
     | JobCreated
     | JobChanged
+    | AttemptFailed
     | CancelAnnounced
     | EventAppended
 )

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from control_plane.domain import retries
-from control_plane.domain.model import TERMINAL_JOB, Job
+from control_plane.domain.model import TERMINAL_JOB, Attempt, Job
 from control_plane.domain.store import JobReport
 from control_plane.domain.times import to_microseconds
 from control_plane.domain.transitions import JOB, JobEvent, follow
@@ -171,6 +171,23 @@ def cancelled(job: Job, reason: str | None, now: int) -> Outcome:
     return Outcome(verdict="accepted", after=asked, event="cancel_requested")
 
 
+def failed_attempt(before: Job, outcome: Outcome, now: int) -> Attempt | None:
+    """What is kept of the attempt that the outcome ended; None when none failed: a job that is not claimed is between
+    two attempts, and what the last one died of is kept already."""
+    after = outcome.after
+    if after is None or before.status != "claimed" or outcome.event not in ("retried", "failed"):
+        return None
+    return Attempt(
+        attempt=before.claim_attempt,
+        error_type=after.error_type or "Error",
+        error_message=after.error_message or "",
+        started_at=before.claimed_at if before.claimed_at is not None else now,
+        ended_at=now,
+        session_id=before.session_id,
+        worker_instance_id=before.worker_instance_id,
+    )
+
+
 def _kept(text: str | None, limit: int) -> str | None:
     """What is kept of a worker's words: not every database can store a NUL."""
     return None if text is None else text[:limit].replace("\0", "\ufffd")
@@ -188,7 +205,7 @@ def _failed_attempt(job: Job, error_type: str, message: str, pending_deadline: f
         job = replace(job, attempts_charged=job.attempts_charged + 1)
     if following == "fail":
         return _ended(job, "failed", now, error_type=error_type, error_message=message)
-    delay = job.retry_delay if following == "retry" else 0.0
+    delay = retries.delay_before_next(job) if following == "retry" else 0.0
     after = _queued(job, "retried", delay, pending_deadline, now)
     if error_type == retries.LEASE_LAPSED:
         # A late report of this lease is accepted as long as nobody has claimed the job anew.

@@ -183,11 +183,19 @@ class Job(Record, frozen=True):
     run_id: str | None = None
     step_id: str | None = None
     step_key: str | None = None
+    priority: int = 0
+    """A claim takes the jobs of the highest first."""
+    external_id: str | None = None
+    """Who handed it in calls it so."""
     claim_attempt: int = 0
     attempts_charged: int = 0
     hand_backs: int = 0
     max_attempts: int = 1
     retry_delay: float = 0.0
+    """Seconds before the second attempt; `retry_backoff` times as long before each further one, at most
+    `retry_max_delay`."""
+    retry_backoff: float = 1.0
+    retry_max_delay: float | None = None
     non_retryable: list[str] = field(default_factory=list)
     execution_timeout: float = 86400.0
     pending_deadline_at: int | None = None
@@ -207,6 +215,18 @@ class Job(Record, frozen=True):
     error_type: str | None = None
     error_message: str | None = None
     completed_at: int | None = None
+
+
+class Attempt(Record, frozen=True):
+    """An attempt of a job that failed, and what of. `attempt` is the job's claim_attempt then."""
+
+    attempt: int
+    error_type: str
+    error_message: str
+    started_at: int
+    ended_at: int
+    session_id: str | None = None
+    worker_instance_id: str | None = None
 
 
 class Selector(Record, frozen=True):

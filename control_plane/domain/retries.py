@@ -15,7 +15,16 @@ MAX_ATTEMPTS = 10
 DEFAULT_ATTEMPTS = 1
 DEFAULT_EXECUTION_TIMEOUT = 86_400.0
 
+LONGEST_DELAY = 30 * 86_400.0
+"""Seconds between two attempts at the most, whatever the policy's numbers come to."""
+
 Next = Literal["hand_back", "retry", "retry_at_once", "fail"]
+
+
+def delay_before_next(job: Job) -> float:
+    """Seconds until the attempt that follows the last one charged."""
+    longest = LONGEST_DELAY if job.retry_max_delay is None else min(job.retry_max_delay, LONGEST_DELAY)
+    return min(longest, job.retry_delay * job.retry_backoff ** max(0, job.attempts_charged - 1))
 
 
 def after_failure(job: Job, error_type: str, *, already_charged: bool = False) -> Next:

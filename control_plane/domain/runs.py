@@ -11,7 +11,7 @@ followed by `action.retried` if another comes; the step's outcome is exactly one
 that a job cancelled with its run ends without one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from control_plane.domain import jobs, templates
 from control_plane.domain.changes import (
     AnyChange,
+    AttemptFailed,
     CancelAnnounced,
     EventAppended,
     JobChanged,
@@ -31,14 +32,12 @@ from control_plane.domain.changes import (
     StepCreated,
     StepUpdated,
 )
+from control_plane.domain.enqueue import DEFAULT_QUEUE, MAX_SPEC_BYTES, Enqueued, NewJob, accept
 from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, Automation, Job, Run, Step, Version
 from control_plane.domain.specs import ActionPlan, ChildPlan, Plan, StepPlan, merge_inputs
 from control_plane.domain.times import to_microseconds
 from control_plane.domain.transitions import RUN, STEP, follow
 from control_plane.errors import Conflict, DomainError, Invalid
-
-MAX_SPEC_BYTES = 768 * 1024
-"""Of a job's spec: what a frame of 1 MiB can carry beside everything else."""
 
 MAX_EVENT_RESULT_BYTES = 64 * 1024
 """A larger result is left out of its event; the step has it."""
@@ -49,7 +48,6 @@ MAX_DEPTH = 8
 MAX_RUNS_AT_ONCE = 100
 """Runs that one transaction may start, so that automations that start each other end quickly."""
 
-DEFAULT_QUEUE = "default"
 STEP_ORIGIN = "automation_action_step"
 
 
@@ -169,7 +167,22 @@ class Engine:
             self._event(run, "step.cancelled", _without_none({"job_id": step.job_id, "reason": reason}), step)
         return self._end_run(run, "cancelled", {"reason": reason})
 
-    # --- what happens to a step's job
+    # --- jobs without a run
+
+    def enqueue(self, project_id: str, handed_in: Sequence[NewJob], earlier: Mapping[str, str]) -> Enqueued:
+        """See enqueue.accept."""
+        enqueued, accepted = accept(
+            handed_in,
+            project_id=project_id,
+            earlier=earlier,
+            new_id=self._new_id,
+            now=self._now,
+            pending_deadline=self._pending_deadline,
+        )
+        self.changes += [JobCreated(job=job) for job in accepted]
+        return enqueued
+
+    # --- what happens to a job
 
     def claimed(self, before: Job, after: Job) -> None:
         """A worker holds the job."""
@@ -186,6 +199,9 @@ class Engine:
         if after is None:
             return
         self.changes.append(JobChanged(before=before, after=after))
+        attempt = jobs.failed_attempt(before, outcome, self._now)
+        if attempt is not None:
+            self.changes.append(AttemptFailed(job=before, attempt=attempt))
         if running is None or running.run.status in TERMINAL_RUN or running.step.status in TERMINAL_STEP:
             return
         if outcome.event == "completed":

@@ -13,13 +13,16 @@ from typing import Any, Protocol
 
 from msgspec import Struct, field
 
+from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
+    Attempt,
     Automation,
     Drain,
     DrainTarget,
     Event,
     Job,
+    JobStatus,
     Project,
     Run,
     Selector,
@@ -45,6 +48,7 @@ class JobClaimable(Fact, frozen=True):
     provider: str | None = None
     model: str | None = None
     environment_id: str | None = None
+    priority: int = 0
 
 
 class CancelRequested(Fact, frozen=True):
@@ -205,6 +209,21 @@ class Load(Struct, frozen=True, kw_only=True):
     jobs_pending: int
     jobs_claimed: int
     runs_open: int
+
+
+class JobFilter(Struct, frozen=True, kw_only=True):
+    """Which jobs a listing shows; None: whichever."""
+
+    status: JobStatus | None = None
+    queue: str | None = None
+    action_name: str | None = None
+
+
+class JobView(Struct, frozen=True, kw_only=True):
+    """A job with what its failed attempts died of, the first attempt first."""
+
+    job: Job
+    attempts: list[Attempt] = field(default_factory=list)
 
 
 class SessionView(Struct, frozen=True, kw_only=True):
@@ -411,6 +430,20 @@ class Store(Protocol):
 
     async def job(self, project_id: str, job_id: str) -> Job:
         """Raises NotFound."""
+
+    # --- jobs without a run
+
+    async def enqueue(self, project_id: str, jobs: Sequence[NewJob], *, now: int | None = None) -> Enqueued:
+        """All of them or none (see domain/enqueue.py). Raises Invalid("invalid_job")."""
+
+    async def job_view(self, project_id: str, job_id: str) -> JobView:
+        """Any job, also a step's. Raises NotFound."""
+
+    async def jobs(self, project_id: str, which: JobFilter, *, cursor: str | None, limit: int) -> Page:
+        """Page of Job, without `spec` and `result`, those created last first. A page looks at a bounded number of jobs:
+        it may be short, even empty, and not be the last. Raises Invalid("invalid_cursor")."""
+
+    # --- what time does to jobs
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
         """One sweep over the three deadlines, at most `limit` jobs of each. No lease lapses in the first lease duration

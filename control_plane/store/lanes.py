@@ -1,11 +1,11 @@
-"""What a claim selects by: jobs of one project, queue, environment and kind of work wait in one lane, in order.
+"""What a claim selects by: jobs of one project, queue, environment, work and priority wait in one lane, in order.
 
 A lane is a row that is never deleted, so that the writer may keep what it has read. What was read or made in a
 transaction that is undone is forgotten.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -28,6 +28,33 @@ class Lane(Struct, frozen=True, kw_only=True):
     action_name: str | None
     provider: str | None
     model: str | None
+    priority: int
+
+
+class Queued(Routed, Protocol):
+    """What of a job decides about its lane."""
+
+    @property
+    def priority(self) -> int:
+        """Higher ones are claimed first."""
+
+
+def lane_key(job: Queued) -> tuple[str | int | None, ...]:
+    """What the jobs of one lane of a project have in common."""
+    return (job.queue, job.environment_id, job.action_name, job.provider, job.model, job.priority)
+
+
+def lane_of_row(row: Any) -> Lane:
+    """Of lanes_of_project."""
+    return Lane(
+        id=row[0],
+        queue=row[1],
+        environment_id=row[2],
+        action_name=row[3],
+        provider=row[4],
+        model=row[5],
+        priority=row[6],
+    )
 
 
 class Lanes:
@@ -35,9 +62,9 @@ class Lanes:
 
     def __init__(self, statements: dict[str, str]) -> None:
         self._sql = statements
-        self._ids: dict[str, dict[tuple[str | None, ...], int]] = {}
+        self._ids: dict[str, dict[tuple[str | int | None, ...], int]] = {}
         self._lanes: dict[str, list[Lane]] = {}
-        self._selections: dict[tuple[str, Selector], list[int]] = {}
+        self._selections: dict[tuple[str, Selector], list[Lane]] = {}
         self._quiet_until: dict[int, int] = {}
 
     def forget(self) -> None:
@@ -45,9 +72,9 @@ class Lanes:
         for known in (self._ids, self._lanes, self._selections, self._quiet_until):
             known.clear()
 
-    def lane_of(self, execute: Execute, project_id: str, job: Routed) -> int:
+    def lane_of(self, execute: Execute, project_id: str, job: Queued) -> int:
         """The lane in which the job waits, made if it is new."""
-        key = (job.queue, job.environment_id, job.action_name, job.provider, job.model)
+        key = lane_key(job)
         ids = self._ids_of(execute, project_id)
         lane_id = ids.get(key)
         if lane_id is None:
@@ -57,14 +84,15 @@ class Lanes:
             self._selections.clear()
         return lane_id
 
-    def admitted(self, execute: Execute, project_id: str, selector: Selector) -> list[int]:
-        """The lanes of the project whose jobs the selector admits."""
+    def admitted(self, execute: Execute, project_id: str, selector: Selector) -> list[Lane]:
+        """The lanes of the project whose jobs the selector admits, those of the highest priority first."""
         names = len(selector.queues) + len(selector.action_names) + len(selector.models)
         key = (project_id, selector) if names <= _MOST_REMEMBERED_NAMES else None
         found = self._selections.get(key) if key is not None else None
         if found is None:
             self._ids_of(execute, project_id)
-            found = [lane.id for lane in self._lanes[project_id] if admits(selector, lane)]
+            found = [lane for lane in self._lanes[project_id] if admits(selector, lane)]
+            found.sort(key=lambda lane: -lane.priority)
             if key is not None:
                 if len(self._selections) >= _MOST_SELECTIONS:
                     self._selections.clear()
@@ -84,13 +112,10 @@ class Lanes:
         if self._quiet_until.get(lane_id, 0) > available_at:
             self._quiet_until[lane_id] = available_at
 
-    def _ids_of(self, execute: Execute, project_id: str) -> dict[tuple[str | None, ...], int]:
+    def _ids_of(self, execute: Execute, project_id: str) -> dict[tuple[str | int | None, ...], int]:
         ids = self._ids.get(project_id)
         if ids is None:
             rows = list(execute(self._sql["lanes_of_project"], (project_id,)))
-            self._lanes[project_id] = [
-                Lane(id=row[0], queue=row[1], environment_id=row[2], action_name=row[3], provider=row[4], model=row[5])
-                for row in rows
-            ]
+            self._lanes[project_id] = [lane_of_row(row) for row in rows]
             ids = self._ids[project_id] = {tuple(row[1:]): row[0] for row in rows}
         return ids

@@ -12,6 +12,10 @@ MOST_EVENT_BYTES = 8 * 1024 * 1024
 """Of payloads in one answer of `events`."""
 
 
+MOST_LOOKED_AT = 5000
+"""Jobs that one page of a listing looks at: those that it looks for may be rare."""
+
+
 def position(cursor: str | None) -> int:
     """The key before which a page begins. Raises Invalid("invalid_cursor")."""
     if cursor is None:
@@ -27,8 +31,15 @@ def page(found: list[tuple[int, Any]], limit: int) -> Page:
     """The page of what was found, with keys; `found` has one more than `limit` when there is a next page."""
     shown = found[:limit]
     more = len(found) > limit
-    cursor = base64.urlsafe_b64encode(str(shown[-1][0]).encode()).decode().rstrip("=") if more and shown else None
-    return Page(items=[item for _, item in shown], next_cursor=cursor)
+    return Page(items=[item for _, item in shown], next_cursor=_cursor(shown[-1][0]) if more and shown else None)
+
+
+def page_of_looks(found: list[tuple[int, Any]], limit: int, *, looked_at: int, last: int | None) -> Page:
+    """As `page`, of a listing that has looked at so many keys, down to `last`: where it found less than `limit` among
+    MOST_LOOKED_AT of them, the next page begins there."""
+    if len(found) > limit or looked_at < MOST_LOOKED_AT or last is None:
+        return page(found, limit)
+    return Page(items=[item for _, item in found], next_cursor=_cursor(last))
 
 
 LAST_ID = "\x7f"
@@ -52,5 +63,9 @@ def text_position(cursor: str | None) -> str:
 def text_page(found: list[tuple[str, Any]], limit: int) -> Page:
     """As `page`, with ids for keys."""
     shown = found[:limit]
-    cursor = base64.urlsafe_b64encode(shown[-1][0].encode()).decode().rstrip("=") if len(found) > limit else None
+    cursor = _cursor(shown[-1][0]) if len(found) > limit else None
     return Page(items=[item for _, item in shown], next_cursor=cursor)
+
+
+def _cursor(key: int | str) -> str:
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from control_plane.domain import jobs
+from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
     Automation,
@@ -34,7 +35,9 @@ from control_plane.domain.store import (
     Committed,
     HeartbeatOutcome,
     JobClaimable,
+    JobFilter,
     JobReport,
+    JobView,
     Lease,
     LeaseTerms,
     Listener,
@@ -50,7 +53,7 @@ from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store import postgres_presence
 from control_plane.store.clock import Clock
-from control_plane.store.postgres_batch import CancelRun, Claim, Heartbeat, Ping, Report, StartRun
+from control_plane.store.postgres_batch import CancelRun, Claim, Enqueue, Heartbeat, Ping, Report, StartRun
 from control_plane.store.postgres_connections import Connection, Database
 from control_plane.store.postgres_decisions import Known
 from control_plane.store.postgres_migrations import migrate, require_current
@@ -426,6 +429,23 @@ class PostgresStore:
     async def job(self, project_id: str, job_id: str) -> Job:
         """See Store."""
         return await self._read(self._queries.job, project_id, job_id)
+
+    # --- jobs without a run
+
+    async def enqueue(self, project_id: str, jobs: Sequence[NewJob], *, now: int | None = None) -> Enqueued:
+        """See Store."""
+        enqueued: Enqueued = await self._writer.submit(Enqueue(project_id=project_id, jobs=jobs), now)
+        return enqueued
+
+    async def job_view(self, project_id: str, job_id: str) -> JobView:
+        """See Store."""
+        return await self._read(self._queries.job_view, project_id, job_id)
+
+    async def jobs(self, project_id: str, which: JobFilter, *, cursor: str | None, limit: int) -> Page:
+        """See Store."""
+        return await self._read(self._queries.jobs, project_id, which, cursor, limit)
+
+    # --- what time does to jobs
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
         """See Store."""

@@ -5,19 +5,21 @@ runs, then claimed and pending jobs, each in the order of its keys. Claims come 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from msgspec import Struct
 
 from control_plane.domain import jobs
+from control_plane.domain.enqueue import Enqueued, NewJob, external_ids
 from control_plane.domain.model import Job, Run
 from control_plane.domain.runs import Engine, already_started
 from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, Lease, ReportOutcome
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import NotFound
 from control_plane.keys import hash_secret
+from control_plane.store.lanes import Lane
 from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
@@ -29,8 +31,17 @@ CLAIM_AGAIN = 0.003
 MOST_CLAIM_TRIES = 5
 
 
+JOBS_A_COMMAND = 8
+"""So many jobs that are handed in count as one command in a transaction."""
+
+
 class Command(Struct, frozen=True, kw_only=True):
     """Base of what a batch does."""
+
+    @property
+    def weight(self) -> int:
+        """How many small ones it is worth in a transaction."""
+        return 1
 
 
 class Ping(Command, frozen=True):
@@ -67,6 +78,18 @@ class StartRun(Command, frozen=True):
     inputs: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
     external_id: str | None = None
+
+
+class Enqueue(Command, frozen=True):
+    """See Store.enqueue."""
+
+    project_id: str
+    jobs: Sequence[NewJob]
+
+    @property
+    def weight(self) -> int:
+        """See Command."""
+        return 1 + len(self.jobs) // JOBS_A_COMMAND
 
 
 class CancelRun(Command, frozen=True):
@@ -106,7 +129,7 @@ class Asked:
 class _Claiming:
     """One claim and the keys of the jobs that it may get, the oldest first."""
 
-    def __init__(self, asked: Asked, order: ClaimOrder, lanes: list[int], now: int) -> None:
+    def __init__(self, asked: Asked, order: ClaimOrder, lanes: list[Lane], now: int) -> None:
         self.asked = asked
         self.order = order
         self.lanes = lanes
@@ -209,14 +232,12 @@ class Batch:
         await self._known.lanes.refresh(self._connection, projects, self._steady())
 
     async def _lock_external_ids(self, works: Sequence[Asked]) -> None:
-        keys = set()
+        keys: set[int] = set()
         for asked in works:
-            start = asked.command
-            if isinstance(start, StartRun) and start.external_id is not None:
-                key = _lock_key(start)
-                if key in keys:
-                    asked.again(0.0)
-                keys.add(key)
+            named = {_lock_key(*name) for name in _names(asked.command)}
+            if named & keys:
+                asked.again(0.0)
+            keys |= named
         if keys:
             await self._connection.execute(self._sql["lock_keys"], sorted(keys))
 
@@ -236,9 +257,13 @@ class Batch:
         await self._facts.load_jobs(self._connection, sorted(seqs))
 
     async def _load_published(self, works: Sequence[Asked]) -> None:
-        """What every start asks for: loaded before, so that it is decided once."""
+        """What starts and jobs handed in ask for: loaded before, so that they are decided once."""
         starts = (asked.command for asked in works if isinstance(asked.command, StartRun))
-        keys = {("published", start.project_id, start.handle): None for start in starts}
+        keys: dict[tuple[str, ...], None] = {("published", start.project_id, start.handle): None for start in starts}
+        for asked in works:
+            if isinstance(asked.command, Enqueue):
+                for external_id in external_ids(asked.command.jobs):
+                    keys["job", asked.command.project_id, external_id] = None
         if keys:
             await self._facts.load(self._connection, keys)
 
@@ -257,6 +282,8 @@ class Batch:
             self._prepare_report(asked, command)
         elif isinstance(command, StartRun):
             self._decide(asked, command.project_id, self._now(asked, None), partial(self._start, command))
+        elif isinstance(command, Enqueue):
+            self._decide(asked, command.project_id, self._now(asked, None), partial(self._enqueue, command))
         elif isinstance(command, CancelRun):
             if self._reserve(command.run_id):
                 now = self._now(asked, command.run_id)
@@ -297,6 +324,14 @@ class Batch:
         target = self._facts.published(command.project_id, command.handle)
         return engine.start(target, command.inputs, source=command.source, external_id=command.external_id)
 
+    def _enqueue(self, command: Enqueue, engine: Engine) -> Enqueued:
+        earlier = {}
+        for external_id in external_ids(command.jobs):
+            job_id = self._facts.job_of_external_id(command.project_id, external_id)
+            if job_id is not None:
+                earlier[external_id] = job_id
+        return engine.enqueue(command.project_id, command.jobs, earlier)
+
     def _cancel(self, command: CancelRun, engine: Engine) -> Run:
         loaded = self._facts.runs.get(command.run_id)
         if loaded is None or loaded.run.project_id != command.project_id:
@@ -317,9 +352,9 @@ class Batch:
                 now = asked.now if asked.now is not None else self._clock()
                 claim = _Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now)
                 claims.append(claim)
-                for lane_id in claim.lanes:
-                    number, until = wanted.get(lane_id, (0, 0))
-                    wanted[lane_id] = (number + claim.wanted, max(until, now))
+                for lane in claim.lanes:
+                    number, until = wanted.get(lane.id, (0, 0))
+                    wanted[lane.id] = (number + claim.wanted, max(until, now))
         if not wanted:
             return claims
         steady = self._steady()
@@ -379,22 +414,24 @@ class Batch:
     async def _put_off(self, claims: Sequence[_Claiming]) -> None:
         """A claim that found nothing although there is something was too early or too late: others were moving it."""
         empty = [claim for claim in claims if not claim.seqs and claim.asked.tries < MOST_CLAIM_TRIES]
-        lanes = sorted({lane_id for claim in empty for lane_id in claim.lanes})
+        lanes = sorted({lane.id for claim in empty for lane in claim.lanes})
         if not lanes:
             return
         now = max(claim.now for claim in empty)
         waiting = {row[0] for row in await self._connection.fetch(self._sql["lanes_with_jobs"], lanes, now)}
         for claim in empty:
-            if not waiting.isdisjoint(claim.lanes):
+            if any(lane.id in waiting for lane in claim.lanes):
                 claim.asked.again(CLAIM_AGAIN)
 
 
 def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, int]]]) -> None:
-    """Every claim takes the oldest of its lanes that no claim before it has taken."""
+    """Every claim takes of its lanes what no claim before it has taken: the highest priority first, then the oldest."""
     taken: set[int] = set()
     for claim in claims:
-        eligible = sorted(entry for lane_id in claim.lanes for entry in heads[lane_id] if entry[1] not in taken)
-        claim.seqs = [seq for _, seq in eligible[: claim.wanted]]
+        eligible = sorted(
+            (-lane.priority, *entry) for lane in claim.lanes for entry in heads[lane.id] if entry[1] not in taken
+        )
+        claim.seqs = [seq for _, _, seq in eligible[: claim.wanted]]
         taken.update(claim.seqs)
 
 
@@ -402,6 +439,15 @@ def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _lock_key(start: StartRun) -> int:
-    text = f"{start.project_id}\0{start.handle}\0{start.external_id}"
+def _names(command: Command) -> Iterator[tuple[str, str, str]]:
+    """The external ids that a command gives, and where they are names."""
+    if isinstance(command, StartRun) and command.external_id is not None:
+        yield command.project_id, command.handle, command.external_id
+    elif isinstance(command, Enqueue):
+        for external_id in external_ids(command.jobs):
+            yield command.project_id, "", external_id
+
+
+def _lock_key(project_id: str, handle: str, external_id: str) -> int:
+    text = f"{project_id}\0{handle}\0{external_id}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from control_plane.domain.changes import (
     AnyChange,
+    AttemptFailed,
     CancelAnnounced,
     EventAppended,
     JobChanged,
@@ -34,7 +35,7 @@ _encoder = msgspec.json.Encoder()
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "leave_pending",
     "leave_claimed", "insert_pending", "insert_claimed", "insert_finished", "update_pending", "request_cancel",
-    "insert_events",
+    "insert_attempts", "insert_events",
 )  # fmt: skip
 
 # What holds a lock on a row of these takes it in the order of their keys.
@@ -173,6 +174,10 @@ class Writing:
         if after.status in TERMINAL_JOB and after.session_id is not None:
             self.finished[after.session_id] = after.id
 
+    def _keep_attempt(self, change: AttemptFailed, _facts: list[Committed], _now: int) -> None:
+        key = self._facts.job_keys[change.job.id][0]
+        self._put("insert_attempts", key, *rows.attempt_row(change.attempt))
+
     def _announce_cancel(self, change: CancelAnnounced, facts: list[Committed], _now: int) -> None:
         facts.append(
             CancelRequested(
@@ -192,6 +197,7 @@ class Writing:
         StepAttempted: _attempt_step,
         JobCreated: _create_job,
         JobChanged: _change_job,
+        AttemptFailed: _keep_attempt,
         CancelAnnounced: _announce_cancel,
     }
 
@@ -238,8 +244,8 @@ class Writing:
         self._put(
             "insert_jobs", seq, job.id, job.project_id, lane_of(job), job.kind, job.origin, job.queue, job.action_name,
             job.provider, job.model, job.environment_id, run_seq, step_seq, job.run_id, job.step_id, job.step_key,
-            job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.created_at,
-            rows.to_json(job.spec),
+            job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.priority,
+            job.retry_backoff, job.retry_max_delay, job.external_id, job.created_at, rows.to_json(job.spec),
         )  # fmt: skip
 
     def _move(self, before: Job, after: Job, lane_of: Callable[[Job], int]) -> None:
@@ -308,4 +314,5 @@ def _claimable(job: Job) -> JobClaimable:
         provider=job.provider,
         model=job.model,
         environment_id=job.environment_id,
+        priority=job.priority,
     )

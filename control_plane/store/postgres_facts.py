@@ -25,7 +25,8 @@ _STEP_COLUMNS = len(rows.STEP)
 
 class Missing(Exception):  # noqa: N818 - raised and caught here, as control flow
     """A decision needs a fact that is not loaded. `key` says which: ("published", project_id, handle),
-    ("external", automation_id, external_id), ("version", version_id) or ("saved", run_id, step_key)."""
+    ("external", automation_id, external_id), ("job", project_id, external_id), ("version", version_id) or
+    ("saved", run_id, step_key)."""
 
     def __init__(self, *key: str) -> None:
         super().__init__(key)
@@ -88,6 +89,7 @@ class Facts:
         self._last: dict[str, tuple[int, int]] = {}
         self._published: dict[tuple[str, str], tuple[Automation, str | None] | None] = {}
         self._external: dict[tuple[str, ...], Run | None] = {}
+        self._jobs_by_external_id: dict[tuple[str, ...], str | None] = {}
         self._saved: dict[tuple[str, str], Any] = {}
 
     # --- asked by decisions
@@ -115,6 +117,13 @@ class Facts:
         if key not in self._external:
             raise Missing("external", *key)
         return self._external[key]
+
+    def job_of_external_id(self, project_id: str, external_id: str) -> str | None:
+        """The id of the job that was handed in with it. Raises Missing."""
+        key = (project_id, external_id)
+        if key not in self._jobs_by_external_id:
+            raise Missing("job", *key)
+        return self._jobs_by_external_id[key]
 
     def published(self, project_id: str, handle: str) -> Published:
         """See domain.runs.Facts. Raises Missing, NotFound, Conflict."""
@@ -194,6 +203,8 @@ class Facts:
             await self._load_published(connection, kinds["published"])
         if "external" in kinds:
             await self._load_external(connection, kinds["external"])
+        if "job" in kinds:
+            await self._load_jobs_by_external_id(connection, kinds["job"])
         if "version" in kinds:
             for row in await connection.fetch(self._sql["versions_by_id"], [key[0] for key in kinds["version"]]):
                 self._versions.add(rows.version(tuple(row)))
@@ -214,6 +225,14 @@ class Facts:
         for row in await connection.fetch(self._sql["runs_by_external_id"], automations, external_ids):
             run = rows.run(tuple(row))
             self._external[run.automation_id, run.external_id or ""] = run
+
+    async def _load_jobs_by_external_id(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        projects, external_ids = zip(*keys, strict=True)
+        self._jobs_by_external_id.update(dict.fromkeys(keys))
+        for project_id, external_id, job_id in await connection.fetch(
+            self._sql["jobs_by_external_id"], projects, external_ids
+        ):
+            self._jobs_by_external_id[project_id, external_id] = job_id
 
     async def _load_saved(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
         run_ids = {self.run_seqs[run_id]: run_id for run_id, _ in keys}

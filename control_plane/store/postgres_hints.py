@@ -45,6 +45,7 @@ class Jobs(Hint, frozen=True, tag="j"):
     available_at: int
     job_id: str
     count: int
+    priority: int = 0
 
 
 class Run(Hint, frozen=True, tag="r"):
@@ -184,7 +185,7 @@ class Gathered:
         known = self._jobs.get(key)
         count = min(_MOST_JOBS, known.count + 1) if known is not None else 1
         available_at = min(known.available_at, fact.available_at) if known is not None else fact.available_at
-        self._jobs[key] = Jobs(*kind, available_at, fact.job_id, count)
+        self._jobs[key] = Jobs(*kind, available_at, fact.job_id, count, fact.priority)
 
 
 def facts_of(hint: AnyHint) -> list[Committed]:
@@ -199,6 +200,7 @@ def facts_of(hint: AnyHint) -> list[Committed]:
             provider=hint.provider,
             model=hint.model,
             environment_id=hint.environment_id,
+            priority=hint.priority,
         )
         return [fact] * min(hint.count, _MOST_JOBS)
     if isinstance(hint, Run):

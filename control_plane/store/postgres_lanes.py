@@ -7,9 +7,9 @@ latest, before a claim. A lane is made in a transaction of its own: nothing that
 from collections.abc import Iterable, Sequence
 
 from control_plane.domain.model import Selector
-from control_plane.domain.selection import Routed, admits
+from control_plane.domain.selection import admits
 from control_plane.domain.times import MICROSECONDS
-from control_plane.store.lanes import Lane
+from control_plane.store.lanes import Lane, Queued, lane_key, lane_of_row
 from control_plane.store.postgres_connections import Connection
 
 REREAD_AFTER = 1.0
@@ -24,7 +24,7 @@ LATE_COMMIT = 2 * MICROSECONDS
 _MOST_SELECTIONS = 10_000
 _MOST_REMEMBERED_NAMES = 100
 
-Key = tuple[str | None, ...]
+Key = tuple[str | int | None, ...]
 
 
 class Lanes:
@@ -35,17 +35,17 @@ class Lanes:
         self._ids: dict[str, dict[Key, int]] = {}
         self._lanes: dict[str, list[Lane]] = {}
         self._read_at: dict[str, float] = {}
-        self._selections: dict[tuple[str, Selector], list[int]] = {}
+        self._selections: dict[tuple[str, Selector], list[Lane]] = {}
         self._begin: dict[int, int] = {}
         self._scanned_at: dict[int, float] = {}
 
-    def id_of(self, project_id: str, job: Routed) -> int | None:
+    def id_of(self, project_id: str, job: Queued) -> int | None:
         """The lane in which the job waits; None when it is not known here."""
-        return self._ids.get(project_id, {}).get(_key(job))
+        return self._ids.get(project_id, {}).get(lane_key(job))
 
-    async def make(self, connection: Connection, project_id: str, jobs: Iterable[Routed], now: float) -> None:
+    async def make(self, connection: Connection, project_id: str, jobs: Iterable[Queued], now: float) -> None:
         """Have the lanes of these jobs, outside of any transaction."""
-        for key in sorted({_key(job) for job in jobs}, key=repr):
+        for key in sorted({lane_key(job) for job in jobs}, key=repr):
             await connection.execute(self._sql["insert_lane"], project_id, *key)
         await self._read(connection, project_id, now)
 
@@ -55,18 +55,18 @@ class Lanes:
             if now >= self._read_at.get(project_id, float("-inf")) + REREAD_AFTER:
                 await self._read(connection, project_id, now)
 
-    def heard_of(self, project_id: str, job: Routed) -> None:
+    def heard_of(self, project_id: str, job: Queued) -> None:
         """Another replica has a job like this: a lane that is not known is read before the next claim."""
         if self.id_of(project_id, job) is None:
             self._read_at.pop(project_id, None)
 
-    def admitted(self, project_id: str, selector: Selector) -> list[int]:
+    def admitted(self, project_id: str, selector: Selector) -> list[Lane]:
         """The known lanes of the project whose jobs the selector admits."""
         names = len(selector.queues) + len(selector.action_names) + len(selector.models)
         key = (project_id, selector) if names <= _MOST_REMEMBERED_NAMES else None
         found = self._selections.get(key) if key is not None else None
         if found is None:
-            found = [lane.id for lane in self._lanes.get(project_id, ()) if admits(selector, lane)]
+            found = [lane for lane in self._lanes.get(project_id, ()) if admits(selector, lane)]
             if key is not None:
                 if len(self._selections) >= _MOST_SELECTIONS:
                     self._selections.clear()
@@ -92,13 +92,6 @@ class Lanes:
         rows = await connection.fetch(self._sql["lanes_of_project"], project_id)
         if len(rows) != len(self._lanes.get(project_id, ())):
             self._selections.clear()
-            self._lanes[project_id] = [
-                Lane(id=row[0], queue=row[1], environment_id=row[2], action_name=row[3], provider=row[4], model=row[5])
-                for row in rows
-            ]
+            self._lanes[project_id] = [lane_of_row(row) for row in rows]
             self._ids[project_id] = {tuple(row)[1:]: row[0] for row in rows}
         self._read_at[project_id] = now
-
-
-def _key(job: Routed) -> Key:
-    return (job.queue, job.environment_id, job.action_name, job.provider, job.model)

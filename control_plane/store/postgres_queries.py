@@ -18,7 +18,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
-from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, Load, Page, SessionView
+from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, JobFilter, JobView, Load, Page, SessionView
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
 from control_plane.store.pages import page, position
@@ -201,6 +201,27 @@ class Queries:
         if row is None:
             raise NotFound(f"no job {job_id} in this project")
         return rows.job(row[:_JOB_COLUMNS], rows.from_json(row[-1]))
+
+    async def job_view(self, connection: Connection, project_id: str, job_id: str) -> JobView:
+        """See Store.job_view."""
+        row = await self._one(connection, "job", job_id, project_id)
+        if row is None:
+            raise NotFound(f"no job {job_id} in this project")
+        job = rows.job(row[:_JOB_COLUMNS], rows.from_json(row[-1]))
+        attempts = await self._all(connection, "attempts_of_job", row[0])
+        return JobView(job=job, attempts=[rows.attempt(each) for each in attempts])
+
+    async def jobs(
+        self, connection: Connection, project_id: str, which: JobFilter, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store.jobs."""
+        bindings = (position(cursor), pages.MOST_LOOKED_AT, project_id, which.queue, which.action_name, limit + 1)
+        found = await self._all(connection, f"listed_{which.status or 'jobs'}", *bindings)
+        seqs = [seq for _, _, seq in found if seq is not None]
+        # One that has moved on since is shown as it is now.
+        listed = await self._all(connection, "jobs_of_keys", seqs) if seqs else []
+        items = [(row[0], rows.job(row[:_JOB_COLUMNS], {})) for row in listed]
+        return pages.page_of_looks(items, limit, looked_at=found[0][0], last=found[0][1])
 
     async def load(self, connection: Connection) -> Load:
         """See Store.load."""

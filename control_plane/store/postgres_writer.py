@@ -26,7 +26,7 @@ from control_plane.store.postgres_decisions import Known
 from wire.verdicts import OVER_CAPACITY
 
 MAX_BATCH = 256
-"""Commands a transaction."""
+"""Commands a transaction, each counted by its weight."""
 
 HELP_AFTER = 0.02
 """Seconds that a call waits before a second transaction begins beside the first. Large transactions cost less than two
@@ -147,10 +147,12 @@ class Writer:
                 if not self._queue or time.monotonic() < self._queue[0].asked_at + after:
                     continue
                 calls: list[_Call] = []
-                while self._queue and len(calls) < MAX_BATCH:
+                weight = 0
+                while self._queue and weight < MAX_BATCH:
                     call = self._queue.popleft()
                     if not call.future.done():
                         calls.append(call)
+                        weight += call.command.weight
                 if calls:
                     return calls
             elif self._closing and not self._put_off:

@@ -7,6 +7,7 @@ import msgspec
 
 from control_plane.domain.model import (
     ApiKey,
+    Attempt,
     Automation,
     Drain,
     DrainTarget,
@@ -51,11 +52,11 @@ _SESSION = (
 )  # fmt: skip
 JOB = (
     "id", "project_id", "kind", "origin", "queue", "action_name", "provider", "model", "environment_id", "run_id",
-    "step_id", "step_key", "max_attempts", "retry_delay", "non_retryable", "execution_timeout", "created_at", "status",
-    "available_at", "pending_deadline_at", "execution_deadline_at", "claim_attempt", "attempts_charged", "hand_backs",
-    "lease_token_hash", "reported_token_hash", "lease_expires_at", "session_id", "worker_instance_id", "claimed_at",
-    "heartbeat_at", "cancel_requested_at", "cancel_reason", "updated_at", "completed_at", "error_type",
-    "error_message", "result",
+    "step_id", "step_key", "max_attempts", "retry_delay", "non_retryable", "execution_timeout", "priority",
+    "retry_backoff", "retry_max_delay", "external_id", "created_at", "status", "available_at", "pending_deadline_at",
+    "execution_deadline_at", "claim_attempt", "attempts_charged", "hand_backs", "lease_token_hash",
+    "reported_token_hash", "lease_expires_at", "session_id", "worker_instance_id", "claimed_at", "heartbeat_at",
+    "cancel_requested_at", "cancel_reason", "updated_at", "completed_at", "error_type", "error_message", "result",
 )  # fmt: skip
 
 JOB_KEYS = 3
@@ -175,6 +176,21 @@ def job(row: Row, spec: dict[str, Any]) -> Job:
     fields["non_retryable"] = from_json(fields["non_retryable"])
     fields["result"] = from_json(fields["result"])
     return Job(spec=spec, **fields)
+
+
+ATTEMPT = (
+    "attempt", "session_id", "worker_instance_id", "error_type", "error_message", "started_at", "ended_at",
+)  # fmt: skip
+
+
+def attempt(row: Row) -> Attempt:
+    """Of attempts_of_job."""
+    return Attempt(**dict(zip(ATTEMPT, row, strict=True)))
+
+
+def attempt_row(record: Attempt) -> Row:
+    """For insert_attempt, behind the job's seq."""
+    return _encoded(ATTEMPT, record, ())
 
 
 def _decoded(names: Sequence[str], row: Row, json_names: Sequence[str]) -> dict[str, Any]:

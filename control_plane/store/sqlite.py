@@ -18,6 +18,7 @@ import apsw
 import structlog
 
 from control_plane.domain import jobs
+from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
     Automation,
@@ -37,7 +38,9 @@ from control_plane.domain.store import (
     ClaimOrder,
     HeartbeatOutcome,
     JobClaimable,
+    JobFilter,
     JobReport,
+    JobView,
     Lease,
     LeaseTerms,
     Listener,
@@ -49,7 +52,7 @@ from control_plane.domain.store import (
 )
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
-from control_plane.store import sqlite_jobs, sqlite_presence, sqlite_registry
+from control_plane.store import sqlite_enqueue, sqlite_jobs, sqlite_presence, sqlite_registry
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite_queries import Queries
 from control_plane.store.sqlite_unit import Known
@@ -434,6 +437,23 @@ class SqliteStore:
     async def job(self, project_id: str, job_id: str) -> Job:
         """See Store."""
         return await self._read(self._queries.job, project_id, job_id)
+
+    # --- jobs without a run
+
+    async def enqueue(self, project_id: str, jobs: Sequence[NewJob], *, now: int | None = None) -> Enqueued:
+        """See Store."""
+        weight = 1 + len(jobs) // sqlite_enqueue.JOBS_A_COMMAND
+        return await self._writer.submit(sqlite_enqueue.enqueue(self._known, project_id, jobs), now, weight=weight)
+
+    async def job_view(self, project_id: str, job_id: str) -> JobView:
+        """See Store."""
+        return await self._read(self._queries.job_view, project_id, job_id)
+
+    async def jobs(self, project_id: str, which: JobFilter, *, cursor: str | None, limit: int) -> Page:
+        """See Store."""
+        return await self._read(self._queries.jobs, project_id, which, cursor, limit)
+
+    # --- what time does to jobs
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
         """See Store."""

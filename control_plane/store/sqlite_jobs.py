@@ -55,19 +55,27 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
 
 
 def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
-    """The seqs of the oldest available jobs in the lanes that the order admits; a few more than it can take."""
+    """The seqs of available jobs in the lanes that the order admits, a few more than it can take: those of the highest
+    priority first, of one priority the oldest."""
     wanted = order.limit + len(order.excluded)
+    candidates: list[int] = []
     heads: list[tuple[int, int]] = []
-    for lane_id in known.lanes.admitted(writing.execute, order.project_id, order.selector):
-        if known.lanes.quiet(lane_id, writing.now):
+    priority = None
+    for lane in known.lanes.admitted(writing.execute, order.project_id, order.selector):
+        if lane.priority != priority:
+            candidates += [seq for _, seq in sorted(heads)]
+            if len(candidates) >= wanted:
+                return candidates
+            priority, heads = lane.priority, []
+        if known.lanes.quiet(lane.id, writing.now):
             continue
-        head = list(writing.execute(known.sql["lane_head"], (lane_id, writing.now, wanted)))
+        head = list(writing.execute(known.sql["lane_head"], (lane.id, writing.now, wanted)))
         heads += head
         if not head:
-            ((following,),) = writing.execute(known.sql["lane_next"], (lane_id,))
-            known.lanes.set_quiet(lane_id, following)
-    heads.sort()
-    return [seq for _, seq in heads]
+            ((following,),) = writing.execute(known.sql["lane_next"], (lane.id,))
+            known.lanes.set_quiet(lane.id, following)
+    candidates += [seq for _, seq in sorted(heads)]
+    return candidates
 
 
 def heartbeat(known: Known, project_id: str, job_id: str, lease_token: str) -> Callable[[Writing], HeartbeatOutcome]:

@@ -19,7 +19,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
-from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, Load, Page, SessionView
+from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, JobFilter, JobView, Load, Page, SessionView
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
 from control_plane.store.pages import page, position
@@ -228,6 +228,32 @@ class Queries:
                 if row is not None:
                     return rows.job(row, rows.from_json(self._one(connection, "spec_of_job", seq)[0]))
         raise NotFound(f"job {job_id} has no state")
+
+    def job_view(self, connection: apsw.Connection, project_id: str, job_id: str) -> JobView:
+        """See Store.job_view."""
+        with connection:
+            job = self.job(connection, project_id, job_id)
+            (seq,) = self._one(connection, "find_job", job_id, project_id)
+            attempts = [rows.attempt(row) for row in self._all(connection, "attempts_of_job", seq)]
+        return JobView(job=job, attempts=attempts)
+
+    def jobs(
+        self, connection: apsw.Connection, project_id: str, which: JobFilter, cursor: str | None, limit: int
+    ) -> Page:
+        """See Store.jobs."""
+        bindings = (position(cursor), pages.MOST_LOOKED_AT, project_id, which.queue, which.action_name, limit + 1)
+        with connection:
+            found = self._all(connection, f"listed_{which.status or 'jobs'}", *bindings)
+            seqs = [seq for _, _, seq in found if seq is not None]
+            items = [(seq, self._listed(connection, seq)) for seq in seqs]
+        return pages.page_of_looks(items, limit, looked_at=found[0][0], last=found[0][1])
+
+    def _listed(self, connection: apsw.Connection, seq: int) -> Job:
+        for statement in ("finished_job", "claimed_job", "pending_job"):
+            row = self._one(connection, statement, seq)
+            if row is not None:
+                return replace(rows.job(row, {}), result=None)
+        raise NotFound(f"job {seq} has no state")
 
     def load(self, connection: apsw.Connection) -> Load:
         """See Store.load."""

@@ -9,6 +9,7 @@ from control_plane.domain import specs
 from control_plane.domain.automations import check_startable
 from control_plane.domain.changes import (
     AnyChange,
+    AttemptFailed,
     CancelAnnounced,
     EventAppended,
     JobChanged,
@@ -237,13 +238,7 @@ class Unit:
         if job.run_id is not None:
             run_seq = self._run_seqs[job.run_id]
             step_seq = self._step_seqs[job.step_id or ""]
-        bindings = (
-            job.id, job.project_id, lane_id, job.kind, job.origin, job.queue, job.action_name, job.provider, job.model,
-            job.environment_id, run_seq, step_seq, job.run_id, job.step_id, job.step_key, job.max_attempts,
-            job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.created_at,
-            rows.to_json(job.spec),
-        )  # fmt: skip
-        self._execute(self._sql["insert_job"], bindings)
+        self._execute(self._sql["insert_job"], body_row(job, lane_id, run_seq, step_seq))
         seq = self._writing.connection.last_insert_rowid()
         self._job_keys[job.id] = (seq, run_seq, step_seq)
         self._enter_pending(job)
@@ -265,6 +260,10 @@ class Unit:
         else:
             self._enter_finished(after, seq)
 
+    def _keep_attempt(self, change: AttemptFailed) -> None:
+        key = self._job_keys[change.job.id][0]
+        self._execute(self._sql["insert_attempt"], (key, *rows.attempt_row(change.attempt)))
+
     def _rewrite(self, before: Job, after: Job, seq: int) -> None:
         if after.status == "claimed":
             bindings = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
@@ -277,12 +276,7 @@ class Unit:
 
     def _enter_pending(self, job: Job) -> None:
         lane_id = self._known.lanes.lane_of(self._execute, job.project_id, job)
-        bindings = (
-            self._job_keys[job.id][0], lane_id, job.available_at, job.pending_deadline_at, _deadline(job),
-            job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs, job.lease_token_hash,
-            job.reported_token_hash, job.session_id, job.worker_instance_id, job.claimed_at, job.updated_at,
-        )  # fmt: skip
-        self._execute(self._sql["insert_pending"], bindings)
+        self._execute(self._sql["insert_pending"], pending_row(job, self._job_keys[job.id][0], lane_id))
         self._known.lanes.job_came(lane_id, job.available_at)
         self._announce(job)
 
@@ -314,18 +308,7 @@ class Unit:
             raise FenceBrokenError(f"{statement} found no row")
 
     def _announce(self, job: Job) -> None:
-        self._writing.facts.append(
-            JobClaimable(
-                project_id=job.project_id,
-                job_id=job.id,
-                queue=job.queue,
-                available_at=job.available_at,
-                action_name=job.action_name,
-                provider=job.provider,
-                model=job.model,
-                environment_id=job.environment_id,
-            )
-        )
+        self._writing.facts.append(claimable(job))
 
     def _announce_cancel(self, change: CancelAnnounced) -> None:
         self._writing.facts.append(
@@ -346,8 +329,43 @@ class Unit:
         StepAttempted: _attempt_step,
         JobCreated: _create_job,
         JobChanged: _change_job,
+        AttemptFailed: _keep_attempt,
         CancelAnnounced: _announce_cancel,
     }
+
+
+def body_row(job: Job, lane_id: int, run_seq: int | None, step_seq: int | None) -> rows.Row:
+    """For insert_job."""
+    return (
+        job.id, job.project_id, lane_id, job.kind, job.origin, job.queue, job.action_name, job.provider, job.model,
+        job.environment_id, run_seq, step_seq, job.run_id, job.step_id, job.step_key, job.max_attempts,
+        job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.priority, job.retry_backoff,
+        job.retry_max_delay, job.external_id, job.created_at, rows.to_json(job.spec),
+    )  # fmt: skip
+
+
+def pending_row(job: Job, seq: int, lane_id: int) -> rows.Row:
+    """For insert_pending."""
+    return (
+        seq, lane_id, job.available_at, job.pending_deadline_at, _deadline(job), job.execution_deadline_at,
+        job.claim_attempt, job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash,
+        job.session_id, job.worker_instance_id, job.claimed_at, job.updated_at,
+    )  # fmt: skip
+
+
+def claimable(job: Job) -> JobClaimable:
+    """What is said of a pending job."""
+    return JobClaimable(
+        project_id=job.project_id,
+        job_id=job.id,
+        queue=job.queue,
+        available_at=job.available_at,
+        action_name=job.action_name,
+        provider=job.provider,
+        model=job.model,
+        environment_id=job.environment_id,
+        priority=job.priority,
+    )
 
 
 def _deadline(job: Job) -> int:

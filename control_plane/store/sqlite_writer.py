@@ -19,7 +19,7 @@ from control_plane.errors import ControlPlaneError, StoreUnavailable
 from control_plane.store.clock import Clock
 
 MAX_BATCH = 512
-"""Commands a transaction."""
+"""Commands a transaction, each counted by its weight."""
 
 FAULTS = (
     apsw.FullError,
@@ -53,7 +53,7 @@ class Writing:
 
 
 Command = Callable[[Writing], Any]
-_Entry = tuple[Command, int | None, "asyncio.Future[Any]"]
+_Entry = tuple[Command, int | None, "asyncio.Future[Any]", int]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
@@ -88,12 +88,15 @@ class Writer:
         self._connection = connection
         self._thread.start()
 
-    async def submit(self, command: Callable[[Writing], ResultT], now: int | None = None) -> ResultT:
-        """The command's result, once it is durable. Raises what the command raises, and StoreUnavailable."""
+    async def submit(
+        self, command: Callable[[Writing], ResultT], now: int | None = None, *, weight: int = 1
+    ) -> ResultT:
+        """The command's result, once it is durable. Raises what the command raises, and StoreUnavailable. `weight`: how
+        many small commands it is worth."""
         if self._loop is None or self._closing:
             raise StoreUnavailable("the store is closed")
         future: asyncio.Future[ResultT] = self._loop.create_future()
-        self._queue.put((command, now, future))
+        self._queue.put((command, now, future, weight))
         return await future
 
     async def stop(self) -> None:
@@ -116,9 +119,11 @@ class Writer:
     def _next_batch(self) -> list[_Entry] | None:
         entry = self._queue.get()
         batch: list[_Entry] = []
+        weight = 0
         while entry is not None:
             batch.append(entry)
-            if len(batch) == MAX_BATCH:
+            weight += entry[3]
+            if weight >= MAX_BATCH:
                 return batch
             try:
                 entry = self._queue.get_nowait()
@@ -139,7 +144,7 @@ class Writer:
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
             latest, finished = 0, dict[str, int]()
-            for command, now, future in batch:
+            for command, now, future, _ in batch:
                 writing = Writing(connection, self._clock.now() if now is None else now)
                 outcomes.append((future, *self._one(command, writing)))
                 facts += writing.facts
@@ -150,7 +155,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear and the thread must live
             self._give_up(error)
             sentence = f"the store cannot write now: {error}"
-            outcomes = [(future, None, StoreUnavailable(sentence)) for _, _, future in batch]
+            outcomes = [(future, None, StoreUnavailable(sentence)) for _, _, future, _ in batch]
             facts = []
         self._tell(outcomes, facts)
 

@@ -152,6 +152,9 @@ class Scenario:
     async def start(self, handle, *, now=0.0, **arguments):
         return await self.store.start_run(self.project.id, handle, now=at(now), **arguments)
 
+    async def enqueue(self, jobs, *, now=0.0):
+        return await self.store.enqueue(self.project.id, jobs, now=at(now))
+
     async def claim(self, *, now=0.0, limit=10, session=None, selector=None, **fields):
         session = session or self.session
         return await self.store.claim(

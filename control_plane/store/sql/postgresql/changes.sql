@@ -59,12 +59,13 @@ WHERE steps.run_seq = n.run_seq AND steps.seq = n.seq
 -- name: insert_jobs
 INSERT INTO jobs (
     seq, id, project_id, lane_id, kind, origin, queue, action_name, provider, model, environment_id, run_seq, step_seq,
-    run_id, step_id, step_key, max_attempts, retry_delay, non_retryable, execution_timeout, created_at, spec
+    run_id, step_id, step_key, max_attempts, retry_delay, non_retryable, execution_timeout, priority, retry_backoff,
+    retry_max_delay, external_id, created_at, spec
 )
 SELECT
     (n->>0)::bigint, n->>1, n->>2, (n->>3)::bigint, n->>4, n->>5, n->>6, n->>7, n->>8, n->>9, n->>10,
     (n->>11)::bigint, (n->>12)::bigint, n->>13, n->>14, n->>15, (n->>16)::bigint, (n->>17)::float8, n->>18,
-    (n->>19)::float8, (n->>20)::bigint, n->>21
+    (n->>19)::float8, (n->>20)::bigint, (n->>21)::float8, (n->>22)::float8, n->>23, (n->>24)::bigint, n->>25
 FROM jsonb_array_elements($1::jsonb) AS rows (n)
 
 -- name: leave_pending
@@ -139,6 +140,14 @@ FROM (
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
 WHERE jobs_claimed.seq = n.seq AND jobs_claimed.lease_token_hash = n.lease_token_hash
+
+-- name: insert_attempts
+INSERT INTO job_attempts (
+    job_seq, attempt, session_id, worker_instance_id, error_type, error_message, started_at, ended_at
+)
+SELECT
+    (n->>0)::bigint, (n->>1)::bigint, n->>2, n->>3, n->>4, n->>5, (n->>6)::bigint, (n->>7)::bigint
+FROM jsonb_array_elements($1::jsonb) AS rows (n)
 
 -- name: insert_events
 INSERT INTO events (run_seq, sequence, id, event_type, created_at, step_id, step_key, payload)

@@ -1,7 +1,8 @@
 -- name: job_body
 j.seq, j.run_seq, j.step_seq,
 j.id, j.project_id, j.kind, j.origin, j.queue, j.action_name, j.provider, j.model, j.environment_id,
-j.run_id, j.step_id, j.step_key, j.max_attempts, j.retry_delay, j.non_retryable, j.execution_timeout, j.created_at
+j.run_id, j.step_id, j.step_key, j.max_attempts, j.retry_delay, j.non_retryable, j.execution_timeout, j.priority,
+j.retry_backoff, j.retry_max_delay, j.external_id, j.created_at
 
 -- name: job_state
 CASE WHEN c.seq IS NOT NULL THEN 'claimed' WHEN p.seq IS NOT NULL THEN 'pending' ELSE f.status END,
@@ -163,10 +164,11 @@ SELECT seq FROM runs WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR UPDATE SKIP 
 SELECT seq FROM runs WHERE seq = ANY($1::bigint[])
 
 -- name: lanes_of_project
-SELECT id, queue, environment_id, action_name, provider, model FROM lanes WHERE project_id = $1
+SELECT id, queue, environment_id, action_name, provider, model, priority FROM lanes WHERE project_id = $1
 
 -- name: insert_lane
-INSERT INTO lanes (project_id, queue, environment_id, action_name, provider, model) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO lanes (project_id, queue, environment_id, action_name, provider, model, priority)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT DO NOTHING
 
 -- name: next_available

@@ -1,7 +1,8 @@
 -- name: job_body
 j.seq, j.run_seq, j.step_seq,
 j.id, j.project_id, j.kind, j.origin, j.queue, j.action_name, j.provider, j.model, j.environment_id,
-j.run_id, j.step_id, j.step_key, j.max_attempts, j.retry_delay, j.non_retryable, j.execution_timeout, j.created_at
+j.run_id, j.step_id, j.step_key, j.max_attempts, j.retry_delay, j.non_retryable, j.execution_timeout, j.priority,
+j.retry_backoff, j.retry_max_delay, j.external_id, j.created_at
 
 -- name: find_job
 SELECT seq FROM jobs WHERE id = ? AND project_id = ?
@@ -32,8 +33,14 @@ WHERE f.seq = ?
 -- name: insert_job
 INSERT INTO jobs (
     id, project_id, lane_id, kind, origin, queue, action_name, provider, model, environment_id, run_seq, step_seq,
-    run_id, step_id, step_key, max_attempts, retry_delay, non_retryable, execution_timeout, created_at, spec
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    run_id, step_id, step_key, max_attempts, retry_delay, non_retryable, execution_timeout, priority, retry_backoff,
+    retry_max_delay, external_id, created_at, spec
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: insert_attempt
+INSERT INTO job_attempts (
+    job_seq, attempt, session_id, worker_instance_id, error_type, error_message, started_at, ended_at
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: insert_pending
 INSERT INTO jobs_pending (
@@ -78,11 +85,11 @@ FROM jobs j JOIN jobs_claimed c USING (seq)
 WHERE j.id = ? AND j.project_id = ?
 
 -- name: lanes_of_project
-SELECT id, queue, environment_id, action_name, provider, model FROM lanes WHERE project_id = ?
+SELECT id, queue, environment_id, action_name, provider, model, priority FROM lanes WHERE project_id = ?
 
 -- name: insert_lane
-INSERT INTO lanes (project_id, queue, environment_id, action_name, provider, model) VALUES (?, ?, ?, ?, ?, ?)
-RETURNING id
+INSERT INTO lanes (project_id, queue, environment_id, action_name, provider, model, priority)
+VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id
 
 -- name: lane_head
 SELECT available_at, seq FROM jobs_pending WHERE lane_id = ? AND available_at <= ? ORDER BY available_at, seq LIMIT ?

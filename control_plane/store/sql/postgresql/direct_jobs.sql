@@ -1,0 +1,63 @@
+-- Jobs without a run, and what people ask about any job.
+
+-- name: jobs_by_external_id
+SELECT j.project_id, j.external_id, j.id
+FROM unnest($1::text[], $2::text[]) AS asked (project_id, external_id)
+JOIN jobs j ON j.project_id = asked.project_id AND j.external_id = asked.external_id
+
+-- name: jobs_of_keys
+SELECT {job_body}, {job_state}, NULL::text
+FROM unnest($1::bigint[]) AS asked (seq)
+JOIN {job_tables} ON j.seq = asked.seq
+ORDER BY j.seq DESC
+
+-- name: attempts_of_job
+SELECT attempt, session_id, worker_instance_id, error_type, error_message, started_at, ended_at
+FROM job_attempts WHERE job_seq = $1 ORDER BY attempt
+
+-- A page of a listing looks at so many rows of one table, the newest first, and takes what fits. It says how many it has
+-- looked at, and the last of them, so that the next page begins behind it.
+-- name: listed_columns
+SELECT (SELECT count(*) FROM looked), (SELECT min(seq) FROM looked), found.seq
+FROM (SELECT 1) one LEFT JOIN (
+    SELECT j.seq FROM looked CROSS JOIN jobs j
+    WHERE j.seq = looked.seq AND j.project_id = $3
+        AND ($4::text IS NULL OR j.queue = $4) AND ($5::text IS NULL OR j.action_name = $5)
+    ORDER BY j.seq DESC LIMIT $6
+) found ON true
+
+-- name: listed_jobs
+WITH looked AS MATERIALIZED (
+    SELECT seq FROM jobs WHERE seq < $1 ORDER BY seq DESC LIMIT $2
+)
+{listed_columns}
+
+-- name: listed_pending
+WITH looked AS MATERIALIZED (
+    SELECT seq FROM jobs_pending WHERE seq < $1 ORDER BY seq DESC LIMIT $2
+)
+{listed_columns}
+
+-- name: listed_claimed
+WITH looked AS MATERIALIZED (
+    SELECT seq FROM jobs_claimed WHERE seq < $1 ORDER BY seq DESC LIMIT $2
+)
+{listed_columns}
+
+-- name: listed_completed
+WITH looked AS MATERIALIZED (
+    SELECT seq FROM jobs_finished WHERE seq < $1 AND status = 'completed' ORDER BY seq DESC LIMIT $2
+)
+{listed_columns}
+
+-- name: listed_failed
+WITH looked AS MATERIALIZED (
+    SELECT seq FROM jobs_finished WHERE seq < $1 AND status <> 'completed' AND status = 'failed' ORDER BY seq DESC LIMIT $2
+)
+{listed_columns}
+
+-- name: listed_cancelled
+WITH looked AS MATERIALIZED (
+    SELECT seq FROM jobs_finished WHERE seq < $1 AND status <> 'completed' AND status = 'cancelled' ORDER BY seq DESC LIMIT $2
+)
+{listed_columns}

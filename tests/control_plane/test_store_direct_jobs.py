@@ -1,0 +1,212 @@
+"""Jobs that belong to no run, on real stores. Time is fed."""
+
+import asyncio
+
+import pytest
+
+from control_plane.domain.enqueue import MAX_SPEC_BYTES, NewJob
+from control_plane.domain.model import Selector
+from control_plane.domain.store import JobClaimable, JobFilter
+from control_plane.errors import Invalid, NotFound
+from control_plane.store import pages
+from tests.support.store_scenario import LEASE, action, at, scenario
+
+
+@pytest.fixture
+async def s(place):
+    async with scenario(place) as made:
+        yield made
+
+
+def new(action_name="print", **fields):
+    return NewJob(action_name=action_name, spec=fields.pop("spec", {"parameters": {}}), **fields)
+
+
+async def listed(s, **which):
+    ids, cursor = [], None
+    while True:
+        page = await s.store.jobs(s.project.id, JobFilter(**which), cursor=cursor, limit=2)
+        ids += [job.id for job in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            return ids
+
+
+async def test_a_batch_is_claimed_reported_and_kept(s):
+    specs = [{"parameters": {"number": number}} for number in range(5)]
+    enqueued = await s.enqueue([new(spec=spec) for spec in specs], now=1)
+    assert enqueued.existing == []
+    assert len(s.announced(JobClaimable)) == 5
+    leases = await s.claim(now=2)
+    assert [lease.job.id for lease in leases] == enqueued.ids
+    assert [lease.job.spec for lease in leases] == specs
+    job = leases[0].job
+    assert (job.run_id, job.step_id, job.origin, job.claim_attempt) == (None, None, "direct_action_invoke", 1)
+    assert await s.report(leases[0], result={"n": 1}, now=3) == "accepted"
+    assert await s.report(leases[0], result={"n": 2}, now=3) == "duplicate"
+    view = await s.store.job_view(s.project.id, job.id)
+    assert (view.job.status, view.job.result, view.job.spec, view.attempts) == ("completed", {"n": 1}, specs[0], [])
+    assert (view.job.created_at, view.job.claimed_at, view.job.completed_at) == (at(1), at(2), at(3))
+    with pytest.raises(NotFound):
+        await s.store.job_view("proj_other", job.id)
+
+
+async def test_batches_at_the_same_time_keep_their_own_order(s):
+    batches = await asyncio.gather(
+        *(s.enqueue([new(spec={"parameters": {"b": b, "n": n}}) for n in range(20)]) for b in range(10))
+    )
+    assert len({job_id for batch in batches for job_id in batch.ids}) == 200
+    specs = {lease.job.id: lease.job.spec["parameters"] for lease in await s.claim(limit=300)}
+    for b, batch in enumerate(batches):
+        assert [specs[job_id] for job_id in batch.ids] == [{"b": b, "n": n} for n in range(20)]
+
+
+async def test_one_that_cannot_be_taken_takes_none_of_the_others_along(s):
+    large = {"parameters": {"x": "y" * MAX_SPEC_BYTES}}
+    with pytest.raises(Invalid, match=r"jobs\[1\]"):
+        await s.enqueue([new(), new(spec=large)])
+    assert await s.claim() == []
+    assert s.announced(JobClaimable) == []
+
+
+async def test_an_external_id_gives_the_same_job(s):
+    first = await s.enqueue([new(external_id="a"), new(), new(external_id="b"), new(external_id="a")])
+    assert first.ids[3] == first.ids[0]
+    assert first.existing == [first.ids[0]]
+    again = await s.enqueue([new(external_id="c"), new(external_id="b")])
+    assert again.ids[1] == first.ids[2]
+    assert again.existing == [first.ids[2]]
+    for lease in await s.claim():
+        await s.report(lease)
+    last = await s.enqueue([new(external_id="a")])
+    assert last.ids == last.existing == [first.ids[0]]
+    assert await s.claim() == []
+    job = await s.store.job(s.project.id, first.ids[0])
+    assert (job.external_id, job.status) == ("a", "completed")
+
+
+async def test_the_same_external_id_at_the_same_time_is_one_job(s):
+    answers = await asyncio.gather(*(s.enqueue([new(external_id="x"), new()]) for _ in range(20)))
+    assert len({answer.ids[0] for answer in answers}) == 1
+    assert sum(answer.existing == [] for answer in answers) == 1
+    assert len(await s.claim(limit=100)) == 21
+
+
+async def test_the_highest_priority_goes_first_then_the_oldest(s):
+    ids = []
+    for now, priority in ((1, 0), (2, 5), (3, -5), (4, 5), (5, 0)):
+        ids += (await s.enqueue([new(priority=priority, action_name=f"a{now}")], now=now)).ids
+    one, two, three, four, five = ids
+    assert [lease.job.id for lease in await s.claim(now=9, limit=3)] == [two, four, one]
+    leases = await s.claim(now=9)
+    assert [lease.job.id for lease in leases] == [five, three]
+    assert leases[1].job.priority == -5
+    # A job that comes back keeps its priority.
+    (high,) = (await s.enqueue([new(priority=100, max_attempts=2)], now=10)).ids
+    await s.enqueue([new()], now=10)
+    await s.report(await s.claim_one(now=10, limit=1), "failed", error="Boom", now=10)
+    assert (await s.claim_one(now=11, limit=1)).job.id == high
+
+
+async def test_a_delayed_job_is_not_there_before_its_time(s):
+    early = new(delay=5.0)
+    late = new(run_at=at(20), delay=1.0)
+    past = new(run_at=at(0))
+    ids = (await s.enqueue([early, late, past], now=10)).ids
+    assert [fact.available_at for fact in s.announced(JobClaimable)] == [at(15), at(20), at(10)]
+    assert [lease.job.id for lease in await s.claim(now=10)] == [ids[2]]
+    assert await s.store.next_available_at(now=at(10)) == at(15)
+    assert await s.claim(now=14.9) == []
+    assert [lease.job.id for lease in await s.claim(now=15)] == [ids[0]]
+    assert [fact.job_id for fact in await s.store.claimable(limit=9, since=at(15), now=at(20))] == [ids[1]]
+    assert [lease.job.id for lease in await s.claim(now=20)] == [ids[1]]
+
+
+async def test_delays_grow_by_the_backoff_up_to_the_longest(s):
+    await s.enqueue([new(max_attempts=5, retry_delay=2.0, retry_backoff=3.0, retry_max_delay=10.0)])
+    now = 0.0
+    for delay in (2, 6, 10, 10):
+        await s.report(await s.claim_one(now=now), "failed", error="Boom", message=f"after {now:g}", now=now)
+        assert await s.claim(now=now + delay - 0.001) == []
+        now += delay
+    lease = await s.claim_one(now=now)
+    await s.report(lease, "failed", error="Boom", message="last", now=now + 1)
+    view = await s.store.job_view(s.project.id, lease.job.id)
+    assert (view.job.status, view.job.error_message, view.job.attempts_charged) == ("failed", "last", 5)
+    assert [attempt.attempt for attempt in view.attempts] == [1, 2, 3, 4, 5]
+    assert [attempt.error_message for attempt in view.attempts] == ["after 0", "after 2", "after 8", "after 18", "last"]
+    assert (view.attempts[4].started_at, view.attempts[4].ended_at) == (at(now), at(now + 1))
+    assert view.attempts[4].worker_instance_id == "w-1"
+
+
+async def test_what_attempts_of_a_steps_job_died_of_is_kept_too(s):
+    await s.publish("a", [action(retry={"max_attempts": 3})])
+    await s.start("a")
+    lease = await s.claim_one(now=1)
+    await s.reap(LEASE + 2)
+    await s.report(await s.claim_one(now=LEASE + 3), "failed", error="WorkerCrashed", message="SIGSEGV", now=LEASE + 4)
+    last = await s.claim_one(now=LEASE + 5)
+    await s.report(last, "failed", error="WorkerOverCapacity", now=LEASE + 6)
+    await s.report(await s.claim_one(now=LEASE + 7), "failed", error="ValidationError", now=LEASE + 8)
+    view = await s.store.job_view(s.project.id, lease.job.id)
+    assert [(attempt.attempt, attempt.error_type) for attempt in view.attempts] == [
+        (1, "LeaseLapsed"),
+        (2, "WorkerCrashed"),
+        (3, "ValidationError"),
+    ]
+
+
+async def test_an_execution_deadline_ends_an_attempt_and_what_comes_after_it_none(s):
+    await s.enqueue([new(max_attempts=3, retry_delay=100.0, execution_timeout=30.0)])
+    lease = await s.claim_one(now=0)
+    await s.report(lease, "failed", error="Boom", now=1)
+    await s.reap(31)
+    view = await s.store.job_view(s.project.id, lease.job.id)
+    assert (view.job.status, view.job.error_type) == ("failed", "ExecutionDeadlineExceeded")
+    assert [attempt.error_type for attempt in view.attempts] == ["Boom"]
+
+
+async def test_generations_go_to_whoever_offers_the_model(s):
+    spec = {"request": {"messages": []}}
+    job = NewJob(kind="llm_generation", provider="ollama", model="llama3", spec=spec)
+    await s.enqueue([job])
+    assert await s.claim() == []
+    lease = await s.claim_one(selector=Selector(models=(("ollama", "llama3"),)))
+    assert (lease.job.kind, lease.job.action_name, lease.job.spec) == ("llm_generation", None, spec)
+
+
+async def test_listings_filter_and_page(s):
+    ids = []
+    for number in range(6):
+        ids += (await s.enqueue([new(f"a{number % 2}", queue=f"q{number % 3}")], now=number)).ids
+    other = await s.store.create_project("other", "Other")
+    await s.store.enqueue(other.id, [new()])
+    first, second, third = await s.claim(limit=3, now=9)
+    await s.report(first, result={"large": "x"}, now=9)
+    await s.report(second, "failed", error="Boom", message="so", now=9)
+    assert await listed(s) == ids[::-1]
+    assert await listed(s, queue="q1") == [ids[4], ids[1]]
+    assert await listed(s, action_name="a1", queue="q2") == [ids[5]]
+    assert await listed(s, action_name="nothing") == []
+    assert await listed(s, status="pending") == ids[:2:-1]
+    assert await listed(s, status="claimed") == [third.job.id]
+    assert await listed(s, status="completed") == [first.job.id]
+    assert await listed(s, status="failed") == [second.job.id]
+    assert await listed(s, status="failed", queue="q0") == []
+    assert await listed(s, status="cancelled") == []
+    (failed,) = (await s.store.jobs(s.project.id, JobFilter(status="failed"), cursor=None, limit=5)).items
+    assert (failed.error_type, failed.error_message, failed.spec) == ("Boom", "so", {})
+    (done,) = (await s.store.jobs(s.project.id, JobFilter(status="completed"), cursor=None, limit=5)).items
+    assert done.result is None
+    with pytest.raises(Invalid):
+        await s.store.jobs(s.project.id, JobFilter(), cursor="nonsense", limit=5)
+
+
+async def test_a_page_looks_at_a_bounded_number_of_jobs_and_the_next_goes_on_behind_them(s, monkeypatch):
+    monkeypatch.setattr(pages, "MOST_LOOKED_AT", 4)
+    rare = (await s.enqueue([new("rare")])).ids
+    await s.enqueue([new() for _ in range(10)])
+    page = await s.store.jobs(s.project.id, JobFilter(action_name="rare"), cursor=None, limit=5)
+    assert (page.items, page.next_cursor is None) == ([], False)
+    assert await listed(s, action_name="rare") == rare
+    assert len(await listed(s)) == 11
