@@ -85,7 +85,12 @@ class PostgresPlace:
         return [tuple(row) for row in await store._pool.run(lambda connection: connection.fetch(sql))]
 
     async def write(self, store, sql):
-        await store._pool.transact(lambda connection: connection.execute(sql))
+        del store  # what is written behind its back may be large: it has no time limit
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()
 
     @asynccontextmanager
     async def writes_held(self, store):
