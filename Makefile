@@ -69,7 +69,17 @@ $(VENV)/llama/installed: requirements/llama.txt | python
 test-llm: $(VENV)/dev $(VENV)/llama/installed ## generations by a real llama.cpp server, with a tiny model that the test writes
 	$(BIN)/python -m pytest -s tests/llm
 
-bench: $(VENV)/dev $(VENV)/npm-client/installed ## the measurements, side by side with what one would take instead
+# The job systems that ours is measured beside, in an environment of their own. Redis and PostgreSQL are Debian's.
+$(VENV)/bench-peers/installed: requirements/bench.txt | python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/bench-peers/installed
+
+bench: $(VENV)/dev $(VENV)/npm-client/installed $(VENV)/bench-peers/installed ## the measurements, side by side with what one would take instead
+	$(BIN)/python -m bench.control_plane
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
 	$(BIN)/python -m bench.tokens
@@ -99,6 +109,9 @@ lock: $(VENV)/dev ## write requirements/*.txt anew from pyproject.toml
 	for version in 0.0.23 0.0.61 0.5.0; do echo "deepnoodle-mobius==$$version" | $(BIN)/uv pip compile --quiet --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --output-file requirements/clients-$$version.txt - || exit; done
+	printf '%s\n' asyncpg uvloop pgqueuer "procrastinate" "psycopg[binary,pool]" "dramatiq[redis]" "celery[redis]" | $(BIN)/uv \
+	  pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --output-file requirements/bench.txt -
 	echo "xllamacpp" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --output-file requirements/llama.txt -
 	if command -v npm >/dev/null; then cd bench/node && npm install --package-lock-only --omit-lockfile-registry-resolved; fi

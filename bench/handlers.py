@@ -1,5 +1,7 @@
 """The handler that benchmarks run: it does nothing."""
 
+import socket
+import time
 from typing import Any
 
 from worker_child import action
@@ -19,3 +21,11 @@ def thread() -> None:
 @action("bench.process", isolation="process")
 async def process() -> None:
     """The same in a process of its own."""
+
+
+@action("bench.started")
+async def started(params: dict[str, Any]) -> None:
+    """Tells who waits for it how long it took to come here (see bench/peers/measured.py)."""
+    waited = time.monotonic_ns() - params["at"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(str(waited).encode(), params["to"])
