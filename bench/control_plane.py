@@ -189,10 +189,10 @@ def spent(parts: Parts) -> Figures:
     return {name: sum(map(processor_time, pids)) for name, pids in parts.processes.items() if pids}
 
 
-def measure(contestant: Contestant, jobs: int, starts: int) -> Figures:
-    """One round of one system."""
+@contextmanager
+def running(contestant: Contestant, directory: Path) -> Iterator[tuple[Parts, "subprocess.Popen[str]"]]:
+    """The system and the program that enqueues, once all workers have worked."""
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mobius-bench-")))
         parts = contestant.start(stack, directory)
         loader = stack.enter_context(
             subprocess.Popen(
@@ -210,19 +210,28 @@ def measure(contestant: Contestant, jobs: int, starts: int) -> Figures:
         if loader.stdout.readline() != "ready\n":
             raise RuntimeError(f"{contestant.name} did not start")
         ask(loader, f"jobs {WARM}")
+        yield parts, loader
+        loader.stdin.close()
+        loader.wait(STOP_TIMEOUT)
+
+
+def measure(contestant: Contestant, jobs: int, starts: int) -> Figures:
+    """One round of one system."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mobius-bench-") as directory,
+        running(contestant, Path(directory)) as (parts, loader),
+    ):
         number = max(1, round(jobs * contestant.share))
         before = spent(parts)
         done = ask(loader, f"jobs {number}")
         after = spent(parts)
-        figures = {"jobs/s": number / done["seconds"], "enqueued/s": number / done["enqueue_seconds"]}
-        costs = {name: after[name] - before[name] for name in before} | {"enqueuing": done["cpu_seconds"]}
-        figures |= {f"CPU us/job, {name}": seconds / number * 1e6 for name, seconds in costs.items()}
-        figures["CPU us/job, together"] = sum(costs.values()) / number * 1e6
         waited = sorted(ask(loader, f"starts {starts}")["milliseconds"])
-        figures["start p50 ms"] = waited[len(waited) // 2]
-        figures["start p99 ms"] = waited[min(len(waited) - 1, round(len(waited) * 0.99))]
-        loader.stdin.close()
-        loader.wait(STOP_TIMEOUT)
+    figures = {"jobs/s": number / done["seconds"], "enqueued/s": number / done["enqueue_seconds"]}
+    costs = {name: after[name] - before[name] for name in before} | {"enqueuing": done["cpu_seconds"]}
+    figures |= {f"CPU us/job, {name}": seconds / number * 1e6 for name, seconds in costs.items()}
+    figures["CPU us/job, together"] = sum(costs.values()) / number * 1e6
+    figures["start p50 ms"] = waited[len(waited) // 2]
+    figures["start p99 ms"] = waited[min(len(waited) - 1, round(len(waited) * 0.99))]
     return figures
 
 
