@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-llm check format docs bench campaign campaign-store lock clean
+.PHONY: help run test test-long test-llm check format docs bench bench-growth campaign campaign-store lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench: $(VENV)/dev $(VENV)/npm-client/installed $(VENV)/bench-peers/installed ##
 	$(BIN)/python -m bench.supervisor
 	$(BIN)/python -m bench.tokens
 	$(BIN)/python -m bench.isolation
+
+bench-growth: $(VENV)/dev ## what is not to grow: with what is kept, with what has passed through, with workers that wait (minutes)
+	$(BIN)/python -m bench.growth
 
 campaign: $(VENV)/dev ## random faults against workers under load (SEED= FAULTS=500 WORKERS=20), then KILLS=10 of the quickstart's supervisor
 	@$(BIN)/python -m tests.campaign $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) \

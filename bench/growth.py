@@ -37,6 +37,7 @@ from supervisor.memory import memory_of
 from tests.support.control_plane_process import ControlPlaneProcess
 from tests.support.postgres_cluster import Cluster
 from tests.support.postgres_cluster import why_not as why_no_postgres
+from wire.frames import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1024 * 1024
@@ -104,25 +105,18 @@ async def claim(store: Store, session: Session) -> list[Lease]:
     return await store.claim(order)
 
 
-async def report(store: Store, lease: Lease) -> None:
-    outcome = await store.report(
-        lease.job.project_id,
-        lease.job.id,
-        lease.lease_token,
-        status="completed",
-        result={},
-        error_type=None,
-        error_message=None,
-    )
-    assert outcome.verdict == "accepted"
+async def report(store: Store, leases: Sequence[Lease]) -> None:
+    """All of them as completed, as one connection's reports."""
+    said = [Report(job_id=lease.job.id, lease_token=lease.lease_token, result={}) for lease in leases]
+    outcomes = await store.reports(leases[0].job.project_id, said)
+    assert all(outcome.verdict == "accepted" for outcome in outcomes)
 
 
 async def seed(url: str, pending: int, finished: int) -> None:
     """One job goes the whole way; copies of its rows are the other finished ones, older than all that wait."""
     store, session = await opened(url)
     await enqueue(store, session.project_id, 1)
-    for lease in await claim(store, session):
-        await report(store, lease)
+    await report(store, await claim(store, session))
     await store.close()
     if finished > 1:
         await (multiply_sqlite if url.startswith("sqlite") else multiply_postgres)(url, finished - 1)
@@ -166,7 +160,8 @@ async def in_turn(callers: int, number: int, ask: Callable[[], Awaitable[int]]) 
     async def call() -> None:
         nonlocal done
         while done < number:
-            done += await ask()
+            more = await ask()
+            done += more
 
     began = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(callers)))
@@ -186,7 +181,8 @@ async def rates(url: str, number: int) -> Figures:
 
     async def give() -> int:
         mine = [leases.pop() for _ in range(min(CLAIMED, len(leases)))]
-        await asyncio.gather(*(report(store, lease) for lease in mine))
+        if mine:
+            await report(store, mine)
         return len(mine) or number
 
     figures = {"claims/s": await in_turn(CALLERS, number, take)}
