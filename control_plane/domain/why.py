@@ -1,0 +1,206 @@
+"""Why a job waits: computed from what is there now, never stored. Pure decisions.
+
+The reasons come in the order in which they would have to be removed: a job of a paused queue is not helped by another
+worker. Where no worker is able to run the job, the nearest miss is the live worker that fails it in the fewest ways.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from control_plane.domain.model import TERMINAL_JOB, Job, Selector, Session
+from control_plane.domain.selection import admits
+from control_plane.domain.times import MICROSECONDS, rfc3339
+
+State = Literal["waiting", "claimable", "running", "ended"]
+Code = Literal[
+    "queue_paused", "no_worker", "no_eligible_worker", "workers_full", "limit_reached", "delayed_until", "retry_at"
+]
+
+MOST_NAMES = 5
+"""Workers, queues or actions that a sentence names."""
+
+
+class Presence(Struct, frozen=True, kw_only=True):
+    """One worker session of the project, and how many jobs it holds now."""
+
+    session: Session
+    busy: int
+    is_stale: bool
+
+
+class Limit(Struct, frozen=True, kw_only=True):
+    """At most `most` jobs of `what` ("queue gpu", "action train") run at once, and `running` do now."""
+
+    what: str
+    most: int
+    running: int
+
+
+class Reason(Struct, frozen=True, kw_only=True):
+    """One thing that keeps the job waiting. `until` (microseconds) where it ends by itself."""
+
+    code: Code
+    message: str
+    remedy: str
+    until: int | None = None
+
+
+class Miss(Struct, frozen=True, kw_only=True):
+    """The worker that comes nearest to being able to run the job, and each way in which it is not."""
+
+    worker_instance_id: str
+    session_id: str
+    differences: list[str]
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """`summary` is one sentence; `reasons` are empty unless the job waits."""
+
+    state: State
+    summary: str
+    reasons: list[Reason]
+    nearest_miss: Miss | None = None
+
+
+def explain(
+    job: Job, presences: Sequence[Presence], *, is_paused: bool, limits: Sequence[Limit], now: int
+) -> Explanation:
+    """Why `job` is not running now. `limits` are those that count for it; `is_paused`: its queue is."""
+    if job.status in TERMINAL_JOB:
+        return Explanation(state="ended", summary=_end_of(job), reasons=[])
+    if job.status == "claimed":
+        return Explanation(state="running", summary=_holder_of(job), reasons=[])
+    eligible = [presence for presence in presences if _is_eligible(presence, job)]
+    reasons = [
+        *_pause(job, is_paused=is_paused),
+        *_workers(job, presences, eligible),
+        *(_limit(limit) for limit in limits if limit.running >= limit.most),
+        *_delay(job, now),
+    ]
+    if not reasons:
+        summary = "nothing keeps it: a worker with a free slot takes it with its next claim"
+        return Explanation(state="claimable", summary=summary, reasons=[])
+    miss = None if eligible else _nearest_miss(job, presences)
+    return Explanation(state="waiting", summary=reasons[0].message, reasons=reasons, nearest_miss=miss)
+
+
+def _end_of(job: Job) -> str:
+    error = f": {job.error_type}: {job.error_message}" if job.error_type else ""
+    return f"it has ended: {job.status} after {_counted(job.claim_attempt, 'attempt')}{error}"
+
+
+def _holder_of(job: Job) -> str:
+    asked = "; it is asked to cancel it" if job.cancel_requested_at is not None else ""
+    since = "" if job.claimed_at is None else f" since {rfc3339(job.claimed_at)}"
+    lease = "" if job.lease_expires_at is None else f", under a lease until {rfc3339(job.lease_expires_at)}"
+    return f"worker {job.worker_instance_id} has it (attempt {job.claim_attempt}){since}{lease}{asked}"
+
+
+def _pause(job: Job, *, is_paused: bool) -> Iterator[Reason]:
+    if is_paused:
+        yield Reason(
+            code="queue_paused", message=f"queue {job.queue} is paused", remedy=f"mobius queues resume {job.queue}"
+        )
+
+
+def _workers(job: Job, presences: Sequence[Presence], eligible: Sequence[Presence]) -> Iterator[Reason]:
+    live = [presence for presence in presences if not presence.is_stale]
+    if not live:
+        stale = f"; {_counted(len(presences), 'worker')} stale" if presences else ""
+        message = f"no worker of this project is connected{stale}"
+        yield Reason(code="no_worker", message=message, remedy=f"start a worker for {_work_of(job)}")
+    elif not eligible:
+        message = f"none of the {_counted(len(live), 'connected worker')} takes {_work_of(job)}"
+        yield Reason(code="no_eligible_worker", message=message, remedy=_remedy(job, live))
+    elif all(presence.busy >= presence.session.concurrency_limit for presence in eligible):
+        slots = sum(presence.session.concurrency_limit for presence in eligible)
+        names = _named([presence.session.worker_instance_id for presence in eligible])
+        message = f"all {_counted(slots, 'slot')} of the workers that can run it are taken ({names})"
+        yield Reason(code="workers_full", message=message, remedy="wait, add workers, or raise their concurrency")
+
+
+def _limit(limit: Limit) -> Reason:
+    message = f"{limit.what} runs {limit.running} jobs, and {limit.most} is its limit"
+    return Reason(code="limit_reached", message=message, remedy=f"wait, or raise the limit of {limit.what}")
+
+
+def _delay(job: Job, now: int) -> Iterator[Reason]:
+    if job.available_at <= now:
+        return
+    due = rfc3339(job.available_at)
+    seconds = (job.available_at - now) / MICROSECONDS
+    if job.attempts_charged:
+        left = job.max_attempts - job.attempts_charged
+        failure = f" ({job.error_type}: {job.error_message})" if job.error_type else ""
+        message = f"attempt {job.claim_attempt} failed{failure}; the next of at most {left} more is at {due}"
+        yield Reason(code="retry_at", message=message, remedy=f"wait {seconds:.0f} s", until=job.available_at)
+    else:
+        message = f"it is delayed until {due}"
+        yield Reason(code="delayed_until", message=message, remedy=f"wait {seconds:.0f} s", until=job.available_at)
+
+
+def _is_eligible(presence: Presence, job: Job) -> bool:
+    return not presence.is_stale and not _is_leaving(presence.session) and admits(presence.session.selector, job)
+
+
+def _is_leaving(session: Session) -> bool:
+    return session.draining or session.drain_requested or session.ended_at is not None
+
+
+def _nearest_miss(job: Job, presences: Sequence[Presence]) -> Miss | None:
+    misses = [(list(_differences(presence, job)), presence.session) for presence in presences]
+    if not misses:
+        return None
+    differences, session = min(misses, key=lambda miss: (len(miss[0]), miss[1].worker_instance_id))
+    return Miss(worker_instance_id=session.worker_instance_id, session_id=session.id, differences=differences)
+
+
+def _differences(presence: Presence, job: Job) -> Iterator[str]:
+    """Every way in which the session cannot run the job; none if it can."""
+    session = presence.session
+    if presence.is_stale:
+        yield f"not heard of since {rfc3339(session.last_seen_at)}"
+    if _is_leaving(session):
+        yield "it drains"
+    yield from _mismatches(session.selector, job)
+
+
+def _mismatches(selector: Selector, job: Job) -> Iterator[str]:
+    if selector.queues and job.queue not in selector.queues:
+        yield f"claims from {_named(selector.queues)} and not from queue {job.queue}"
+    if job.environment_id != selector.environment_id:
+        has = f"environment {selector.environment_id}" if selector.environment_id else "no environment"
+        wants = f"pinned to environment {job.environment_id}" if job.environment_id else "not pinned to one"
+        yield f"it is in {has}, and the job is {wants}"
+    if job.action_name is None:
+        if (job.provider, job.model) not in selector.models:
+            offered = _named([f"{provider}/{model}" for provider, model in selector.models]) or "no model"
+            yield f"offers {offered} and not {job.provider}/{job.model}"
+    elif selector.action_names:
+        if job.action_name not in selector.action_names:
+            yield f"offers {_named(selector.action_names)} and not action {job.action_name}"
+    elif selector.models:
+        yield "offers models alone, and no action"
+
+
+def _remedy(job: Job, live: Sequence[Presence]) -> str:
+    if all(_is_leaving(presence.session) for presence in live):
+        return "all connected workers drain: start a new one"
+    return f"start a worker that takes {_work_of(job)}, or change what an existing one takes"
+
+
+def _work_of(job: Job) -> str:
+    what = f"action {job.action_name}" if job.action_name is not None else f"model {job.provider}/{job.model}"
+    where = f" in environment {job.environment_id}" if job.environment_id is not None else ""
+    return f"{what} from queue {job.queue}{where}"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,167 @@
+"""Why a job waits: every reason, their order, and the nearest miss."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from control_plane.domain import why
+from control_plane.domain.model import Job, Selector, Session
+from control_plane.domain.selection import admits
+
+NOW = 1_700_000_000_000_000
+SECOND = 1_000_000
+
+
+def a_job(**fields: Any) -> Job:
+    defaults = {
+        "id": "job_1",
+        "project_id": "proj_1",
+        "kind": "action_execution",
+        "origin": "direct",
+        "queue": "gpu",
+        "status": "pending",
+        "spec": {},
+        "created_at": NOW,
+        "updated_at": NOW,
+        "available_at": NOW,
+        "action_name": "train",
+    }
+    return Job(**(defaults | fields))
+
+
+def a_worker(name: str = "rig-1", *, busy: int = 0, stale: bool = False, slots: int = 2, **fields: Any) -> why.Presence:
+    session = Session(
+        id=f"wsess_{name}",
+        project_id="proj_1",
+        worker_instance_id=name,
+        token_hash=b"",
+        concurrency_limit=slots,
+        selector=fields.pop("selector", Selector()),
+        created_at=NOW,
+        last_seen_at=NOW,
+        **fields,
+    )
+    return why.Presence(session=session, busy=busy, is_stale=stale)
+
+
+def explained(job: Job, *presences: why.Presence, is_paused: bool = False, limits: Any = ()) -> why.Explanation:
+    return why.explain(job, presences, is_paused=is_paused, limits=limits, now=NOW)
+
+
+def codes(explanation: why.Explanation) -> list[str]:
+    return [reason.code for reason in explanation.reasons]
+
+
+def test_a_job_that_nothing_keeps_is_claimable() -> None:
+    explanation = explained(a_job(), a_worker())
+    assert (explanation.state, explanation.reasons, explanation.nearest_miss) == ("claimable", [], None)
+
+
+@pytest.mark.parametrize(
+    ("presences", "code", "says"),
+    [
+        ([], "no_worker", "no worker of this project is connected"),
+        ([a_worker(stale=True)], "no_worker", "no worker of this project is connected; 1 worker stale"),
+        (
+            [a_worker(selector=Selector(queues=("default",)))],
+            "no_eligible_worker",
+            "none of the 1 connected worker takes action train from queue gpu",
+        ),
+        (
+            [a_worker(busy=2), a_worker("rig-2", busy=2), a_worker("rig-3", draining=True)],
+            "workers_full",
+            "all 4 slots of the workers that can run it are taken (rig-1, rig-2)",
+        ),
+    ],
+)
+def test_reasons_that_are_the_workers(presences: list[why.Presence], code: str, says: str) -> None:
+    explanation = explained(a_job(), *presences)
+    assert (explanation.state, codes(explanation), explanation.summary) == ("waiting", [code], says)
+
+
+def test_one_free_slot_among_full_workers_is_enough() -> None:
+    assert explained(a_job(), a_worker(busy=2), a_worker("rig-2", busy=1)).state == "claimable"
+
+
+def test_all_reasons_at_once_in_the_order_in_which_they_would_have_to_go() -> None:
+    job = a_job(available_at=NOW + 30 * SECOND, attempts_charged=1, claim_attempt=1, max_attempts=3, error_type="Oops")
+    limits = [why.Limit(what="queue gpu", most=4, running=4), why.Limit(what="action train", most=4, running=3)]
+    explanation = explained(job, is_paused=True, limits=limits)
+    assert codes(explanation) == ["queue_paused", "no_worker", "limit_reached", "retry_at"]
+    paused, _, limit, retry = explanation.reasons
+    assert explanation.summary == paused.message == "queue gpu is paused"
+    assert paused.remedy == "mobius queues resume gpu"
+    assert limit.message == "queue gpu runs 4 jobs, and 4 is its limit"
+    assert retry.until == NOW + 30 * SECOND
+    assert "attempt 1 failed (Oops: None); the next of at most 2 more" in retry.message
+
+
+def test_a_delay_is_no_retry() -> None:
+    explanation = explained(a_job(available_at=NOW + 90 * SECOND), a_worker())
+    assert codes(explanation) == ["delayed_until"]
+    assert explanation.reasons[0].remedy == "wait 90 s"
+
+
+def test_the_nearest_miss_is_the_worker_with_the_fewest_differences() -> None:
+    explanation = explained(
+        a_job(),
+        a_worker("far", draining=True, selector=Selector(queues=("default",), action_names=("print",))),
+        a_worker("near", selector=Selector(queues=("gpu",), action_names=("print", "fail"))),
+        a_worker("gone", stale=True, selector=Selector(action_names=("print",))),
+    )
+    assert explanation.nearest_miss is not None
+    assert explanation.nearest_miss.worker_instance_id == "near"
+    assert explanation.nearest_miss.differences == ["offers print, fail and not action train"]
+
+
+def test_a_generation_names_its_model() -> None:
+    job = a_job(kind="llm_generation", action_name=None, provider="ollama", model="qwen")
+    explanation = explained(job, a_worker(selector=Selector(models=(("ollama", "llama"),))))
+    assert explanation.summary == "none of the 1 connected worker takes model ollama/qwen from queue gpu"
+    assert explanation.nearest_miss is not None
+    assert explanation.nearest_miss.differences == ["offers ollama/llama and not ollama/qwen"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "says"),
+    [
+        ({"status": "claimed", "worker_instance_id": "rig-1", "claim_attempt": 2}, "running", "worker rig-1 has it"),
+        ({"status": "claimed", "cancel_requested_at": NOW}, "running", "it is asked to cancel it"),
+        ({"status": "completed", "claim_attempt": 1}, "ended", "it has ended: completed after 1 attempt"),
+        (
+            {"status": "failed", "claim_attempt": 3, "error_type": "Oops", "error_message": "no disk"},
+            "ended",
+            "it has ended: failed after 3 attempts: Oops: no disk",
+        ),
+    ],
+)
+def test_what_does_not_wait_says_what_it_does(fields: dict[str, Any], state: str, says: str) -> None:
+    explanation = explained(a_job(**fields), is_paused=True)
+    assert (explanation.state, explanation.reasons) == (state, [])
+    assert says in explanation.summary
+
+
+names = st.sampled_from(["a", "b"])
+selectors = st.builds(
+    Selector,
+    queues=st.lists(names, unique=True).map(tuple),
+    action_names=st.lists(names, unique=True).map(tuple),
+    models=st.lists(st.tuples(names, names), unique=True).map(tuple),
+    environment_id=st.none() | names,
+)
+work = st.tuples(names, st.none(), st.none()) | st.tuples(st.none(), names, names)
+
+
+@given(selectors, work, names, st.none() | names)
+def test_a_worker_misses_a_job_exactly_where_it_is_not_offered_it(
+    selector: Selector, work: tuple[str | None, str | None, str | None], queue: str, environment: str | None
+) -> None:
+    action, provider, model = work
+    job = replace(a_job(), queue=queue, environment_id=environment, action_name=action, provider=provider, model=model)
+    explanation = explained(job, a_worker(selector=selector))
+    assert (explanation.nearest_miss is None) == admits(selector, job)
+    if explanation.nearest_miss is not None:
+        assert explanation.nearest_miss.differences
