@@ -271,13 +271,14 @@ def job_shape(job: Job, *, attempts: list[Attempt] | None = None) -> JobResponse
     )
     if attempts is not None:
         fields["spec"] = job.spec
-        fields["attempts"] = [_attempt_shape(attempt) for attempt in attempts]
+        fields["attempts"] = [attempt_shape(attempt) for attempt in attempts]
         if job.result is not None:
             fields["result"] = job.result
     return JobResponse(org_id=ORG_ID, retry=retry, timeout_seconds=job.execution_timeout, **fields)
 
 
-def _attempt_shape(attempt: Attempt) -> JobAttemptResponse:
+def attempt_shape(attempt: Attempt) -> JobAttemptResponse:
+    """The record as it is shown."""
     return JobAttemptResponse(
         attempt=attempt.attempt,
         error_type=attempt.error_type,

@@ -1,0 +1,75 @@
+"""Why, over real HTTP: what it says follows what workers do."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.control_plane.web.test_api import P, refused
+from tests.support.control_plane_server import Serving, ask, register, serving
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Serving]:
+    async with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def http(plane: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with plane.http() as client:
+        yield client
+
+
+async def enqueued(http: httpx.AsyncClient, **job: Any) -> str:
+    response = await http.post(f"{P}/jobs", json={"jobs": [{"action_name": "train", **job}]})
+    job_id: str = response.raise_for_status().json()["ids"][0]
+    return job_id
+
+
+async def why(http: httpx.AsyncClient, job_id: str) -> tuple[str, list[str], dict[str, Any]]:
+    answer = (await http.get(f"{P}/jobs/{job_id}/why")).raise_for_status().json()
+    assert answer["job_id"] == job_id
+    return answer["state"], [reason["code"] for reason in answer["reasons"]], answer
+
+
+async def test_from_no_worker_to_the_end(plane: Serving, http: httpx.AsyncClient) -> None:
+    job = await enqueued(http, queue="gpu", retry={"max_attempts": 2, "delay": "1h"})
+    assert (await why(http, job))[:2] == ("waiting", ["no_worker"])
+    async with plane.worker() as other, plane.worker() as worker:
+        await register(other, "rig-1", queues=["default"], action_names=["print"])
+        state, codes, answer = await why(http, job)
+        assert (state, codes) == ("waiting", ["no_eligible_worker"])
+        assert answer["nearest_miss"]["worker_instance_id"] == "rig-1"
+        assert answer["nearest_miss"]["differences"] == [
+            "claims from default and not from queue gpu",
+            "offers print and not action train",
+        ]
+        await register(worker, "rig-2", queues=["gpu"], concurrency_limit=1)
+        assert (await why(http, job))[0] == "claimable"
+        (claimed,) = (await ask(worker, {"type": "jobs.claim", "available_slots": 1}))["jobs"]
+        state, codes, answer = await why(http, job)
+        assert (state, codes) == ("running", [])
+        assert "worker rig-2 has it (attempt 1)" in answer["summary"]
+
+        second = await enqueued(http, queue="gpu")
+        state, codes, answer = await why(http, second)
+        assert (state, codes) == ("waiting", ["workers_full"])
+        assert "(rig-2)" in answer["summary"]
+
+        report = {"type": "job.report", "job_id": job, "lease_token": claimed["lease_token"], "status": "failed"}
+        await ask(worker, report | {"error_type": "Oops", "error_message": "no disk", "message_id": "m-2"})
+        state, codes, answer = await why(http, job)
+        assert (state, codes) == ("waiting", ["retry_at"])
+        assert "until" in answer["reasons"][0]
+        (attempt,) = answer["attempts"]
+        assert (attempt["error_type"], attempt["error_message"]) == ("Oops", "no disk")
+        assert attempt["worker_instance_id"] == "rig-2"
+
+
+async def test_a_delayed_job_and_one_that_nobody_has(http: httpx.AsyncClient) -> None:
+    job = await enqueued(http, delay_seconds=3600)
+    assert (await why(http, job))[1] == ["no_worker", "delayed_until"]
+    refused(await http.get(f"{P}/jobs/job_nobody/why"), 404, "not_found")
