@@ -1,7 +1,8 @@
 """`mobius-control-plane`: arguments -> configuration -> objects -> loop; the only place that builds them.
 
-Exit codes (sysexits): 0 ended as asked, 64 usage, 65 the store is not as it should be, 66 no such project, 69 the store
-is away, 70 our fault, 73 the port is in use, the handle is taken or the file exists, 78 configuration.
+Exit codes (sysexits): 0 ended as asked, 64 usage, 65 the store is not as it should be or a value cannot be, 66 no such
+project or key, 69 the store is away, 70 our fault, 73 the port is in use, the handle is taken, the file exists or the
+key has ended, 78 configuration.
 """
 
 import asyncio
@@ -12,17 +13,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import structlog
-import uvloop
 
 from control_plane import log, serve_file
 from control_plane.config import (
-    BOOTSTRAP_PROJECT,
     Address,
     ConfigurationError,
     PortInUse,
@@ -32,21 +30,22 @@ from control_plane.config import (
     parse_handle,
     parse_project_dialects,
 )
-from control_plane.credentials import credential
-from control_plane.domain.store import LeaseTerms, Store
+from control_plane.domain.store import LeaseTerms
 from control_plane.errors import (
     CannotCreate,
     Conflict,
     ControlPlaneError,
+    Invalid,
     NotFound,
     StoreInUse,
     StoreRefused,
     StoreUnavailable,
 )
-from control_plane.keys import hash_secret, new_api_key
+from control_plane.key_commands import keys_group
 from control_plane.parent import Parent, inherited_pipe
 from control_plane.server import ControlPlane
-from control_plane.store import maintenance, store_at
+from control_plane.store import maintenance
+from control_plane.store_options import chosen_password_file, opened_store, run, store_options, with_store
 from service_manager import journal
 from service_manager.notify import Notifier
 from wire import stacks
@@ -64,26 +63,8 @@ EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
     (StoreUnavailable, EX_UNAVAILABLE),
     (NotFound, EX_NOINPUT),
     (Conflict, EX_CANTCREAT),
+    (Invalid, EX_DATAERR),
 )
-
-T = TypeVar("T")
-STORE_PASSWORD_CREDENTIAL = "store-password"  # noqa: S105 - the name of a systemd credential
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _store_options(command: Function) -> Function:
-    """Where the store is, and the file that has its password."""
-    command = click.option(
-        "--store-password-file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help=f"Of mode 0600; default: the systemd credential {STORE_PASSWORD_CREDENTIAL}, PGPASSFILE, PGPASSWORD.",
-    )(command)
-    return click.option(
-        "--store",
-        required=True,
-        metavar="URL",
-        help="sqlite:///absolute/path.db, sqlite:relative.db or postgresql://user@host/database",
-    )(command)
 
 
 _level_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
@@ -110,7 +91,7 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     help="A TOML file with any of these options; see configs/control_plane.cluster.toml.",
 )
 @click.option("--listen", default="127.0.0.1:8780", show_default=True, metavar="HOST:PORT")
-@_store_options
+@store_options
 @click.option(
     "--bootstrap-key-file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -143,7 +124,7 @@ def serve_command(**options: Any) -> None:
         insecure_listen=options["insecure_listen"],
     )
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
-    store = _store_at(config.store, config.store_password_file, terms)
+    store = opened_store(config.store, config.store_password_file, terms)
     pipe = inherited_pipe()
     if pipe is not None:
         stacks.answer()
@@ -151,25 +132,10 @@ def serve_command(**options: Any) -> None:
         contextlib.closing(Notifier.from_environment(os.environ)) as notifier,
         contextlib.closing(_bind(config.listen)) as listening,
     ):
-        _run(_serve(ControlPlane(config, terms, store, notifier), listening, pipe, notifier))
+        run(_serve(ControlPlane(config, terms, store, notifier), listening, pipe, notifier))
 
 
-@cli.group("keys")
-def keys_group() -> None:
-    """API keys."""
-
-
-@keys_group.command("create")
-@_store_options
-@click.option("--project", required=True, metavar="HANDLE", help="The one project that the key opens.")
-@click.option("--name", default="key", show_default=True, help="To tell keys apart.")
-def keys_create(store: str, store_password_file: Path | None, project: str, name: str) -> None:
-    """Create an API key and print it: it is shown this once, and only its hash is stored."""
-    handle = parse_handle(project, "--project")
-    key = new_api_key(None if handle == BOOTSTRAP_PROJECT else handle)
-    opened = _store_at(store, store_password_file, LeaseTerms(), shared=True)
-    _run(_with_store(opened, lambda: opened.create_key(handle, name, hash_secret(key))))
-    click.echo(key)
+cli.add_command(keys_group)
 
 
 @cli.group("projects")
@@ -178,32 +144,32 @@ def projects_group() -> None:
 
 
 @projects_group.command("create")
-@_store_options
+@store_options
 @click.argument("handle")
 @click.option("--name", help="For display; default: the handle.")
 def projects_create(store: str, store_password_file: Path | None, handle: str, name: str | None) -> None:
     """Create a project; `keys create` then makes a key for it."""
     handle = parse_handle(handle, "HANDLE")
-    opened = _store_at(store, store_password_file, LeaseTerms(), shared=True)
-    project = _run(_with_store(opened, lambda: opened.create_project(handle, name or handle)))
+    opened = opened_store(store, store_password_file, LeaseTerms(), shared=True)
+    project = run(with_store(opened, lambda: opened.create_project(handle, name or handle)))
     click.echo(project.id)
 
 
 @cli.command("migrate")
-@_store_options
+@store_options
 @_level_option
 def migrate_command(store: str, store_password_file: Path | None, log_level: str) -> None:
     """Bring the store's tables up to date; `serve` does the same when it starts."""
     log.configure(log_level)
-    before, after = _run(maintenance.migrate(store, _password_file(store, store_password_file)))
+    before, after = run(maintenance.migrate(store, chosen_password_file(store, store_password_file)))
     click.echo(f"schema {after}, as it was" if before == after else f"schema {before} -> {after}")
 
 
 @cli.command("check")
-@_store_options
+@store_options
 def check_command(store: str, store_password_file: Path | None) -> int:
     """Read the whole store and say whether it is as it should be; also while it is served."""
-    findings = _run(maintenance.check(store, _password_file(store, store_password_file)))
+    findings = run(maintenance.check(store, chosen_password_file(store, store_password_file)))
     for finding in findings:
         word = "-" if finding.faults is None else "ok" if finding.faults == 0 else f"BROKEN ({finding.faults})"
         click.echo(f"{word:<12} {finding.sentence}")
@@ -211,11 +177,11 @@ def check_command(store: str, store_password_file: Path | None) -> int:
 
 
 @cli.command("backup")
-@_store_options
+@store_options
 @click.option("--to", "target", required=True, metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
 def backup_command(store: str, store_password_file: Path | None, target: Path) -> None:
     """Write a copy of the store as of one moment, while it is served: a SQLite file, or what pg_dump makes."""
-    size = maintenance.backup(store, _password_file(store, store_password_file), target)
+    size = maintenance.backup(store, chosen_password_file(store, store_password_file), target)
     click.echo(f"{target}: {size} bytes")
 
 
@@ -230,26 +196,10 @@ def copy_command(source: str, target: str, store_password_file: Path | None) -> 
 
     The file keeps its rows. Serve the database next: whoever holds a job has a lease duration from that start on.
     """
-    copied = _run(maintenance.copy(source, target, _password_file(target, store_password_file)))
+    copied = run(maintenance.copy(source, target, chosen_password_file(target, store_password_file)))
     for table, number in copied.items():
         click.echo(f"{number:>12} {table}")
     click.echo(f"{sum(copied.values()):>12} rows, counted again at their destination")
-
-
-def _password_file(url: str, given: Path | None) -> Path | None:
-    return credential(STORE_PASSWORD_CREDENTIAL) if given is None and not url.startswith("sqlite:") else given
-
-
-def _store_at(url: str, password_file: Path | None, terms: LeaseTerms, *, shared: bool = False) -> Store:
-    return store_at(url, terms, password_file=_password_file(url, password_file), shared=shared)
-
-
-async def _with_store(store: Store, work: Callable[[], Awaitable[T]]) -> T:
-    await store.open(lambda _: None)
-    try:
-        return await work()
-    finally:
-        await store.close()
 
 
 async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.socket | None, notifier: Notifier) -> None:
@@ -277,11 +227,6 @@ async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.soc
         raise
     if parent is not None:
         parent.close("stopped")
-
-
-def _run(work: Any) -> Any:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
 
 
 def _bind(address: Address) -> socket.socket:

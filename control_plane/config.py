@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 from msgspec import Struct, field
 
 from control_plane.errors import ControlPlaneError
-from control_plane.keys import project_of_key
+from control_plane.keys import DEFAULT_PROJECT, project_of_key
 from wire.address import is_loopback
 from wire.duration import seconds_of
 
@@ -18,7 +18,7 @@ _HANDLE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 ProjectDialect = Literal["automations", "loops"]
 """What a project's worker socket may speak; the third dialect has a path of its own."""
 
-BOOTSTRAP_PROJECT = "default"
+BOOTSTRAP_PROJECT = DEFAULT_PROJECT
 """The project that the first start on an empty store creates."""
 
 

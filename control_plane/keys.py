@@ -9,6 +9,7 @@ Random = Callable[[int], bytes]
 """`random(n)` gives n unpredictable bytes (os.urandom, or a seeded source in tests)."""
 
 KEY_PREFIX = "mbx_"
+DEFAULT_PROJECT = "default"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 _RANDOM_BITS = 80
@@ -19,6 +20,11 @@ def new_api_key(project: str | None = None, random: Random = os.urandom) -> str:
     """`mbx_` and 32 random characters (160 bits), then `.<project handle>` if one is given."""
     key = KEY_PREFIX + _random_text(random)
     return f"{key}.{project}" if project else key
+
+
+def key_for_project(handle: str) -> str:
+    """A new key; it names its project, but for the one that clients take without being told."""
+    return new_api_key(None if handle == DEFAULT_PROJECT else handle)
 
 
 def project_of_key(key: str) -> str | None:

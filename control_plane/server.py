@@ -14,6 +14,8 @@ from control_plane.bootstrap import ensure_key
 from control_plane.config import ServeConfig
 from control_plane.domain.store import Committed, LeaseTerms, Store
 from control_plane.hub import Hub
+from control_plane.key_holders import KeyHolders
+from control_plane.key_watch import KeyWatch, KeyWatchConfig
 from control_plane.keys import new_lease_token, new_session_token
 from control_plane.services import (
     Pulse,
@@ -98,13 +100,15 @@ class ControlPlane:
         self._listener = Listener()
         self.hub = Hub(terms, new_session_token, new_lease_token, replicated=store.replicated)
         self._streams = RunStreams()
-        authenticator = Authenticator(store, time.monotonic, store.now)
+        holders = KeyHolders()
+        authenticator = Authenticator(store, holders, time.monotonic, store.now)
         self._gate = WorkerGate(store, self.hub, authenticator, config.dialect, config.dialects)
         wakeups = Wakeups(store, self._listener, WakeupsConfig())
         self._services: list[Service] = [
             Reaper(store, ReaperConfig()),
             SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
             wakeups,
+            KeyWatch(store, holders, KeyWatchConfig()),
         ]
         if notifier is not None and notifier.is_heard:
             self._services.append(Pulse(store, self.hub.live_sessions, notifier, PulseConfig()))

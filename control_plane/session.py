@@ -362,6 +362,15 @@ class Connection:
         requested_at = rfc3339(fact.requested_at)
         return [Send(frame=frames.JobCancel(job_id=fact.job_id, reason=fact.reason, requested_at=requested_at))]
 
+    def disown(self) -> list[Action]:
+        """The worker's API key has ended (contract, "Frames": `invalid_actor` ends the worker)."""
+        if self._phase in ("refused", "gone"):
+            return []
+        self._phase = "refused"
+        self._claim = None
+        error = _error(frames.INVALID_ACTOR, "this API key has expired or was revoked", None)
+        return [error, Close(code=POLICY_VIOLATION, reason=frames.INVALID_ACTOR)]
+
     def drain(self, now: float) -> list[Action]:
         """An operator asked the worker to drain (contract, "Obligations of a server")."""
         if self.session is None:
@@ -592,7 +601,7 @@ class Connection:
         def leased(leases: list[Lease], now: float) -> list[Action]:
             claim.question = None
             claim.promised = 0
-            if self._phase == "gone":
+            if self._phase in ("refused", "gone"):
                 return self._hand_back(leases)
             current = claim is self._claim
             if leases or not current or now >= claim.until:
@@ -638,7 +647,7 @@ class Connection:
         return self._answer_claim(claim, [], now) if claim is not None and claim.question is None else []
 
     def _hand_back(self, leases: Sequence[Lease]) -> list[Action]:
-        """The socket went before the jobs could be sent: nobody has begun them."""
+        """The socket, or its key, went before the jobs could be sent: nobody has begun them."""
         return [
             StoreReport(
                 question=self._question(_no_actions),

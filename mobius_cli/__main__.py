@@ -9,6 +9,7 @@ import click
 
 from mobius_cli.automations import automations
 from mobius_cli.errors import INTERNAL, INTERRUPTED, OUTPUT_CLOSED, CommandError, UsageError
+from mobius_cli.keys import keys
 from mobius_cli.quickstart import quickstart
 from mobius_cli.runs import runs
 from mobius_cli.worker import worker
@@ -29,6 +30,7 @@ def mobius() -> None:
 
 
 mobius.add_command(automations)
+mobius.add_command(keys)
 mobius.add_command(quickstart)
 mobius.add_command(runs)
 mobius.add_command(worker)

@@ -168,6 +168,26 @@ class Mobius:
             return await self._ask("DELETE", f"/worker-sessions/{_segment(session_id)}/drain")
         return await self._ask("DELETE", "/worker-sessions/drain", params=target)
 
+    # --- API keys
+
+    async def keys(self) -> list[Record]:
+        """All keys of the project, newest first, without secrets."""
+        return _items(await self._ask("GET", "/keys"))
+
+    async def create_key(self, fields: Record) -> Record:
+        """`fields`: name, scopes and perhaps expires_at. The answer has `key` and, this once, its `secret`."""
+        return await self._ask("POST", "/keys", body=fields)
+
+    async def rotate_key(self, key_id: str, fields: Record) -> Record:
+        """`fields`: overlap_seconds and perhaps expires_at. The answer has `key`, `secret` and `replaced`."""
+        return await self._ask("POST", f"/keys/{_segment(key_id)}/rotations", body=fields)
+
+    async def revoke_key(self, key_id: str) -> Record:
+        """The key, which opens nothing any more."""
+        return await self._ask("POST", f"/keys/{_segment(key_id)}/revocations")
+
+    # --- events
+
     async def events(self, run_id: str, since: int = 0, dropped: Dropped | None = None) -> AsyncGenerator[Record]:
         """The run's events after sequence `since`, as they happen, each once; ends after the run's last.
 

@@ -20,6 +20,7 @@ JobStatus = Literal["pending", "claimed", "completed", "failed", "cancelled"]
 EndReason = Literal["drained", "superseded", "unseen"]
 """Why a session ended: it left after a drain, another process took its identity, or nothing was seen of it for long."""
 SessionState = Literal["live", "stale", "draining", "ended", "all"]
+Scope = Literal["operator", "reader", "worker"]
 JobKind = Literal["action_execution", "llm_generation"]
 
 TERMINAL_RUN = frozenset({"completed", "failed", "cancelled"})
@@ -44,15 +45,18 @@ class Project(Record, frozen=True):
 
 
 class ApiKey(Record, frozen=True):
-    """A credential, without the secret. `expires_at` None: never."""
+    """A credential, without the secret. `expires_at` None: never. `replaced_by` is the key that a rotation made."""
 
     id: str
     project_id: str
     project_handle: str
     name: str
     created_at: int
+    scopes: tuple[Scope, ...] = ("operator", "reader", "worker")
     expires_at: int | None = None
     revoked_at: int | None = None
+    replaced_by: str | None = None
+    last_used_at: int | None = None
 
 
 class Automation(Record, frozen=True):

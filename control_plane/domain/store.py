@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct, field
 
+from control_plane.domain.api_keys import SCOPES, Rotation
 from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
@@ -25,6 +26,7 @@ from control_plane.domain.model import (
     JobStatus,
     Project,
     Run,
+    Scope,
     Selector,
     Session,
     SessionState,
@@ -96,6 +98,13 @@ class SessionContested(Fact, frozen=True):
     contest_id: str
 
 
+class KeyChanged(Fact, frozen=True):
+    """An API key opens nothing from `ends_at` on, which may be now."""
+
+    key_id: str
+    ends_at: int
+
+
 Committed = (
     JobClaimable
     | CancelRequested
@@ -104,6 +113,7 @@ Committed = (
     | SessionDrainLifted
     | SessionTaken
     | SessionContested
+    | KeyChanged
 )
 Listener = Callable[[Sequence[Committed]], None]
 
@@ -257,7 +267,7 @@ class Store(Protocol):
     async def load(self) -> Load:
         """What there is to do now."""
 
-    # --- projects and keys
+    # --- projects
 
     async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
         """Raises Conflict("handle_taken")."""
@@ -268,11 +278,46 @@ class Store(Protocol):
     async def project(self, handle: str) -> Project:
         """Raises NotFound."""
 
-    async def create_key(self, project_handle: str, name: str, secret_hash: bytes, *, now: int | None = None) -> ApiKey:
-        """Store the SHA-256 of a key. Raises NotFound."""
+    # --- API keys
+
+    async def create_key(
+        self,
+        project_handle: str,
+        name: str,
+        secret_hash: bytes,
+        *,
+        scopes: Sequence[Scope] = SCOPES,
+        expires_at: int | None = None,
+        now: int | None = None,
+    ) -> ApiKey:
+        """Store the SHA-256 of a key. Raises NotFound, Invalid, Conflict("key_exists")."""
+
+    async def rotate_key(
+        self,
+        project_id: str,
+        key_id: str,
+        secret_hash: bytes,
+        *,
+        overlap: int,
+        expires_at: int | None = None,
+        now: int | None = None,
+    ) -> Rotation:
+        """See api_keys.rotated; announced as KeyChanged. Raises NotFound, Invalid, Conflict."""
+
+    async def revoke_key(self, project_id: str, key_id: str, *, now: int | None = None) -> ApiKey:
+        """From now on it opens nothing; announced as KeyChanged. Raises NotFound."""
 
     async def key(self, secret_hash: bytes) -> ApiKey | None:
         """The key of this hash, also when revoked or expired (the caller tells them apart)."""
+
+    async def keys(self, project_id: str) -> list[ApiKey]:
+        """All of the project, also those that have ended; newest first."""
+
+    async def changed_keys(self, since: int) -> list[ApiKey]:
+        """Of all projects, those created or changed after `since`: the poll behind KeyChanged."""
+
+    async def keys_used(self, used: dict[str, int]) -> None:
+        """last_used_at by key id, written in one go (once a minute, not per request)."""
 
     async def has_keys(self) -> bool:
         """Whether any API key was ever created."""

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from control_plane.domain import jobs
+from control_plane.domain import api_keys, jobs
+from control_plane.domain.api_keys import SCOPES, Grant, Rotation
 from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
@@ -24,6 +25,7 @@ from control_plane.domain.model import (
     Job,
     Project,
     Run,
+    Scope,
     Selector,
     Session,
     SessionState,
@@ -38,6 +40,7 @@ from control_plane.domain.store import (
     JobFilter,
     JobReport,
     JobView,
+    KeyChanged,
     Lease,
     LeaseTerms,
     Listener,
@@ -56,6 +59,7 @@ from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import CancelRun, Claim, Enqueue, Heartbeat, Ping, Report, StartRun
 from control_plane.store.postgres_connections import Connection, Database
 from control_plane.store.postgres_decisions import Known
+from control_plane.store.postgres_keys import Keys
 from control_plane.store.postgres_migrations import migrate, require_current
 from control_plane.store.postgres_pool import Pool
 from control_plane.store.postgres_queries import Queries
@@ -90,6 +94,7 @@ class PostgresStore:
         self._known = Known(statements, terms)
         self._queries = Queries(statements)
         self._registry = Registry(self._known)
+        self._keys = Keys(self._known)
         self._pool = Pool(self.database, self._postpone_lapses)
         self._writer = Writer(
             self.database, self._known, self._pool.run, self.now, self._jobs_finished, self._postpone_lapses
@@ -163,7 +168,7 @@ class PostgresStore:
             self.replicas.forward(facts)
             self._listener(facts)
 
-    # --- projects and keys
+    # --- projects
 
     async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
         """See Store."""
@@ -177,9 +182,60 @@ class PostgresStore:
         """See Store."""
         return await self._read(self._queries.project, handle)
 
-    async def create_key(self, project_handle: str, name: str, secret_hash: bytes, *, now: int | None = None) -> ApiKey:
-        """See Store. Raises Conflict("key_exists") too."""
-        return await self._write(self._registry.create_key, project_handle, name, secret_hash, now=now)
+    # --- API keys
+
+    async def create_key(
+        self,
+        project_handle: str,
+        name: str,
+        secret_hash: bytes,
+        *,
+        scopes: Sequence[Scope] = SCOPES,
+        expires_at: int | None = None,
+        now: int | None = None,
+    ) -> ApiKey:
+        """See Store."""
+        grant = Grant(name=name, scopes=tuple(scopes), expires_at=expires_at)
+        return await self._write(self._keys.create_key, project_handle, grant, secret_hash, now=now)
+
+    async def rotate_key(
+        self,
+        project_id: str,
+        key_id: str,
+        secret_hash: bytes,
+        *,
+        overlap: int,
+        expires_at: int | None = None,
+        now: int | None = None,
+    ) -> Rotation:
+        """See Store."""
+        until = (overlap, expires_at)
+        rotation = await self._write(self._keys.rotate_key, project_id, key_id, secret_hash, until, now=now)
+        self._announce_key(rotation.old)
+        return rotation
+
+    async def revoke_key(self, project_id: str, key_id: str, *, now: int | None = None) -> ApiKey:
+        """See Store."""
+        key = await self._write(self._keys.revoke_key, project_id, key_id, now=now)
+        self._announce_key(key)
+        return key
+
+    def _announce_key(self, key: ApiKey) -> None:
+        ends_at = api_keys.ends_at(key)
+        if ends_at is not None:
+            self._announce([KeyChanged(key_id=key.id, ends_at=ends_at)])
+
+    async def keys(self, project_id: str) -> list[ApiKey]:
+        """See Store."""
+        return await self._read(self._queries.keys, project_id)
+
+    async def changed_keys(self, since: int) -> list[ApiKey]:
+        """See Store."""
+        return await self._read(self._queries.changed_keys, since)
+
+    async def keys_used(self, used: dict[str, int]) -> None:
+        """See Store."""
+        await self._read(self._keys.keys_used, used)
 
     async def key(self, secret_hash: bytes) -> ApiKey | None:
         """See Store."""

@@ -14,6 +14,7 @@ from control_plane.domain.store import (
     CancelRequested,
     Committed,
     JobClaimable,
+    KeyChanged,
     RunChanged,
     SessionDrainLifted,
     SessionDrainRequested,
@@ -85,6 +86,13 @@ class Taken(Hint, frozen=True, tag="t"):
     before: int
 
 
+class Key(Hint, frozen=True, tag="k"):
+    """See KeyChanged."""
+
+    key_id: str
+    ends_at: int
+
+
 class Contest(Hint, frozen=True, tag="q"):
     """`replica_id` is asked whether the session's socket answers."""
 
@@ -106,7 +114,7 @@ class Beat(Hint, frozen=True, tag="b"):
     number: int
 
 
-AnyHint = Jobs | Run | Cancel | Drain | Lift | Taken | Contest | Answer | Beat
+AnyHint = Jobs | Run | Cancel | Drain | Lift | Taken | Key | Contest | Answer | Beat
 
 
 class Payload(Struct, frozen=True, array_like=True):
@@ -174,6 +182,8 @@ class Gathered:
                 self._others.append(Lift(fact.session_id))
             elif isinstance(fact, SessionTaken):
                 self._others.append(Taken(fact.session_id, fact.before))
+            elif isinstance(fact, KeyChanged):
+                self._others.append(Key(fact.key_id, fact.ends_at))
 
     def hints(self) -> list[AnyHint]:
         """What is urgent first."""
@@ -221,4 +231,6 @@ def facts_of(hint: AnyHint) -> list[Committed]:
         return [SessionDrainLifted(session_id=hint.session_id)]
     if isinstance(hint, Taken):
         return [SessionTaken(session_id=hint.session_id, before=hint.before)]
+    if isinstance(hint, Key):
+        return [KeyChanged(key_id=hint.key_id, ends_at=hint.ends_at)]
     return []

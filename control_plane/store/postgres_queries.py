@@ -58,6 +58,14 @@ class Queries:
         row = await self._one(connection, "key_by_hash", secret_hash)
         return None if row is None else rows.api_key(row)
 
+    async def keys(self, connection: Connection, project_id: str) -> list[ApiKey]:
+        """See Store.keys."""
+        return [rows.api_key(row) for row in await self._all(connection, "keys_of_project", project_id)]
+
+    async def changed_keys(self, connection: Connection, since: int) -> list[ApiKey]:
+        """See Store.changed_keys."""
+        return [rows.api_key(row) for row in await self._all(connection, "changed_keys", since)]
+
     async def has_keys(self, connection: Connection) -> bool:
         """See Store.has_keys."""
         return await self._one(connection, "any_key") is not None

@@ -8,7 +8,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from control_plane.domain import automations, sessions, specs
-from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
+from control_plane.domain.model import Automation, Project, Selector, Session, Version
 from control_plane.errors import Conflict, NotFound
 from control_plane.store import postgres_presence, rows
 from control_plane.store.postgres_connections import Connection
@@ -25,7 +25,7 @@ class Registry:
     def _new_id(self, prefix: str, now: int) -> str:
         return self._known.identifiers.new(prefix, now)
 
-    # --- projects and keys
+    # --- projects
 
     async def create_project(self, connection: Connection, handle: str, name: str, now: int) -> Project:
         """See Store.create_project."""
@@ -35,27 +35,6 @@ class Registry:
         except asyncpg.UniqueViolationError as error:
             raise Conflict("handle_taken", f"a project {handle} exists already") from error
         return project
-
-    async def create_key(
-        self, connection: Connection, project_handle: str, name: str, secret_hash: bytes, now: int
-    ) -> ApiKey:
-        """See Store.create_key. Raises Conflict("key_exists") too."""
-        row = await connection.fetchrow(self._sql["project_by_handle"], project_handle)
-        if row is None:
-            raise NotFound(f"no project {project_handle}")
-        project = rows.project(tuple(row))
-        key = ApiKey(
-            id=self._new_id("key", now),
-            project_id=project.id,
-            project_handle=project.handle,
-            name=name,
-            created_at=now,
-        )
-        try:
-            await connection.execute(self._sql["insert_key"], key.id, project.id, name, secret_hash, now)
-        except asyncpg.UniqueViolationError as error:
-            raise Conflict("key_exists", "this API key exists already") from error
-        return key
 
     # --- automations
 

@@ -28,6 +28,10 @@ _decoder = msgspec.json.Decoder()
 _selector = msgspec.json.Decoder(Selector)
 
 _PROJECT = ("id", "handle", "name", "description", "dialect", "created_at", "updated_at")
+_API_KEY = (
+    "id", "project_id", "project_handle", "name", "created_at", "scopes", "expires_at", "revoked_at", "replaced_by",
+    "last_used_at",
+)  # fmt: skip
 _AUTOMATION = (
     "id", "project_id", "handle", "name", "status", "latest_version", "published_version", "description",
     "default_agent_id", "default_inputs", "settings", "tags", "last_run_at", "archived_at", "created_at", "updated_at",
@@ -79,17 +83,14 @@ def project(row: Row) -> Project:
 
 
 def api_key(row: Row) -> ApiKey:
-    """Of key_by_hash, without the hash."""
-    key_id, project_id, handle, name, created_at, expires_at, revoked_at = row
-    return ApiKey(
-        id=key_id,
-        project_id=project_id,
-        project_handle=handle,
-        name=name,
-        created_at=created_at,
-        expires_at=expires_at,
-        revoked_at=revoked_at,
-    )
+    """Of key_columns."""
+    fields = dict(zip(_API_KEY, row, strict=True))
+    return ApiKey(**fields | {"scopes": tuple(from_json(fields["scopes"]))})
+
+
+def api_key_row(key: ApiKey, secret_hash: bytes, now: int) -> Row:
+    """For insert_key."""
+    return (key.id, key.project_id, key.name, secret_hash, key.created_at, to_json(key.scopes), key.expires_at, now)
 
 
 def automation(row: Row) -> Automation:

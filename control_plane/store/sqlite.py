@@ -18,6 +18,7 @@ import apsw
 import structlog
 
 from control_plane.domain import jobs
+from control_plane.domain.api_keys import SCOPES, Grant, Rotation
 from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
@@ -28,6 +29,7 @@ from control_plane.domain.model import (
     Job,
     Project,
     Run,
+    Scope,
     Selector,
     Session,
     SessionState,
@@ -52,7 +54,7 @@ from control_plane.domain.store import (
 )
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
-from control_plane.store import sqlite_enqueue, sqlite_jobs, sqlite_presence, sqlite_registry
+from control_plane.store import sqlite_enqueue, sqlite_jobs, sqlite_keys, sqlite_presence, sqlite_registry
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite_queries import Queries
 from control_plane.store.sqlite_unit import Known
@@ -211,7 +213,7 @@ class SqliteStore:
         self._reading.append(connection)
         return connection
 
-    # --- projects and keys
+    # --- projects
 
     async def create_project(self, handle: str, name: str, *, now: int | None = None) -> Project:
         """See Store."""
@@ -225,9 +227,51 @@ class SqliteStore:
         """See Store."""
         return await self._read(self._queries.project, handle)
 
-    async def create_key(self, project_handle: str, name: str, secret_hash: bytes, *, now: int | None = None) -> ApiKey:
-        """See Store. Raises Conflict("key_exists") too."""
-        return await self._write(sqlite_registry.create_key(self._known, project_handle, name, secret_hash), now)
+    # --- API keys
+
+    async def create_key(
+        self,
+        project_handle: str,
+        name: str,
+        secret_hash: bytes,
+        *,
+        scopes: Sequence[Scope] = SCOPES,
+        expires_at: int | None = None,
+        now: int | None = None,
+    ) -> ApiKey:
+        """See Store."""
+        grant = Grant(name=name, scopes=tuple(scopes), expires_at=expires_at)
+        return await self._write(sqlite_keys.create_key(self._known, project_handle, grant, secret_hash), now)
+
+    async def rotate_key(
+        self,
+        project_id: str,
+        key_id: str,
+        secret_hash: bytes,
+        *,
+        overlap: int,
+        expires_at: int | None = None,
+        now: int | None = None,
+    ) -> Rotation:
+        """See Store."""
+        command = sqlite_keys.rotate_key(self._known, project_id, key_id, secret_hash, overlap, expires_at)
+        return await self._write(command, now)
+
+    async def revoke_key(self, project_id: str, key_id: str, *, now: int | None = None) -> ApiKey:
+        """See Store."""
+        return await self._write(sqlite_keys.revoke_key(self._known, project_id, key_id), now)
+
+    async def keys(self, project_id: str) -> list[ApiKey]:
+        """See Store."""
+        return await self._read(self._queries.keys, project_id)
+
+    async def changed_keys(self, since: int) -> list[ApiKey]:
+        """See Store."""
+        return await self._read(self._queries.changed_keys, since)
+
+    async def keys_used(self, used: dict[str, int]) -> None:
+        """See Store."""
+        await self._write(sqlite_keys.keys_used(self._known, used), None)
 
     async def key(self, secret_hash: bytes) -> ApiKey | None:
         """See Store."""

@@ -53,7 +53,15 @@ class Queries:
     def key(self, connection: apsw.Connection, secret_hash: bytes) -> ApiKey | None:
         """See Store.key."""
         row = self._one(connection, "key_by_hash", secret_hash)
-        return None if row is None else rows.api_key(row[:-1])
+        return None if row is None else rows.api_key(row)
+
+    def keys(self, connection: apsw.Connection, project_id: str) -> list[ApiKey]:
+        """See Store.keys."""
+        return [rows.api_key(row) for row in self._all(connection, "keys_of_project", project_id)]
+
+    def changed_keys(self, connection: apsw.Connection, since: int) -> list[ApiKey]:
+        """See Store.changed_keys."""
+        return [rows.api_key(row) for row in self._all(connection, "changed_keys", since)]
 
     def has_keys(self, connection: apsw.Connection) -> bool:
         """See Store.has_keys."""

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from control_plane.domain import automations, sessions, specs
-from control_plane.domain.model import ApiKey, Automation, Project, Selector, Session, Version
+from control_plane.domain.model import Automation, Project, Selector, Session, Version
 from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows, sqlite_presence
 from control_plane.store.sqlite_unit import Known, Unit
@@ -24,30 +24,6 @@ def create_project(known: Known, handle: str, name: str) -> Callable[[Writing], 
         project = Project(id=unit.new_id("proj"), handle=handle, name=name, created_at=now, updated_at=now)
         writing.execute(known.sql["insert_project"], (project.id, handle, name, None, None, now, now))
         return project
-
-    return command
-
-
-def create_key(known: Known, project_handle: str, name: str, secret_hash: bytes) -> Callable[[Writing], ApiKey]:
-    """See Store.create_key."""
-
-    def command(writing: Writing) -> ApiKey:
-        unit = Unit(known, writing)
-        row = unit.one("project_by_handle", project_handle)
-        if row is None:
-            raise NotFound(f"no project {project_handle}")
-        project = rows.project(row)
-        if unit.one("key_by_hash", secret_hash) is not None:
-            raise Conflict("key_exists", "this API key exists already")
-        key = ApiKey(
-            id=unit.new_id("key"),
-            project_id=project.id,
-            project_handle=project.handle,
-            name=name,
-            created_at=writing.now,
-        )
-        writing.execute(known.sql["insert_key"], (key.id, project.id, name, secret_hash, writing.now))
-        return key
 
     return command
 

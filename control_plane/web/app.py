@@ -11,8 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from control_plane.domain.model import ApiKey
 from control_plane.errors import ControlPlaneError
 from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator
@@ -99,7 +100,7 @@ class Endpoint:
             key = None
             if route.key_needed:
                 key = await self._authenticator.admit(
-                    request.headers.get("authorization"), request.path_params.get("project")
+                    request.headers.get("authorization"), request.path_params.get("project"), route.scope_needed
                 )
             limit.reschedule(None)
             body = await _read_body(request)
@@ -120,7 +121,7 @@ class Endpoint:
         if isinstance(answer, msgspec.Struct):
             content = _encoder.encode(answer)
             return Response(content, status_code=route.status, media_type="application/json"), route.status
-        return answer, route.status
+        return answer if key is None else HeldStream(answer, key, self._authenticator), route.status
 
     def _decode_body(self, body: bytes, shape: type[RequestShape] | None) -> Any:
         if shape is None:
@@ -138,6 +139,44 @@ class Endpoint:
         if is_deeper(body, MAX_DEPTH):
             raise HttpError(400, "invalid_json", _TOO_DEEP)
         return decoded
+
+
+class HeldStream:
+    """A stream that ends when the key that opened it does. Made and called without waiting in between."""
+
+    def __init__(self, stream: ASGIApp, key: ApiKey, authenticator: Authenticator) -> None:
+        authenticator.check(key)
+        self._stream = stream
+        self._key = key
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run it."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        loop = asyncio.get_running_loop()
+        holders = self._authenticator.holders
+        ended = asyncio.timeout(None)
+        try:
+            async with ended:
+                held = holders.hold(self._key, lambda: ended.reschedule(loop.time()))
+                try:
+                    await self._stream(scope, receive, noted)
+                finally:
+                    holders.release(held)
+        except TimeoutError:
+            if not ended.expired():
+                raise
+            # Its reader asks again, and is told then that the key has ended.
+            if begun:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await _error_response(of_status(401))(scope, receive, send)
 
 
 def _decode_query(request: Request, shape: type[RequestShape]) -> Any:

@@ -1,17 +1,19 @@
-"""Who asks: an API key in, the project that it opens out. The same rules for requests and for the worker socket."""
+"""Who asks: an API key in, what it opens out. The same rules for requests and for the worker socket."""
 
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 
-from control_plane.domain.model import ApiKey
+from control_plane.domain.api_keys import opens
+from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.store import Store
-from control_plane.errors import NotFound
+from control_plane.key_holders import KeyHolders
 from control_plane.keys import hash_secret
 from control_plane.web.error_status import HttpError
 
 CACHE_SECONDS = 3.0
-"""How long a key is believed without asking the store: the longest that a revoked key still opens anything."""
+"""How long a key is believed without asking the store. One that was revoked through this server, or another that it
+hears, is refused at once; one that was revoked by a command beside it, after this long at the most."""
 
 CACHE_SIZE = 4096
 MAX_KEY_LENGTH = 256
@@ -22,7 +24,10 @@ _BEARER = re.compile(r"[Bb]earer +(mb[xc]_[\x21-\x7e]+) *")
 class Authenticator:
     """Looks keys up by their hash. `clock` gives monotonic seconds, `wall_clock` microseconds since the epoch."""
 
-    def __init__(self, store: Store, clock: Callable[[], float], wall_clock: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, holders: KeyHolders, clock: Callable[[], float], wall_clock: Callable[[], int]
+    ) -> None:
+        self.holders = holders
         self._store = store
         self._clock = clock
         self._wall_clock = wall_clock
@@ -38,22 +43,29 @@ class Authenticator:
         key = await self._look_up(hash_secret(match[1]))
         if key is None:
             raise _unauthorized("invalid_api_key", "this API key is unknown")
-        if key.revoked_at is not None:
-            raise _unauthorized("invalid_api_key", "this API key was revoked")
-        if key.expires_at is not None and key.expires_at <= self._wall_clock():
-            raise _unauthorized("invalid_api_key", "this API key has expired")
+        self.check(key)
+        self.holders.used(key, self._wall_clock())
         return key
 
-    async def admit(self, authorization: str | None, project: str | None) -> ApiKey:
-        """The key, where it opens `project` (None: its own). Raises HttpError 401, 403, 404, StoreUnavailable."""
+    def check(self, key: ApiKey) -> None:
+        """Once more, without asking the store: whether the key has not ended. Raises HttpError 401."""
+        now = self._wall_clock()
+        if self.holders.has_ended(key, now):
+            expired = key.revoked_at is None and key.expires_at is not None and key.expires_at <= now
+            raise _unauthorized("invalid_api_key", f"this API key {'has expired' if expired else 'was revoked'}")
+
+    async def admit(self, authorization: str | None, project: str | None, scope: Scope) -> ApiKey:
+        """The key, where it opens `scope` of `project` (None: its own). Raises HttpError 401, 403, StoreUnavailable.
+
+        Whether another project exists is nobody's business: it is refused like one that does not.
+        """
         key = await self.key_of(authorization)
-        if project is None or project == key.project_handle:
-            return key
-        try:
-            await self._store.project(project)
-        except NotFound as error:
-            raise HttpError(404, "project_not_found", f"there is no project {project!r}") from error
-        raise HttpError(403, "forbidden", f"this API key belongs to another project than {project!r}")
+        if project is not None and project != key.project_handle:
+            raise HttpError(403, "forbidden", f"this API key opens project {key.project_handle!r}, not {project!r}")
+        if not opens(key, scope):
+            has = " and ".join(key.scopes)
+            raise HttpError(403, "forbidden", f"this needs an API key with scope {scope}; this one has {has}")
+        return key
 
     async def _look_up(self, secret_hash: bytes) -> ApiKey | None:
         # The table is searched by the hash of 160 random bits: how long that takes says nothing about any key, and the

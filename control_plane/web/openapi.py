@@ -29,7 +29,7 @@ PATH_PARAMETERS = {
 ERRORS = {
     400: "The request is wrong: the message names the field and says what was expected.",
     401: "No API key, or one that is unknown, expired or revoked.",
-    403: "The key belongs to another project.",
+    403: "The key belongs to another project, or has not the scope.",
     404: "There is no such object in this project.",
     408: "The request did not arrive in time.",
     409: "The object is in a state that forbids the request; `code` says which.",
@@ -104,8 +104,8 @@ def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
         "tags": [tag_of(route.path)],
         "responses": _responses(route),
     }
-    if description:
-        operation["description"] = description
+    scope = f"Needs an API key with scope `{route.scope_needed}`." if route.key_needed else "Needs no API key."
+    operation["description"] = f"{description}\n\n{scope}" if description else scope
     if parameters := list(_query_parameters(route, components)):
         operation["parameters"] = parameters
     if route.body is not None:

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from starlette.types import ASGIApp
 
-from control_plane.domain.model import ApiKey
+from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.store import Store
 from control_plane.web import shapes
 from control_plane.web.events import RunStreams
@@ -61,3 +61,10 @@ class Route(Struct, frozen=True, kw_only=True):
     body: type[shapes.Request] | None = None
     response: type[shapes.Response] | None = None
     key_needed: bool = True
+    scope: Scope | None = None
+    """What the key must open; None: `reader` for what reads, `operator` for what changes."""
+
+    @property
+    def scope_needed(self) -> Scope:
+        """What the key must open."""
+        return self.scope or ("reader" if self.method == "GET" else "operator")

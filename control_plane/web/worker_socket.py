@@ -17,10 +17,12 @@ import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
-from control_plane.domain.model import Dialect
+from control_plane.domain.model import ApiKey, Dialect
 from control_plane.domain.store import Committed, SessionContested, Store
 from control_plane.errors import ControlPlaneError
 from control_plane.hub import Hub
+from control_plane.key_holders import Hold
+from control_plane.key_watch import end_all
 from control_plane.session import (
     Action,
     AnswerContest,
@@ -111,21 +113,25 @@ class WorkerGate:
         self._dialect = dialect
         self._dialects = dialects
 
-    async def admit(self, request: Request) -> Peer:
-        """Who upgrades. Raises HttpError 401, 403, 404, StoreUnavailable."""
+    async def admit(self, request: Request) -> tuple[ApiKey, Peer]:
+        """Who upgrades, with a key that is valid now. Raises HttpError 401, 403, 404, StoreUnavailable."""
         path = request.path.partition("?")[0]
         match = _PROJECT_PATH.fullmatch(path)
         if match is None and path != _ORG_PATH:
             raise HttpError(404, "not_found", "there is no WebSocket at this path")
         authorization = request.headers.get_all("authorization")
         key = await self.authenticator.admit(
-            authorization[0] if len(authorization) == 1 else None, None if match is None else unquote(match[1])
+            authorization[0] if len(authorization) == 1 else None,
+            None if match is None else unquote(match[1]),
+            "worker",
         )
         dialect: Dialect = "org" if match is None else await self._dialect_of(key.project_handle)
-        return Peer(project_id=key.project_id, dialect=dialect, api_key_id=key.id)
+        self.authenticator.check(key)
+        return key, Peer(project_id=key.project_id, dialect=dialect, api_key_id=key.id)
 
     def committed(self, facts: Sequence[Committed]) -> None:
         """Tell the sockets what the store has made true; called by its listener, in the loop's thread."""
+        end_all(self.authenticator.holders.committed(facts, self.store.now()))
         for fact in facts:
             if isinstance(fact, SessionContested) and not self.hub.carries(fact.session_id):
                 self.keep(self.store.answer_contest(fact.contest_id, alive=False), "contest")
@@ -162,6 +168,7 @@ class WorkerSocket(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._stream = MessageStream()
         self._connection: Connection | None = None
+        self._held: Hold | None = None
         self._fragments: bytearray | None = None
         self._questions: set[int] = set()
         self._reports: list[StoreReport] = []
@@ -197,6 +204,8 @@ class WorkerSocket(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._hear(alive=False)
+        if self._held is not None:
+            self._gate.authenticator.holders.release(self._held)
         connection = self._connection
         if connection is not None:
             self._connection = None
@@ -260,8 +269,8 @@ class WorkerSocket(asyncio.Protocol):
             return
         try:
             async with asyncio.timeout(ADMISSION_TIMEOUT):
-                peer = await self._gate.admit(request)
-            self._accept(peer, response)
+                key, peer = await self._gate.admit(request)
+            self._accept(key, peer, response)
         except TimeoutError:
             self._refuse(HttpError(503, "store_unavailable", "the control plane is too slow now; try again"))
         except Exception as error:  # noqa: BLE001 - the last resort: one failed upgrade harms nobody else
@@ -270,15 +279,23 @@ class WorkerSocket(asyncio.Protocol):
                 _log.warning("worker socket not opened", status=refusal.status, exc_info=error)
             self._refuse(refusal)
 
-    def _accept(self, peer: Peer, response: Response) -> None:
+    def _accept(self, key: ApiKey, peer: Peer, response: Response) -> None:
         if self._transport.is_closing():
             return
         now = self._loop.time()
+        self._held = self._gate.authenticator.holders.hold(key, self._disown)
         self._connection = self._gate.hub.connect(peer, now)
         self._gate.sockets[self._connection] = self
         self._register_by = now + REGISTER_TIMEOUT
         self._stream.send_response(response)
         self._settle()
+
+    def _disown(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            session = connection.session
+            _log.info("worker's API key has ended", worker_instance_id=session and session.worker_instance_id)
+            self.perform(connection.disown())
 
     def _refuse(self, error: HttpError) -> None:
         if self._transport.is_closing():

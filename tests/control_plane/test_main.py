@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -213,6 +214,34 @@ def test_projects_and_keys_without_a_control_plane(plane: ControlPlaneProcess) -
     plane.start()
     with plane.http(key) as http:
         assert http.get("/v1/projects/default").status_code == 200
+
+
+def test_keys_from_the_servers_machine_while_it_serves(plane: ControlPlaneProcess) -> None:
+    project = ("--project", "default")
+    secret = plane.command("keys", "create", *project, "--name", "ci", "--scope", "reader", "--expires-in", "30d")
+    first, second = plane.command("keys", "list", *project).splitlines()
+    key_id = first.split()[0]
+    assert "active until" in first
+    assert first.endswith("ci")
+    assert "  reader  " in first
+    assert "operator,reader,worker" in second
+    rotated = plane.command("keys", "rotate", *project, "--overlap", "1h", key_id)
+    with plane.http(secret) as http, plane.http(rotated) as new:
+        assert [client.get("/v1/projects/default/runs").status_code for client in (http, new)] == [200, 200]
+        assert plane.command("keys", "revoke", *project, key_id) == f"{key_id} is revoked"
+        deadline = time.monotonic() + 20
+        while http.get("/v1/projects/default/runs").status_code == 200:
+            assert time.monotonic() < deadline
+        assert new.get("/v1/projects/default/runs").status_code == 200
+    listed = plane.command("keys", "list", *project)
+    assert "revoked since" in listed
+    assert secret not in listed
+    place = ("--store", plane.store_url)
+    refused(run("keys", "revoke", *project, "key_none", *place), 66, "key_none")
+    refused(run("keys", "rotate", *project, key_id, *place), 73, "has ended")
+    refused(run("keys", "rotate", *project, key_id, "--overlap", "soon", *place), 78, "--overlap")
+    refused(run("keys", "create", *project, "--expires-in", "99999d", *place), 78, "36500d")
+    refused(run("keys", "create", *project, "--expires-in", "0s", *place), 65, "in the past")
 
 
 def test_further_projects_and_keys(plane: ControlPlaneProcess) -> None:

@@ -3,6 +3,7 @@
 from control_plane.domain.store import (
     CancelRequested,
     JobClaimable,
+    KeyChanged,
     RunChanged,
     SessionContested,
     SessionDrainRequested,
@@ -35,6 +36,7 @@ def test_every_fact_that_another_replica_waits_for_arrives():
         CancelRequested(project_id="p", job_id="j", session_id="s", reason=None, requested_at=5),
         SessionDrainRequested(session_id="s"),
         SessionTaken(session_id="s", before=7),
+        KeyChanged(key_id="k", ends_at=9),
         job(1, action_name="print", environment_id="e"),
         job(2, provider="ollama", model="llama3"),
         RunChanged(project_id="p", run_id="run_1", last_sequence=3),

@@ -52,6 +52,27 @@ async def started(http: httpx.AsyncClient, handle: str) -> str:
     return str(response.json()["id"])
 
 
+async def test_a_key_revoked_at_one_replica_ends_its_worker_and_its_stream_at_another(
+    replicas: tuple[Serving, Serving],
+) -> None:
+    one, two = replicas
+    async with one.http() as http:
+        await published(http, "a")
+        run = await started(http, "a")
+        made = await http.post("/v1/projects/default/keys", json={"name": "k", "scopes": ["worker", "reader"]})
+        key_id, secret = made.json()["key"]["id"], made.json()["secret"]
+        path = f"/v1/projects/default/runs/{run}/events.stream"
+        async with two.http(secret) as reader, two.worker(key=secret) as worker, reader.stream("GET", path) as stream:
+            await register(worker)
+            chunks = stream.aiter_bytes()
+            await anext(chunks)
+            (await http.post(f"/v1/projects/default/keys/{key_id}/revocations")).raise_for_status()
+            assert (await next_of(worker, "error"))["error"]["code"] == "invalid_actor"
+            async with asyncio.timeout(20):
+                _ = [chunk async for chunk in chunks]
+            assert (await reader.get("/v1/projects/default/runs")).status_code == 401
+
+
 async def test_a_job_started_at_one_replica_is_claimed_finished_and_streamed_at_another(
     replicas: tuple[Serving, Serving],
 ) -> None:

@@ -2,8 +2,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.domain.model import ApiKey, Project
-from control_plane.errors import NotFound, StoreUnavailable
+from control_plane.domain.model import ApiKey, Scope
+from control_plane.domain.store import KeyChanged
+from control_plane.errors import StoreUnavailable
+from control_plane.key_holders import KeyHolders
 from control_plane.keys import hash_secret
 from control_plane.web import authentication
 from control_plane.web.authentication import Authenticator
@@ -31,11 +33,6 @@ class Keys:
             raise StoreUnavailable("away")
         return self.known.get(secret_hash)
 
-    async def project(self, handle: str) -> Project:
-        if handle not in ("default", "other"):
-            raise NotFound("no such project")
-        return Project(id="proj_2", handle=handle, name=handle, created_at=0, updated_at=0)
-
 
 class Clock:
     def __init__(self) -> None:
@@ -61,12 +58,14 @@ def clock() -> Clock:
 @pytest.fixture
 def authenticator(keys: Keys, clock: Clock) -> Authenticator:
     store: Any = keys
-    return Authenticator(store, clock.monotonic, clock.wall)
+    return Authenticator(store, KeyHolders(), clock.monotonic, clock.wall)
 
 
-async def status(authenticator: Authenticator, authorization: str | None, project: str | None = None) -> int:
+async def status(
+    authenticator: Authenticator, authorization: str | None, project: str | None = None, scope: Scope = "reader"
+) -> int:
     try:
-        await authenticator.admit(authorization, project)
+        await authenticator.admit(authorization, project, scope)
     except HttpError as error:
         return error.status
     return 200
@@ -79,7 +78,7 @@ async def test_who_is_admitted(authenticator: Authenticator, keys: Keys) -> None
         assert await status(authenticator, authorization) == 200
         assert await status(authenticator, authorization, "default") == 200
     assert await status(authenticator, f"Bearer {SECRET}", "other") == 403
-    assert await status(authenticator, f"Bearer {SECRET}", "nowhere") == 404
+    assert await status(authenticator, f"Bearer {SECRET}", "nowhere") == 403
     for authorization in (None, "", SECRET, f"Basic {SECRET}", "Bearer ", f"Bearer {SECRET}x", f"Bearer {SECRET}\nx"):
         assert await status(authenticator, authorization, "nowhere") == 401
 
@@ -91,6 +90,26 @@ async def test_revoked_and_expired_keys(authenticator: Authenticator, keys: Keys
     assert await status(authenticator, "Bearer mbx_expiring") == 200
     clock.now += 1.0  # also while the key is still remembered
     assert await status(authenticator, "Bearer mbx_expiring") == 401
+
+
+async def test_a_key_opens_what_its_scopes_say(authenticator: Authenticator, keys: Keys) -> None:
+    keys.add(SECRET, scopes=("worker",))
+    assert await status(authenticator, f"Bearer {SECRET}", "default", "worker") == 200
+    for scope in ("reader", "operator"):
+        with pytest.raises(HttpError) as refusal:
+            await authenticator.admit(f"Bearer {SECRET}", "default", scope)
+        assert refusal.value.status == 403
+        assert f"needs an API key with scope {scope}; this one has worker" in refusal.value.message
+
+
+async def test_a_fact_refuses_a_remembered_key_at_once(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:
+    keys.add(SECRET)
+    assert await status(authenticator, f"Bearer {SECRET}") == 200
+    authenticator.holders.committed([KeyChanged(key_id="key_1", ends_at=clock.wall())], clock.wall())
+    assert await status(authenticator, f"Bearer {SECRET}") == 401
+    # Also when a replica of the database still says otherwise.
+    clock.now += authentication.CACHE_SECONDS
+    assert await status(authenticator, f"Bearer {SECRET}") == 401
 
 
 async def test_a_key_is_remembered_for_seconds_only(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:

@@ -63,7 +63,7 @@ async def test_a_worker_registers_on_both_paths(plane: Serving, path: str) -> No
         (PROJECT_PATH, "nonsense", 401, "unauthorized"),
         (ORG_PATH, "mbx_" + "0" * 32, 401, "invalid_api_key"),
         ("/v1/projects/other/workers/socket", None, 403, "forbidden"),
-        ("/v1/projects/no-such/workers/socket", None, 404, "project_not_found"),
+        ("/v1/projects/no-such/workers/socket", None, 403, "forbidden"),
         ("/v1/projects/default/runs", None, 404, "not_found"),
         ("/", None, 404, "not_found"),
     ],

@@ -11,16 +11,6 @@ SELECT {project_columns} FROM projects ORDER BY id
 -- name: project_by_handle
 SELECT {project_columns} FROM projects WHERE handle = $1
 
--- name: insert_key
-INSERT INTO api_keys (id, project_id, name, secret_hash, created_at) VALUES ($1, $2, $3, $4, $5)
-
--- name: key_by_hash
-SELECT k.id, k.project_id, p.handle, k.name, k.created_at, k.expires_at, k.revoked_at
-FROM api_keys k JOIN projects p ON p.id = k.project_id WHERE k.secret_hash = $1
-
--- name: any_key
-SELECT 1 FROM api_keys LIMIT 1
-
 -- name: automation_body
 a.id, a.project_id, a.handle, a.name, a.status, a.latest_version, a.published_version, a.description,
 a.default_agent_id, a.default_inputs, a.settings, a.tags

@@ -10,16 +10,6 @@ SELECT {project_columns} FROM projects ORDER BY id
 -- name: project_by_handle
 SELECT {project_columns} FROM projects WHERE handle = ?
 
--- name: insert_key
-INSERT INTO api_keys (id, project_id, name, secret_hash, created_at) VALUES (?, ?, ?, ?, ?)
-
--- name: key_by_hash
-SELECT k.id, k.project_id, p.handle, k.name, k.created_at, k.expires_at, k.revoked_at, k.secret_hash
-FROM api_keys k JOIN projects p ON p.id = k.project_id WHERE k.secret_hash = ?
-
--- name: any_key
-SELECT 1 FROM api_keys LIMIT 1
-
 -- name: automation_columns
 id, project_id, handle, name, status, latest_version, published_version, description, default_agent_id,
 default_inputs, settings, tags, last_run_at, archived_at, created_at, updated_at
