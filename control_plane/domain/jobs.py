@@ -15,6 +15,7 @@ from control_plane.domain.model import TERMINAL_JOB, Attempt, Job
 from control_plane.domain.store import JobReport
 from control_plane.domain.times import to_microseconds
 from control_plane.domain.transitions import JOB, JobEvent, follow
+from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, same_hash
 
 MAX_ERROR_TYPE = 256
@@ -169,6 +170,19 @@ def cancelled(job: Job, reason: str | None, now: int) -> Outcome:
         updated_at=now,
     )
     return Outcome(verdict="accepted", after=asked, event="cancel_requested")
+
+
+def put_back(job: Job, pending_deadline: float, now: int) -> Job:
+    """A failed job gets all its attempts and all its time anew. Raises Conflict("job_not_failed", "job_of_a_run")."""
+    if job.run_id is not None:
+        sentence = f"{job.id} belongs to run {job.run_id}, whose outcome stands: start its automation again instead"
+        raise Conflict("job_of_a_run", sentence, {"run_id": job.run_id, "status": job.status})
+    if job.status != "failed":
+        sentence = f"{job.id} is {job.status}: only a job that failed can be put back"
+        raise Conflict("job_not_failed", sentence, {"status": job.status})
+    job = replace(job, attempts_charged=0, execution_deadline_at=None, cancel_requested_at=None, cancel_reason=None)
+    job = _queued(job, "put_back", 0.0, pending_deadline, now)
+    return replace(job, result=None, error_type=None, error_message=None, completed_at=None)
 
 
 def failed_attempt(before: Job, outcome: Outcome, now: int) -> Attempt | None:

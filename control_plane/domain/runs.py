@@ -182,7 +182,22 @@ class Engine:
         self.changes += [JobCreated(job=job) for job in accepted]
         return enqueued
 
+    def put_back(self, job: Job) -> Job:
+        """A failed job is to be tried again. Raises Conflict."""
+        after = jobs.put_back(job, self._pending_deadline, self._now)
+        self.changes.append(JobChanged(before=job, after=after))
+        return after
+
     # --- what happens to a job
+
+    def cancel_job(self, job: Job, running: Running | None, reason: str | None) -> Job:
+        """An operator does not want the job any more: its run, if it has one, is cancelled with it. One that has ended
+        stays as it is."""
+        outcome = jobs.cancelled(job, reason, self._now)
+        self.job_moved(job, outcome, running)
+        if outcome.event == "cancel_requested":
+            self._announce_cancel(job, reason)
+        return outcome.after if outcome.after is not None else job
 
     def claimed(self, before: Job, after: Job) -> None:
         """A worker holds the job."""

@@ -488,6 +488,14 @@ class Store(Protocol):
         """Page of Job, without `spec` and `result`, those created last first. A page looks at a bounded number of jobs:
         it may be short, even empty, and not be the last. Raises Invalid("invalid_cursor")."""
 
+    async def cancel_job(self, project_id: str, job_id: str, reason: str | None, *, now: int | None = None) -> Job:
+        """Any job, also a step's, whose run is cancelled then: at once where it waits; a worker that holds it is asked
+        to stop. One that has ended is returned as it is. Raises NotFound."""
+
+    async def retry_job(self, project_id: str, job_id: str, *, now: int | None = None) -> Job:
+        """A failed job without a run goes back to its queue with all its attempts. Raises NotFound,
+        Conflict("job_not_failed" | "job_of_a_run")."""
+
     # --- what time does to jobs
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:

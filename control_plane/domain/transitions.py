@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from control_plane.domain.model import JobStatus, RunStatus, StepStatus
 
 JobEvent = Literal[
-    "claimed", "completed", "failed", "cancelled", "retried", "handed_back", "cancel_requested", "renewed"
+    "claimed", "completed", "failed", "cancelled", "retried", "handed_back", "cancel_requested", "renewed", "put_back"
 ]
 RunEvent = Literal["started", "suspended", "resumed", "completed", "failed", "cancelled"]
 StepEvent = Literal["started", "suspended", "completed", "failed", "skipped", "cancelled"]
@@ -35,7 +35,8 @@ JOB: Mapping[JobStatus, Mapping[JobEvent, JobStatus]] = {
         "cancel_requested": "claimed",
     },
     "completed": {},
-    "failed": {},
+    # By an operator.
+    "failed": {"put_back": "pending"},
     "cancelled": {},
 }
 

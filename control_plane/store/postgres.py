@@ -56,7 +56,17 @@ from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store import postgres_presence
 from control_plane.store.clock import Clock
-from control_plane.store.postgres_batch import CancelRun, Claim, Enqueue, Heartbeat, Ping, Report, StartRun
+from control_plane.store.postgres_batch import (
+    CancelJob,
+    CancelRun,
+    Claim,
+    Enqueue,
+    Heartbeat,
+    Ping,
+    Report,
+    RetryJob,
+    StartRun,
+)
 from control_plane.store.postgres_connections import Connection, Database
 from control_plane.store.postgres_decisions import Known
 from control_plane.store.postgres_keys import Keys
@@ -500,6 +510,16 @@ class PostgresStore:
     async def jobs(self, project_id: str, which: JobFilter, *, cursor: str | None, limit: int) -> Page:
         """See Store."""
         return await self._read(self._queries.jobs, project_id, which, cursor, limit)
+
+    async def cancel_job(self, project_id: str, job_id: str, reason: str | None, *, now: int | None = None) -> Job:
+        """See Store."""
+        job: Job = await self._writer.submit(CancelJob(project_id=project_id, job_id=job_id, reason=reason), now)
+        return job
+
+    async def retry_job(self, project_id: str, job_id: str, *, now: int | None = None) -> Job:
+        """See Store."""
+        job: Job = await self._writer.submit(RetryJob(project_id=project_id, job_id=job_id), now)
+        return job
 
     # --- what time does to jobs
 

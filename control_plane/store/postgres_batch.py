@@ -80,6 +80,21 @@ class StartRun(Command, frozen=True):
     external_id: str | None = None
 
 
+class CancelJob(Command, frozen=True):
+    """See Store.cancel_job."""
+
+    project_id: str
+    job_id: str
+    reason: str | None = None
+
+
+class RetryJob(Command, frozen=True):
+    """See Store.retry_job."""
+
+    project_id: str
+    job_id: str
+
+
 class Enqueue(Command, frozen=True):
     """See Store.enqueue."""
 
@@ -242,7 +257,7 @@ class Batch:
             await self._connection.execute(self._sql["lock_keys"], sorted(keys))
 
     async def _lock_and_load(self, works: Sequence[Asked]) -> None:
-        job_ids = [asked.command.job_id for asked in works if isinstance(asked.command, Report)]
+        job_ids = [asked.command.job_id for asked in works if isinstance(asked.command, Report | CancelJob | RetryJob)]
         cancels = {
             (asked.command.project_id, asked.command.run_id) for asked in works if isinstance(asked.command, CancelRun)
         }
@@ -278,8 +293,8 @@ class Batch:
 
     def _prepare(self, asked: Asked) -> None:
         command = asked.command
-        if isinstance(command, Report):
-            self._prepare_report(asked, command)
+        if isinstance(command, Report | CancelJob | RetryJob):
+            self._prepare_job(asked, command)
         elif isinstance(command, StartRun):
             self._decide(asked, command.project_id, self._now(asked, None), partial(self._start, command))
         elif isinstance(command, Enqueue):
@@ -291,14 +306,24 @@ class Batch:
             else:
                 asked.again(0.0)
 
-    def _prepare_report(self, asked: Asked, command: Report) -> None:
+    def _prepare_job(self, asked: Asked, command: Report | CancelJob | RetryJob) -> None:
         keys = self._facts.job_keys.get(command.job_id)
         loaded = self._facts.jobs[keys[0]] if keys is not None else None
         if loaded is None or loaded.job.project_id != command.project_id:
-            asked.result = ReportOutcome(verdict="unknown")
+            if isinstance(command, Report):
+                asked.result = ReportOutcome(verdict="unknown")
+            else:
+                asked.error = NotFound(f"no job {command.job_id} in this project")
         elif self._reserve(loaded.job.run_id or loaded.job.id):
             now = self._now(asked, loaded.job.run_id)
-            self._decide(asked, command.project_id, now, partial(self._report, loaded, command.reported, now))
+            decide: Callable[[Engine], Any]
+            if isinstance(command, Report):
+                decide = partial(self._report, loaded, command.reported, now)
+            elif isinstance(command, CancelJob):
+                decide = partial(self._cancel_job, loaded, command.reason)
+            else:
+                decide = partial(_put_back, loaded.job)
+            self._decide(asked, command.project_id, now, decide)
         else:
             asked.again(0.0)
 
@@ -323,6 +348,9 @@ class Batch:
                 return already_started(earlier)
         target = self._facts.published(command.project_id, command.handle)
         return engine.start(target, command.inputs, source=command.source, external_id=command.external_id)
+
+    def _cancel_job(self, loaded: LoadedJob, reason: str | None, engine: Engine) -> Job:
+        return engine.cancel_job(loaded.job, self._facts.running(loaded), reason)
 
     def _enqueue(self, command: Enqueue, engine: Engine) -> Enqueued:
         earlier = {}
@@ -422,6 +450,10 @@ class Batch:
         for claim in empty:
             if any(lane.id in waiting for lane in claim.lanes):
                 claim.asked.again(CLAIM_AGAIN)
+
+
+def _put_back(job: Job, engine: Engine) -> Job:
+    return engine.put_back(job)
 
 
 def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, int]]]) -> None:

@@ -34,12 +34,14 @@ _encoder = msgspec.json.Encoder()
 
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "leave_pending",
-    "leave_claimed", "insert_pending", "insert_claimed", "insert_finished", "update_pending", "request_cancel",
-    "insert_attempts", "insert_events",
+    "leave_claimed", "leave_finished", "insert_pending", "insert_claimed", "insert_finished", "update_pending",
+    "request_cancel", "insert_attempts", "insert_events",
 )  # fmt: skip
 
 # What holds a lock on a row of these takes it in the order of their keys.
-_IN_ORDER = frozenset({"leave_pending", "leave_claimed", "update_pending", "request_cancel", "update_runs"})
+_IN_ORDER = frozenset(
+    {"leave_pending", "leave_claimed", "leave_finished", "update_pending", "request_cancel", "update_runs"}
+)
 
 
 class FenceBrokenError(RuntimeError):
@@ -253,6 +255,8 @@ class Writing:
         if after.status != before.status:
             if before.status == "pending":
                 self._put("leave_pending", seq)
+            elif before.status in TERMINAL_JOB:
+                self._put("leave_finished", seq)
             else:
                 self._put("leave_claimed", seq, as_bytea(before.lease_token_hash))
             self._enter(after, lane_of)

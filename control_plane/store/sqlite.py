@@ -497,6 +497,14 @@ class SqliteStore:
         """See Store."""
         return await self._read(self._queries.jobs, project_id, which, cursor, limit)
 
+    async def cancel_job(self, project_id: str, job_id: str, reason: str | None, *, now: int | None = None) -> Job:
+        """See Store."""
+        return await self._write(sqlite_jobs.cancel_job(self._known, project_id, job_id, reason), now)
+
+    async def retry_job(self, project_id: str, job_id: str, *, now: int | None = None) -> Job:
+        """See Store."""
+        return await self._write(sqlite_jobs.retry_job(self._known, project_id, job_id), now)
+
     # --- what time does to jobs
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:

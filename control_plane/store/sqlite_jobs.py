@@ -217,6 +217,33 @@ def start_run(
     return command
 
 
+def cancel_job(known: Known, project_id: str, job_id: str, reason: str | None) -> Callable[[Writing], Job]:
+    """See Store.cancel_job."""
+
+    def command(writing: Writing) -> Job:
+        unit = Unit(known, writing)
+        job = unit.known_job(project_id, job_id)
+        engine = unit.engine(project_id)
+        after = engine.cancel_job(job, unit.running(job), reason)
+        unit.apply(engine.changes)
+        return after
+
+    return command
+
+
+def retry_job(known: Known, project_id: str, job_id: str) -> Callable[[Writing], Job]:
+    """See Store.retry_job."""
+
+    def command(writing: Writing) -> Job:
+        unit = Unit(known, writing)
+        engine = unit.engine(project_id)
+        after = engine.put_back(unit.known_job(project_id, job_id))
+        unit.apply(engine.changes)
+        return after
+
+    return command
+
+
 def cancel_run(known: Known, project_id: str, run_id: str, reason: str | None) -> Callable[[Writing], Run]:
     """See Store.cancel_run."""
 

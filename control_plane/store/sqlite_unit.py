@@ -89,6 +89,13 @@ class Unit:
                 return job
         raise FenceBrokenError(f"{job_id} has no state")
 
+    def known_job(self, project_id: str, job_id: str) -> Job:
+        """As `job`. Raises NotFound."""
+        job = self.job(project_id, job_id)
+        if job is None:
+            raise NotFound(f"no job {job_id} in this project")
+        return job
+
     def job_at(self, statement: str, seq: int, spec: dict[str, Any] | None = None) -> Job | None:
         """The job of this seq, if it is in the state of the statement (pending_job, claimed_job, finished_job)."""
         row = self.one(statement, seq)
@@ -251,6 +258,8 @@ class Unit:
             return
         if before.status == "pending":
             self._fenced("leave_pending", seq)
+        elif before.status in TERMINAL_JOB:
+            self._fenced("leave_finished", seq)
         else:
             self._fenced("leave_claimed", seq, before.lease_token_hash)
         if after.status == "pending":

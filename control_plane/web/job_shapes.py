@@ -11,7 +11,7 @@ from control_plane.domain.retries import DEFAULT_EXECUTION_TIMEOUT, LONGEST_DELA
 from control_plane.domain.store import JobFilter, JobView, Page
 from control_plane.domain.times import MICROSECONDS, parse_duration
 from control_plane.errors import Invalid
-from control_plane.web.shapes import Cursor, JsonObject, Limit, Name, Request, Response, moment
+from control_plane.web.shapes import Cursor, JsonObject, Limit, Name, Request, Response, Text, moment
 
 QueueName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z")]
 ExternalId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -72,6 +72,12 @@ class EnqueueJobsResponse(Response, frozen=True):
 
     ids: list[str]
     existing: list[str] | UnsetType = UNSET
+
+
+class CancelJobRequest(Request, frozen=True):
+    """The reason reaches the handler that runs."""
+
+    reason: Text | UnsetType = UNSET
 
 
 class JobAttemptResponse(Response, frozen=True):

@@ -25,6 +25,22 @@ async def get_job(call: Call[shapes.NoQuery, None]) -> job_shapes.JobResponse:
     return job_shapes.job_view_shape(await call.store.job_view(call.project_id, call.path["id"]))
 
 
+async def cancel_job(call: Call[shapes.NoQuery, job_shapes.CancelJobRequest]) -> job_shapes.JobResponse:
+    """Cancel the job, and its run with it if it has one.
+
+    One that waits is cancelled at once; one that a worker holds is cancelled when the worker has stopped it. A job that
+    has ended is answered as it is."""
+    job = await call.store.cancel_job(call.project_id, call.path["id"], call.body.reason or None)
+    return job_shapes.job_shape(job)
+
+
+async def retry_job(call: Call[shapes.NoQuery, None]) -> job_shapes.JobResponse:
+    """Put a failed job back into its queue, with all its attempts.
+
+    A job of a run is refused: the run's outcome stands."""
+    return job_shapes.job_shape(await call.store.retry_job(call.project_id, call.path["id"]))
+
+
 _JOBS = "/v1/projects/{project}/jobs"
 
 ROUTES = (
@@ -44,4 +60,12 @@ ROUTES = (
         response=job_shapes.JobListResponse,
     ),
     Route(method="GET", path=_JOBS + "/{id}", handler=get_job, response=job_shapes.JobResponse),
+    Route(
+        method="POST",
+        path=_JOBS + "/{id}/cancellations",
+        handler=cancel_job,
+        body=job_shapes.CancelJobRequest,
+        response=job_shapes.JobResponse,
+    ),
+    Route(method="POST", path=_JOBS + "/{id}/retries", handler=retry_job, response=job_shapes.JobResponse),
 )

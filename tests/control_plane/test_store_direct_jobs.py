@@ -6,8 +6,8 @@ import pytest
 
 from control_plane.domain.enqueue import MAX_SPEC_BYTES, NewJob
 from control_plane.domain.model import Selector
-from control_plane.domain.store import JobClaimable, JobFilter
-from control_plane.errors import Invalid, NotFound
+from control_plane.domain.store import CancelRequested, JobClaimable, JobFilter
+from control_plane.errors import Conflict, Invalid, NotFound
 from control_plane.store import pages
 from tests.support.store_scenario import LEASE, action, at, scenario
 
@@ -210,3 +210,90 @@ async def test_a_page_looks_at_a_bounded_number_of_jobs_and_the_next_goes_on_beh
     assert (page.items, page.next_cursor is None) == ([], False)
     assert await listed(s, action_name="rare") == rare
     assert len(await listed(s)) == 11
+
+
+# --- what operators do
+
+
+async def test_a_failed_job_is_put_back_with_all_its_attempts(s):
+    (job_id,) = (await s.enqueue([new(max_attempts=2, execution_timeout=50.0)])).ids
+    for now in (1, 2):
+        lease = await s.claim_one(now=now)
+        await s.report(lease, "failed", error="Boom", now=now)
+    s.facts.clear()
+    job = await s.store.retry_job(s.project.id, job_id, now=at(100))
+    assert (job.status, job.attempts_charged, job.claim_attempt, job.error_type) == ("pending", 0, 2, None)
+    assert [fact.job_id for fact in s.announced(JobClaimable)] == [job_id]
+    assert await s.report(lease, "failed", error="Boom", now=101) == "duplicate"
+    again = await s.claim_one(now=101)
+    assert (again.job.claim_attempt, again.job.execution_deadline_at) == (3, at(151))
+    await s.report(again, "failed", error="Boom", now=102)
+    await s.report(await s.claim_one(now=103), result={"n": 4}, now=103)
+    view = await s.store.job_view(s.project.id, job_id)
+    assert (view.job.status, view.job.result, view.job.error_type) == ("completed", {"n": 4}, None)
+    assert [attempt.attempt for attempt in view.attempts] == [1, 2, 3]
+    with pytest.raises(Conflict, match="completed"):
+        await s.store.retry_job(s.project.id, job_id)
+
+
+async def test_what_is_put_back_twice_at_once_is_there_once(s):
+    (job_id,) = (await s.enqueue([new()])).ids
+    await s.report(await s.claim_one(), "failed", error="Boom")
+    outcomes = await asyncio.gather(
+        *(s.store.retry_job(s.project.id, job_id, now=at(1)) for _ in range(5)), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Conflict"] * 4 + ["Job"]
+    assert len(await s.claim(now=1)) == 1
+
+
+async def test_a_job_of_a_run_is_not_put_back(s):
+    await s.publish("a", [action()])
+    run = await s.start("a")
+    lease = await s.claim_one()
+    await s.report(lease, "failed", error="Boom")
+    with pytest.raises(Conflict, match=run.id) as raised:
+        await s.store.retry_job(s.project.id, lease.job.id)
+    assert raised.value.code == "job_of_a_run"
+    with pytest.raises(NotFound):
+        await s.store.retry_job(s.project.id, "job_unknown")
+
+
+async def test_a_waiting_job_is_cancelled_at_once(s):
+    (job_id,) = (await s.enqueue([new()])).ids
+    job = await s.store.cancel_job(s.project.id, job_id, "not needed", now=at(5))
+    assert (job.status, job.completed_at, job.error_message) == ("cancelled", at(5), "not needed")
+    assert await s.claim(now=6) == []
+    assert (await s.store.cancel_job(s.project.id, job_id, "again", now=at(6))).completed_at == at(5)
+    assert await listed(s, status="cancelled") == [job_id]
+    with pytest.raises(NotFound):
+        await s.store.cancel_job(s.project.id, "job_unknown", None)
+
+
+async def test_the_holder_of_a_job_is_asked_to_stop(s):
+    await s.enqueue([new(max_attempts=3)])
+    lease = await s.claim_one()
+    s.facts.clear()
+    job = await s.store.cancel_job(s.project.id, lease.job.id, "stop", now=at(1))
+    assert (job.status, job.cancel_requested_at, job.cancel_reason) == ("claimed", at(1), "stop")
+    (asked,) = s.announced(CancelRequested)
+    assert (asked.job_id, asked.session_id, asked.reason) == (lease.job.id, s.session.id, "stop")
+    await s.store.cancel_job(s.project.id, lease.job.id, "stop!", now=at(2))
+    assert s.announced(CancelRequested) == []
+    assert (await s.heartbeat(lease, now=2)).cancel_reason == "stop"
+    assert await s.report(lease, "cancelled", now=3) == "accepted"
+    assert (await s.job(lease)).status == "cancelled"
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_step_whose_job_is_cancelled_cancels_its_run(s, held):
+    await s.publish("a", [action(), action("two")])
+    run = await s.start("a")
+    job_id = (await s.steps(run))[0].job_id
+    lease = await s.claim_one() if held else None
+    await s.store.cancel_job(s.project.id, job_id, "by hand", now=at(1))
+    if held:
+        assert (await s.run(run)).status == "suspended"
+        await s.report(lease, "cancelled", message="by hand", now=2)
+    run = await s.run(run)
+    assert (run.status, run.error_message) == ("cancelled", "by hand")
+    assert (await s.event_types(run))[-2:] == ["step.cancelled", "run.cancelled"]

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from control_plane.domain.model import TERMINAL_RUN
+from control_plane.domain.enqueue import NewJob
+from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN
+from control_plane.errors import Conflict
 from control_plane.keys import hash_secret
 from tests.support.postgres_cluster import shared_cluster
 from tests.support.store_scenario import LEASE, PostgresPlace, Scenario, SqlitePlace, action, at, scenario
@@ -32,6 +34,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.newest = {}
         self.completed = {}
         self.acknowledged_runs = []
+        self.direct = []
+        self.external = {}
         self.interrupted = False
 
     def wait_for(self, awaitable):
@@ -63,6 +67,50 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(handle=st.sampled_from(HANDLES))
     def start(self, handle):
         self.acknowledged_runs.append(self.wait_for(self.s.start(handle, now=self.now)).id)
+
+    @rule(number=st.integers(1, 3), data=st.data())
+    def enqueue(self, number, data):
+        priorities = st.sampled_from([0, 0, 7])
+        delays = st.sampled_from([0.0, 0.0, 5.0])
+        names = st.sampled_from([None, "a", "b"])
+        jobs = [
+            NewJob(
+                action_name="direct",
+                spec={"parameters": {}},
+                priority=data.draw(priorities),
+                delay=data.draw(delays),
+                external_id=data.draw(names),
+                max_attempts=2,
+                retry_delay=3.0,
+                retry_backoff=2.0,
+            )
+            for _ in range(number)
+        ]
+        enqueued = self.wait_for(self.s.enqueue(jobs, now=self.now))
+        for job, job_id in zip(jobs, enqueued.ids, strict=True):
+            if job.external_id is not None:
+                assert self.external.setdefault(job.external_id, job_id) == job_id
+            if job_id not in self.direct:
+                self.direct.append(job_id)
+
+    @precondition(lambda self: self.direct or self.leases)
+    @rule(data=st.data())
+    def cancel_job(self, data):
+        job_id = data.draw(st.sampled_from([*self.direct[-4:], *(lease.job.id for lease in self.leases[-4:])]))
+        job = self.wait_for(self.s.store.cancel_job(self.s.project.id, job_id, "stop", now=at(self.now)))
+        assert job.status in TERMINAL_JOB or job.cancel_requested_at is not None
+
+    @precondition(lambda self: self.direct)
+    @rule(data=st.data())
+    def put_back(self, data):
+        job_id = data.draw(st.sampled_from(self.direct[-6:]))
+        before = self.wait_for(self.s.store.job(self.s.project.id, job_id))
+        try:
+            job = self.wait_for(self.s.store.retry_job(self.s.project.id, job_id, now=at(self.now)))
+        except Conflict:
+            assert before.status != "failed"
+        else:
+            assert (before.status, job.status) == ("failed", "pending")
 
     @rule(limit=st.sampled_from([1, 2, 1000]))
     def claim(self, limit):
@@ -162,6 +210,19 @@ class StoreMachine(RuleBasedStateMachine):
         assert finished == {job_id: f'{{"number":{number}}}' for job_id, number in self.completed.items()}
 
     @invariant()
+    def what_was_handed_in_is_there(self):
+        assert {row[0] for row in self.read("SELECT id FROM jobs WHERE run_id IS NULL")} == set(self.direct)
+
+    @invariant()
+    def attempts_that_failed_are_kept_once_and_only_those(self):
+        kept = self.read(
+            "SELECT j.id, a.attempt, coalesce(p.claim_attempt, c.claim_attempt, f.claim_attempt) FROM job_attempts a"
+            " JOIN jobs j ON j.seq = a.job_seq LEFT JOIN jobs_pending p ON p.seq = j.seq"
+            " LEFT JOIN jobs_claimed c ON c.seq = j.seq LEFT JOIN jobs_finished f ON f.seq = j.seq"
+        )
+        assert all(1 <= attempt <= started for _, attempt, started in kept)
+
+    @invariant()
     def streams_are_gapless_and_end_with_their_run(self):
         for run_seq, status in self.read("SELECT seq, status FROM runs"):
             events = self.read(f"SELECT sequence, event_type FROM events WHERE run_seq = {run_seq} ORDER BY sequence")
@@ -185,7 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
             "SELECT r.status, (SELECT count(*) FROM steps s JOIN jobs j ON j.id = s.job_id"
             " WHERE s.run_seq = r.seq AND s.status = 'suspended' AND ("
             "EXISTS (SELECT 1 FROM jobs_pending p WHERE p.seq = j.seq) OR"
-            " EXISTS (SELECT 1 FROM jobs_claimed c WHERE c.seq = j.seq AND c.cancel_requested_at IS NULL))) FROM runs r"
+            " EXISTS (SELECT 1 FROM jobs_claimed c WHERE c.seq = j.seq))) FROM runs r"
         )
         for status, waiting in rows:
             assert status in TERMINAL_RUN | {"suspended"}

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.control_plane.web.test_api import P, refused
-from tests.support.control_plane_server import Serving, ask, register, serving
+from tests.support.control_plane_server import Serving, answer_to, ask, next_of, register, serving
 
 JOBS = f"{P}/jobs"
 
@@ -144,3 +144,25 @@ async def test_a_wrong_job_is_named_and_takes_all_along(
 )
 async def test_a_request_of_the_wrong_form_is_refused(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
     refused(await http.post(JOBS, json=body), 400, "invalid_request")
+
+
+async def test_cancel_and_put_back(plane: Serving, http: httpx.AsyncClient) -> None:
+    waiting, running = await enqueued(http, {"action_name": "other"}, {"action_name": "print"})
+    cancelled = await http.post(f"{JOBS}/{waiting}/cancellations", json={"reason": "no"})
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    message = refused(await http.post(f"{JOBS}/{waiting}/retries"), 409, "job_not_failed")
+    assert "cancelled" in message
+    async with plane.worker() as socket:
+        await register(socket)
+        (job,) = (await ask(socket, {"type": "jobs.claim", "available_slots": 2}))["jobs"]
+        report = {"type": "job.report", "job_id": running, "lease_token": job["lease_token"], "message_id": "m-2"}
+        await ask(socket, report | {"status": "failed", "error_type": "Boom", "error_message": "no"})
+        assert [one["id"] for one in (await http.get(JOBS, params={"status": "failed"})).json()["items"]] == [running]
+        await socket.send('{"type": "jobs.claim", "message_id": "m-3", "available_slots": 1}')
+        back = await http.post(f"{JOBS}/{running}/retries")
+        assert (back.status_code, back.json()["status"]) == (200, "pending")
+        (job,) = (await answer_to(socket, "m-3"))["jobs"]
+        await http.post(f"{JOBS}/{running}/cancellations", json={"reason": "stop"})
+        assert (await next_of(socket, "job.cancel"))["reason"] == "stop"
+    refused(await http.post(f"{JOBS}/job_unknown/cancellations"), 404, "not_found")
+    refused(await http.post(f"{JOBS}/job_unknown/retries"), 404, "not_found")

@@ -83,6 +83,13 @@ DELETE FROM jobs_claimed USING (
 ) AS n
 WHERE jobs_claimed.seq = n.seq AND jobs_claimed.lease_token_hash = n.lease_token_hash
 
+-- name: leave_finished
+DELETE FROM jobs_finished USING (
+    SELECT
+        (n->>0)::bigint AS seq
+    FROM jsonb_array_elements($1::jsonb) AS rows (n)
+) AS n WHERE jobs_finished.seq = n.seq
+
 -- name: insert_pending
 INSERT INTO jobs_pending (
     seq, lane_id, run_seq, available_at, pending_deadline_at, deadline_at, execution_deadline_at, claim_attempt,

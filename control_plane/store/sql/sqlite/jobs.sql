@@ -66,6 +66,9 @@ INSERT INTO jobs_finished (
 -- name: leave_pending
 DELETE FROM jobs_pending WHERE seq = ?
 
+-- name: leave_finished
+DELETE FROM jobs_finished WHERE seq = ?
+
 -- name: leave_claimed
 DELETE FROM jobs_claimed WHERE seq = ? AND lease_token_hash = ?
 
