@@ -92,7 +92,7 @@ class SqliteStore:
         self._known = Known(statements, terms)
         self._queries = Queries(statements)
         self._writer = Writer(
-            self._connect_writer,
+            self._connect_writer_again,
             self._before_commit,
             self._known.lanes.forget,
             self._postpone_lapses,
@@ -103,6 +103,7 @@ class SqliteStore:
         self._readers: ThreadPoolExecutor | None = None
         self._local = threading.local()
         self._reading: list[apsw.Connection] = []
+        self._files: tuple[_FileIdentity, _FileIdentity] | None = None
 
     # --- life
 
@@ -178,7 +179,42 @@ class SqliteStore:
         connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
         return connection
 
+    def _connect_writer_again(self) -> apsw.Connection:
+        """After a fault. What a disk once refused to flush may be in its cache and never reach it, and what is written
+        behind that would be lost with it: the log is emptied into the file before anything is acknowledged again."""
+        if self._files is not None:
+            found = self._identities()
+            # SQLite removes the log with the last connection, and that may have been ours.
+            ended_with_ours = found == (self._files[0], None) and not self._reading
+            if found != self._files and not ended_with_ours:
+                raise apsw.CantOpenError(_NOT_OURS)
+            self._files = None
+        connection = self._connect_writer()
+        try:
+            ((busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if busy:
+                raise apsw.BusyError("readers keep the log from being emptied")
+        except apsw.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _identities(self) -> "tuple[_FileIdentity, _FileIdentity]":
+        return _identity(self.path), _identity(f"{self.path}-wal")
+
+    def _insist_on_our_files(self, connection: apsw.Connection) -> None:
+        """What is written to a file that was removed, or that another has replaced, is gone with the next start."""
+        found = self._identities()
+        if self._files is None:
+            self._files = found
+        elif found != self._files:
+            connection.execute("ROLLBACK")
+            # As far as the file is there, it gets what only the log has.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raise apsw.CantOpenError(_NOT_OURS)
+
     def _before_commit(self, connection: apsw.Connection, latest: int, finished: dict[str, int]) -> None:
+        self._insist_on_our_files(connection)
         connection.execute("UPDATE store_clock SET latest = ? WHERE latest < ?", (latest, latest))
         for session_id, job_seq in finished.items():
             connection.execute(self._known.sql["set_last_job"], (job_seq, session_id))
@@ -524,6 +560,18 @@ class SqliteStore:
 def _nothing(writing: Writing) -> None:
     # A commit without a change would not touch the disk; the clock's row does not always change.
     writing.execute("UPDATE store_clock SET latest = latest")
+
+
+_FileIdentity = tuple[int, int] | None
+_NOT_OURS = "its file or its log was removed or replaced: put them back, or restart the control plane"
+
+
+def _identity(path: str | Path) -> _FileIdentity:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - once a commit, and faster
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _lock(path: Path, *, shared: bool) -> int | None:

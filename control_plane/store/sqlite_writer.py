@@ -6,6 +6,7 @@ the next batch tries again.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -183,8 +184,10 @@ class Writer:
         self._rolled_back()
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Closing rolls back; a connection that has seen an I/O error is not used again.
-            connection.close(force=True)
+            # Closing rolls back; a connection that has seen an I/O error is not used again. A disk that fails may fail
+            # this too, which must not end the thread.
+            with contextlib.suppress(apsw.Error):
+                connection.close(force=True)
 
     def _tell(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed]) -> None:
         if self._loop is None:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from tests.campaign.changes import CampaignError
 from tests.campaign.store import throughput
 from tests.campaign.store.handlers import LEDGER
@@ -44,14 +42,6 @@ PROGRESS = 10
 """Faults from one line of progress to the next."""
 
 
-class Moment(Struct, frozen=True, kw_only=True):
-    """A fault, and from when to when it was looked at."""
-
-    fault: Fault
-    at: float
-    until: float
-
-
 class Campaign:
     """One campaign in `directory`, which keeps what it leaves. `say` gets lines of progress. A lease lasts
     `lease_duration` seconds: so long a claim stays lost whose answer was on its way when a control plane died."""
@@ -64,7 +54,8 @@ class Campaign:
         self._say = say
         self._ledger = Ledger(jobs_of)
         self._site = Site(terms.store, directory, lease_duration)
-        self._moments: list[Moment] = []
+        self._moments: list[tuple[Fault, float]] = []
+        """Faults, and when they were committed."""
         self._findings = Findings(
             store=terms.store, seed=terms.seed, kills=terms.kills, restarts=terms.restarts, cuts=terms.cuts
         )
@@ -108,14 +99,14 @@ class Campaign:
 
     async def _commit(self, fault: Fault) -> None:
         at = time.monotonic()
-        usual = throughput.usual(self._ledger.done_at, [*(moment.at for moment in self._moments), at])
+        usual = throughput.usual_lately(self._ledger.done_at, [*(earlier for _, earlier in self._moments), at])
         self._ledger.forget_moving()
         await self._site.commit(fault)
         # Longer than the longest window: what is back must stay back for as long as it is counted.
         await self._ledger.changes.until(
             lambda: self._is_back(at, usual), RECOVERY, f"fault {fault.number} ({fault.kind}): {usual:.0f} jobs/s again"
         )
-        self._moments.append(Moment(fault=fault, at=at, until=time.monotonic()))
+        self._moments.append((fault, at))
 
     def _is_back(self, at: float, usual: float) -> bool:
         now = time.monotonic()
@@ -123,13 +114,8 @@ class Campaign:
         return begin >= at and throughput.rate(self._ledger.done_at, begin, now) >= throughput.BACK * usual
 
     def _progress(self, number: int) -> None:
-        moments = self._moments[-PROGRESS:]
-        worst = max(moment.until - moment.at for moment in moments)
-        rate = throughput.usual(self._ledger.done_at, [moment.at for moment in moments])
-        self._say(
-            f"fault {number:>4}   {len(self._ledger.done_at):>7} jobs done, {rate:>4.0f}/s   "
-            f"worst of the last {len(moments)}: {worst:.1f} s"
-        )
+        rate = throughput.usual(self._ledger.done_at, [at for _, at in self._moments[-PROGRESS:]])
+        self._say(f"fault {number:>4}   {len(self._ledger.done_at):>7} jobs done, {rate:>4.0f}/s")
 
     # --- the verdict
 
@@ -147,6 +133,4 @@ class Campaign:
         findings.problems += await asyncio.to_thread(self._site.check)
         findings.runs, findings.jobs = len(load.acknowledged), len(self._ledger.done_at)
         findings.repeated, findings.lost_claims = load.repeated, load.lost_claims
-        findings.measure(
-            self._ledger.done_at, [(moment.fault.kind, moment.at, moment.until) for moment in self._moments]
-        )
+        findings.measure(self._ledger.done_at, [(fault.kind, at) for fault, at in self._moments])

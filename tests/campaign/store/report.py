@@ -33,17 +33,21 @@ class Findings(Struct, kw_only=True):
     costs: list[Cost] = []
     problems: list[str] = []
 
-    def measure(self, done_at: Sequence[float], moments: Sequence[tuple[str, float, float]]) -> None:
-        """`moments` are faults: kind, time, and until when each was looked at."""
-        self.usual = throughput.usual(done_at, [at for _, at, _ in moments])
-        self.costs = [
-            Cost(
+    def measure(self, done_at: Sequence[float], moments: Sequence[tuple[str, float]]) -> None:
+        """`moments` are faults: kind and time. Each is looked at until the next one."""
+        times = [at for _, at in moments]
+        self.usual = throughput.usual(done_at, times)
+        self.costs = []
+        for number, (kind, at) in enumerate(moments, 1):
+            until = times[number] if number < len(times) else done_at[-1]
+            usual = throughput.usual_lately(done_at, times[:number])
+            cost = Cost(
                 kind=kind,
-                back_after=throughput.back_after(done_at, at, until + throughput.WINDOW, self.usual),
+                usual=usual,
+                back_after=throughput.back_after(done_at, at, until, usual),
                 longest_silence=throughput.longest_silence(done_at, at, until),
             )
-            for kind, at, until in moments
-        ]
+            self.costs.append(cost)
 
 
 def late(findings: Findings) -> list[str]:

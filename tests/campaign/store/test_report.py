@@ -8,7 +8,7 @@ from tests.campaign.store.report import Findings, as_json, as_text, late
 def findings() -> Findings:
     found = Findings(store="postgresql", seed=5, kills=2, restarts=1)
     steady = [number / 10 for number in range(1000) if not 200 <= number < 350]
-    found.measure(steady, [("kill a control plane", 10.0, 12.0), ("crash postgresql", 20.0, 40.0)])
+    found.measure(steady, [("kill a control plane", 10.0), ("crash postgresql", 20.0)])
     return found
 
 

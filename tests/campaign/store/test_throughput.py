@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.campaign.store.throughput import back_after, longest_silence, rate, usual
+from tests.campaign.store.throughput import back_after, longest_silence, rate, usual, usual_lately
 
 
 def every(step: float, begin: float, end: float) -> list[float]:
@@ -16,6 +16,7 @@ OUTAGE = [*every(0.1, 0, 10), *every(0.2, 13, 15), *every(0.1, 15, 20)]
 def test_what_is_usual() -> None:
     assert rate(OUTAGE, 0, 10) == pytest.approx(10)
     assert usual(OUTAGE, [5, 10, 13]) == pytest.approx(10)
+    assert usual_lately(OUTAGE, [5, 6, 7, 8, 9, 10, 14, 14.2, 14.4, 14.6, 14.8]) == pytest.approx(5)
 
 
 def test_throughput_is_back_when_nine_tenths_of_it_last_for_a_second() -> None:

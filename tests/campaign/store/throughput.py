@@ -16,11 +16,16 @@ WINDOW = 1.0
 BEFORE = 1.0
 """Seconds before a fault that show what is usual."""
 
+LATELY = 5
+"""Faults."""
+
 
 class Cost(Struct, frozen=True, kw_only=True):
-    """Of one fault: seconds until throughput was back (None: never), and the longest time in which no job was done."""
+    """Of one fault: what was usual before, seconds until that was back (None: not before the next fault), and the
+    longest time in which no job was done."""
 
     kind: str
+    usual: float
     back_after: float | None
     longest_silence: float
 
@@ -33,6 +38,11 @@ def rate(times: Sequence[float], begin: float, end: float) -> float:
 def usual(times: Sequence[float], faults: Sequence[float]) -> float:
     """Jobs a second when nothing is wrong: the median of what was so before each fault."""
     return statistics.median(rate(times, at - BEFORE, at) for at in faults)
+
+
+def usual_lately(times: Sequence[float], faults: Sequence[float]) -> float:
+    """The same for the last of these faults: a machine that others use too is not as fast at all times."""
+    return usual(times, faults[-LATELY:])
 
 
 def back_after(times: Sequence[float], at: float, until: float, usual_rate: float) -> float | None:
