@@ -30,6 +30,7 @@ from control_plane.services import (
 )
 from control_plane.web.app import create_app
 from control_plane.web.authentication import Authenticator
+from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
 from control_plane.web.http_protocol import HttpProtocol
 from control_plane.web.routes import Services
@@ -102,7 +103,8 @@ class ControlPlane:
         self._streams = RunStreams()
         holders = KeyHolders()
         authenticator = Authenticator(store, holders, time.monotonic, store.now)
-        self._gate = WorkerGate(store, self.hub, authenticator, config.dialect, config.dialects)
+        self._deltas = DeltaStreams(store)
+        self._gate = WorkerGate(store, self.hub, authenticator, self._deltas, config.dialect, config.dialects)
         wakeups = Wakeups(store, self._listener, WakeupsConfig())
         self._services: list[Service] = [
             Reaper(store, ReaperConfig()),
@@ -115,8 +117,14 @@ class ControlPlane:
         # The wake-ups hear it first: what is not due yet when they look must not have become due when the hub does.
         for target in (wakeups.notice, self._streams.committed, self._gate.committed):
             self._listener.add(target)
-        services = Services(store=store, streams=self._streams, clock=time.monotonic, wall_clock=store.now)
-        self._server = Server(_uvicorn_config(create_app(services, authenticator), self._gate), self._streams.close)
+        services = Services(
+            store=store, streams=self._streams, deltas=self._deltas, clock=time.monotonic, wall_clock=store.now
+        )
+        self._server = Server(_uvicorn_config(create_app(services, authenticator), self._gate), self._close_streams)
+
+    def _close_streams(self) -> None:
+        for readers in (self._streams, self._deltas):
+            readers.close()
 
     def stop(self, reason: str) -> None:
         """Ask for a graceful end."""
@@ -128,6 +136,7 @@ class ControlPlane:
         async with AsyncExitStack() as stack:
             await self._store.open(self._listener)
             stack.push_async_callback(self._store.close)
+            stack.push_async_callback(self._deltas.stop)
             await ensure_key(self._store, self._config.bootstrap_key_file)
             await stack.enter_async_context(_running(self._services))
             stack.push_async_callback(self._gate.finish, STOP_TIMEOUT)

@@ -92,6 +92,16 @@ class ClosePeer(Action, frozen=True):
     reason: str
 
 
+class TakeDelta(Action, frozen=True):
+    """A piece of what a generation says. Whether its lease holds the job is for the transport to find out."""
+
+    project_id: str
+    job_id: str
+    lease_token: str
+    sequence: int
+    delta: dict[str, Any]
+
+
 class Question(Action, frozen=True):
     """Base of the actions that are answered."""
 
@@ -572,7 +582,14 @@ class Connection:
                 answer = frames.GenerationDeltaAck(
                     message_id=frame.message_id, job_id=frame.job_id, received_sequence=frame.sequence
                 )
-                return [Send(frame=answer)]
+                taken = TakeDelta(
+                    project_id=self.peer.project_id,
+                    job_id=frame.job_id,
+                    lease_token=frame.lease_token,
+                    sequence=frame.sequence,
+                    delta=frame.delta,
+                )
+                return [taken, Send(frame=answer)]
             case frames.Ready():
                 return self._ready(frame, now)
             case frames.Draining():

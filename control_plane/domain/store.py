@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct, field
 
 from control_plane.domain.api_keys import SCOPES, Rotation
+from control_plane.domain.deltas import DeltaChunk, Position
 from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
@@ -236,6 +237,15 @@ class JobView(Struct, frozen=True, kw_only=True):
     attempts: list[Attempt] = field(default_factory=list)
 
 
+class DeltaPage(Struct, frozen=True, kw_only=True):
+    """What the store has of a generation's stream after a position: chunks as (attempt, items), in order. `newest` is
+    the position of the last delta that is stored; `ended` the job once it is terminal, and nothing will follow."""
+
+    chunks: list[tuple[int, str]]
+    newest: Position | None
+    ended: Job | None = None
+
+
 class SessionView(Struct, frozen=True, kw_only=True):
     """A presence row with the jobs it holds now and the last that it finished."""
 
@@ -454,6 +464,14 @@ class Store(Protocol):
 
     async def answer_contest(self, contest_id: str, *, alive: bool) -> None:
         """What a SessionContested asked."""
+
+    # --- generations
+
+    async def append_deltas(self, chunks: Sequence[DeltaChunk], *, now: int | None = None) -> list[bool]:
+        """Write each as one row, if its lease holds its job; False where it does not, and nothing was written."""
+
+    async def deltas(self, project_id: str, job_id: str, *, after: Position, limit: int) -> DeltaPage:
+        """At most `limit` chunks that have deltas after the position. Raises NotFound."""
 
     # --- jobs
 

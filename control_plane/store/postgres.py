@@ -15,6 +15,7 @@ import structlog
 
 from control_plane.domain import api_keys, jobs
 from control_plane.domain.api_keys import SCOPES, Grant, Rotation
+from control_plane.domain.deltas import DeltaChunk, Position
 from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
@@ -35,6 +36,7 @@ from control_plane.domain.model import (
 from control_plane.domain.store import (
     ClaimOrder,
     Committed,
+    DeltaPage,
     HeartbeatOutcome,
     JobClaimable,
     JobFilter,
@@ -54,7 +56,7 @@ from control_plane.domain.store import (
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
-from control_plane.store import postgres_presence
+from control_plane.store import postgres_deltas, postgres_presence
 from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import (
     CancelJob,
@@ -451,6 +453,16 @@ class PostgresStore:
                     self._sql["set_last_jobs"], list(last_jobs), list(last_jobs.values())
                 )
             )
+
+    # --- generations
+
+    async def append_deltas(self, chunks: Sequence[DeltaChunk], *, now: int | None = None) -> list[bool]:
+        """See Store."""
+        return await self._write(postgres_deltas.append, self._sql, chunks, now=now)
+
+    async def deltas(self, project_id: str, job_id: str, *, after: Position, limit: int) -> DeltaPage:
+        """See Store."""
+        return await self._read(postgres_deltas.page, self._sql, self._queries, project_id, job_id, after, limit)
 
     # --- jobs
 

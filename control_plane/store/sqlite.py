@@ -19,6 +19,7 @@ import structlog
 
 from control_plane.domain import jobs
 from control_plane.domain.api_keys import SCOPES, Grant, Rotation
+from control_plane.domain.deltas import DeltaChunk, Position
 from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import (
     ApiKey,
@@ -38,6 +39,7 @@ from control_plane.domain.model import (
 )
 from control_plane.domain.store import (
     ClaimOrder,
+    DeltaPage,
     HeartbeatOutcome,
     JobClaimable,
     JobFilter,
@@ -54,7 +56,14 @@ from control_plane.domain.store import (
 )
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
-from control_plane.store import sqlite_enqueue, sqlite_jobs, sqlite_keys, sqlite_presence, sqlite_registry
+from control_plane.store import (
+    sqlite_deltas,
+    sqlite_enqueue,
+    sqlite_jobs,
+    sqlite_keys,
+    sqlite_presence,
+    sqlite_registry,
+)
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite_queries import Queries
 from control_plane.store.sqlite_unit import Known
@@ -475,6 +484,16 @@ class SqliteStore:
 
     async def answer_contest(self, contest_id: str, *, alive: bool) -> None:
         """See Store: nobody asks."""
+
+    # --- generations
+
+    async def append_deltas(self, chunks: Sequence[DeltaChunk], *, now: int | None = None) -> list[bool]:
+        """See Store."""
+        return await self._write(sqlite_deltas.append(self._known.sql, chunks), now)
+
+    async def deltas(self, project_id: str, job_id: str, *, after: Position, limit: int) -> DeltaPage:
+        """See Store."""
+        return await self._read(sqlite_deltas.page, self._known.sql, self._queries, project_id, job_id, after, limit)
 
     # --- jobs
 

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 from msgspec import UNSET
 
-from control_plane.web import jobs_api, key_api, sessions_api, shapes, why_api
+from control_plane.web import generations_api, jobs_api, key_api, sessions_api, shapes, why_api
 from control_plane.web.error_status import HttpError
 from control_plane.web.events import EventStream
 from control_plane.web.routes import Call, Route
@@ -278,6 +278,13 @@ ROUTES = (
         response=shapes.EventResponse,
     ),
     Route(method="GET", path=_RUN + "/steps", handler=list_steps, response=shapes.StepListResponse),
+    Route(
+        method="GET",
+        path=_PROJECT + "/jobs/{id}/deltas.stream",
+        handler=generations_api.stream_deltas,
+        query=shapes.DeltaStreamQuery,
+        response=shapes.GenerationEvent,
+    ),
     Route(
         method="GET",
         path=_SESSIONS,

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.store import Store
 from control_plane.web import shapes
+from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
 
 BodyT = TypeVar("BodyT")
@@ -20,6 +21,7 @@ class Services(Struct, frozen=True, kw_only=True):
 
     store: Store
     streams: RunStreams
+    deltas: DeltaStreams
     clock: Callable[[], float]
     wall_clock: Callable[[], int]
 

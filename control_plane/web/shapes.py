@@ -102,6 +102,12 @@ class EventStreamQuery(Request, frozen=True):
     since_sequence: Sequence = 0
 
 
+class DeltaStreamQuery(Request, frozen=True):
+    """Deltas after this one; `since` is the id of a delta's event."""
+
+    since: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
+
+
 class WorkerSessionsQuery(Request, frozen=True):
     """Without `state`: those that have not ended, or still have jobs in hand, all at once. With it: pages of the
     history, with when and why sessions ended."""
@@ -422,6 +428,25 @@ class WorkerSessionListResponse(Response, frozen=True):
     totals: WorkerSessionTotals
     has_more: bool | UnsetType = UNSET
     next_cursor: str | UnsetType = UNSET
+
+
+class GenerationEvent(Response, frozen=True):
+    """What an event of a generation's stream says. The word `status` is not among its names: clients of event streams
+    take it for the run's."""
+
+    job_id: str
+    attempt: int
+    sequence: int | UnsetType = UNSET
+    delta: JsonObject | UnsetType = UNSET
+    supersedes: int | UnsetType = UNSET
+    """The attempt whose text is void."""
+    outcome: Literal["completed", "failed", "cancelled"] | UnsetType = UNSET
+    error_type: str | UnsetType = UNSET
+    error_message: str | UnsetType = UNSET
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return msgspec.json.encode(self)
 
 
 class DrainResponse(Response, frozen=True):

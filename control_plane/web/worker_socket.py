@@ -40,8 +40,10 @@ from control_plane.session import (
     StoreRegister,
     StoreReport,
     StoreUpdateSession,
+    TakeDelta,
 )
 from control_plane.web.authentication import Authenticator
+from control_plane.web.deltas import DeltaStreams
 from control_plane.web.error_status import HttpError, as_http_error
 from control_plane.web.http_protocol import WRITE_TIMEOUT, error_response
 from control_plane.web.message_stream import MessageStream
@@ -102,12 +104,14 @@ class WorkerGate:
         store: Store,
         hub: Hub,
         authenticator: Authenticator,
+        deltas: DeltaStreams,
         dialect: Dialect,
         dialects: Mapping[str, Dialect],
     ) -> None:
         self.store = store
         self.hub = hub
         self.authenticator = authenticator
+        self.deltas = deltas
         self.sockets: dict[Connection, WorkerSocket] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self._dialect = dialect
@@ -372,6 +376,8 @@ class WorkerSocket(asyncio.Protocol):
                 self._gate.keep(self._ask(connection, action), "question")
             elif isinstance(action, Close):
                 self.close(action.code, action.reason)
+            elif isinstance(action, TakeDelta):
+                self._gate.deltas.take(action)
             elif isinstance(action, ClosePeer):
                 other = self._gate.sockets.get(action.connection)
                 if other is not None:
@@ -403,9 +409,12 @@ class WorkerSocket(asyncio.Protocol):
 
     async def _report(self, connection: Connection, asked: list[StoreReport]) -> None:
         actions: list[Action] = []
+        project_id, deltas = connection.peer.project_id, self._gate.deltas
         try:
             try:
-                outcomes = await self._gate.store.reports(connection.peer.project_id, [each.report for each in asked])
+                if deltas.busy:
+                    await deltas.settle(project_id, [each.report.job_id for each in asked])
+                outcomes = await self._gate.store.reports(project_id, [each.report for each in asked])
             except ControlPlaneError as error:
                 now = self._loop.time()
                 for each in asked:
@@ -414,6 +423,8 @@ class WorkerSocket(asyncio.Protocol):
                 now = self._loop.time()
                 for each, outcome in zip(asked, outcomes, strict=True):
                     actions += connection.answered(each.question, outcome, now)
+                if deltas.busy:
+                    deltas.ended(project_id, [each.report.job_id for each in asked])
         except Exception:  # noqa: BLE001 - the last resort of one socket
             actions.append(self._failed("StoreReport"))
         self._conclude(connection, [each.question for each in asked], actions)
@@ -450,7 +461,10 @@ class WorkerSocket(asyncio.Protocol):
         store = self._gate.store
         match question:
             case StoreClaim():
-                return await store.claim(question.order)
+                leases = await store.claim(question.order)
+                if self._gate.deltas.busy:
+                    self._gate.deltas.leased(leases)
+                return leases
             case StoreHeartbeat():
                 return await store.heartbeat(question.project_id, question.job_id, question.lease_token)
             case StoreRegister():

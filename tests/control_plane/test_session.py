@@ -579,12 +579,15 @@ def test_heartbeats(room, outcome, cancel):
     assert worker.take() == [frames.HeartbeatAck(message_id="h", job_id="job_1", cancel=cancel)]
 
 
-def test_deltas_are_acknowledged(room):
+def test_deltas_are_acknowledged_and_handed_on(room):
     worker = room.worker()
     worker.send(
         frames.GenerationDelta(message_id="g", job_id="job_1", lease_token="t", sequence=7, delta={"text": "x"})
     )
     assert worker.take() == [frames.GenerationDeltaAck(message_id="g", job_id="job_1", received_sequence=7)]
+    (taken,) = worker.closed
+    assert (taken.project_id, taken.job_id, taken.lease_token) == (worker.connection.peer.project_id, "job_1", "t")
+    assert (taken.sequence, taken.delta) == (7, {"text": "x"})
 
 
 def test_a_handed_back_job_is_not_offered_to_that_session_for_a_second(room):

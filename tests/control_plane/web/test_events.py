@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from control_plane.web import events, http_protocol
+from control_plane.web import events, http_protocol, server_sent
 from tests.support.control_plane_server import Serving, ask, register, serving
 
 P = "/v1/projects/default"
@@ -103,13 +103,13 @@ async def test_refusals(http: httpx.AsyncClient) -> None:
 
 
 async def test_heartbeats_are_comments(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "HEARTBEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(server_sent, "HEARTBEAT_INTERVAL", 0.05)
     run_id = await start_run(http)
     received = b""
     async with http.stream("GET", f"{P}/runs/{run_id}/events.stream") as response:
         async for chunk in response.aiter_bytes():
             received += chunk
-            if received.count(events.HEARTBEAT) >= 2:
+            if received.count(server_sent.HEARTBEAT) >= 2:
                 break
     assert all(line.startswith((b":", b"id:", b"event:", b"data:")) for line in received.split(b"\n") if line)
 

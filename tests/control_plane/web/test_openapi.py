@@ -130,7 +130,9 @@ def known(plane: ControlPlaneProcess) -> dict[str, list[str]]:
         run = post("/automations/sample/runs", {})["id"]
         # It ends, so that every stream of it ends.
         post(f"/runs/{run}/cancellations", {})
-    return {"projects": ["default"], "automations": ["sample"], "versions": ["1"], "runs": [run]}
+        steps = http.get(f"/v1/projects/default/runs/{run}/steps").raise_for_status().json()["items"]
+    jobs = [step["job_id"] for step in steps]
+    return {"jobs": jobs, "projects": ["default"], "automations": ["sample"], "versions": ["1"], "runs": [run]}
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
