@@ -6,10 +6,10 @@ from pathlib import Path
 import structlog
 
 from control_plane.config import BOOTSTRAP_PROJECT, ConfigurationError, parse_api_key
-from control_plane.credentials import credential, others_can_read
 from control_plane.domain.store import Store
 from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, new_api_key
+from service_manager.credentials import credential, others_can_read
 
 BOOTSTRAP_KEY_VARIABLE = "MOBIUS_BOOTSTRAP_API_KEY"
 CREDENTIAL_NAME = "bootstrap-key"

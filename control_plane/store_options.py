@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import click
 import uvloop
 
-from control_plane.credentials import credential
 from control_plane.domain.store import LeaseTerms, Store
 from control_plane.store import store_at
+from service_manager.credentials import credential
 
 STORE_PASSWORD_CREDENTIAL = "store-password"  # noqa: S105 - the name of a systemd credential
 

@@ -14,6 +14,7 @@ import msgspec
 import tomli
 from msgspec import Meta, Struct
 
+from service_manager.credentials import others_can_read
 from supervisor.errors import ConfigurationError
 from wire.address import is_loopback
 from wire.tls import TlsFiles, TlsFilesError, client_context
@@ -844,7 +845,7 @@ def _credential(
 def _note_if_readable(key_file: Path, notes: list[str]) -> None:
     """Not refused: where secrets are mounted (Kubernetes), the mode is somebody else's choice."""
     with contextlib.suppress(OSError):
-        if key_file.stat().st_mode & 0o077:
+        if others_can_read(key_file):
             notes.append(f"control_plane.api_key_file: other users of this machine may read {key_file}; chmod 600 it")
 
 

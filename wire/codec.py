@@ -1,11 +1,15 @@
 """Bytes <-> frames, with the fault told apart: ours (`LocalFrameError`) or the peer's (`RemoteFrameError`)."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
-from wire.depth import MAX_DEPTH, is_deeper
+from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
 from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker, MessageId, Report
+from wire.verdicts import RESULT_TOO_LARGE
 
 MAX_FRAME_TO_WORKER = 1024 * 1024
 """Bytes. The public clients close the connection above it (contract, "Frames")."""
@@ -16,6 +20,9 @@ MAX_FRAME_TO_SERVER = 16 * 1024 * 1024
 
 MAX_DEPTH_TO_SERVER = MAX_DEPTH + 1
 """Levels of JSON: those of a value, inside the frame's own. A deeper result is reported failed."""
+
+
+_LARGE = 64 * 1024
 
 
 class LocalFrameError(ValueError):
@@ -53,8 +60,14 @@ _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
 def decode_from_worker(data: bytes | str) -> FromWorker:
     """One frame that a worker sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
     _check_size(data, MAX_FRAME_TO_SERVER)
+    if has_more_elements(data, MAX_ELEMENTS):
+        return _report_of_too_much(data)
     try:
-        frame = _from_worker.decode(data)
+        if len(data) < _LARGE:
+            frame = _from_worker.decode(data)
+        else:
+            with _no_collection():
+                frame = _from_worker.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _remote_fault(error, data) from error
     if is_deeper(data, MAX_DEPTH_TO_SERVER):
@@ -79,6 +92,35 @@ def encode_to_server(frame: FromWorker) -> bytes:
 def encode_to_worker(frame: FromServer) -> bytes:
     """A server's frame as bytes of at most MAX_FRAME_TO_WORKER. Raises LocalFrameError."""
     return _encode(frame, _read_back_to_worker.get(type(frame)), MAX_FRAME_TO_WORKER)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A million new objects, none of which is garbage, would be looked through again and again while they are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _report_of_too_much(data: bytes | str) -> Report:
+    """A report is taken, or its worker would send it for ever, and its result is not (contract, "Frames")."""
+    try:
+        report = _read_back_to_server[Report].decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        message = f"frame has more than {MAX_ELEMENTS} values and keys"
+        raise RemoteFrameError(message, _message_id(data)) from error
+    return Report(
+        message_id=report.message_id,
+        job_id=report.job_id,
+        lease_token=report.lease_token,
+        status="failed",
+        error_type=RESULT_TOO_LARGE,
+        error_message=f"the result has more than {MAX_ELEMENTS} values and keys, which is the limit",
+    )
 
 
 def _check_size(data: bytes | str, limit: int) -> None:

@@ -1,6 +1,8 @@
 """The words of `error_type` that decide what follows a failed job (contract, "Words on the wire")."""
 
-NON_RETRYABLE = frozenset({"NonRetryableError", "ValidationError", "UnknownAction", "PoisonJob", "ResultTooLarge"})
+RESULT_TOO_LARGE = "ResultTooLarge"
+
+NON_RETRYABLE = frozenset({"NonRetryableError", "ValidationError", "UnknownAction", "PoisonJob", RESULT_TOO_LARGE})
 """Error types after which no attempt follows, whatever the step's policy says."""
 
 LOST = frozenset({"WorkerCrashed", "WorkerShutdown"})

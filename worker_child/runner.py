@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from wire.codec import MAX_FRAME_TO_SERVER
-from wire.depth import MAX_DEPTH, is_deeper
+from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
 from wire.frames import ClaimedJob
 from wire.verdicts import LOST, NON_RETRYABLE, OVER_CAPACITY
 from worker_child import signatures
@@ -29,6 +29,8 @@ from worker_child.errors import (
 
 MAX_RESULT = MAX_FRAME_TO_SERVER - 64 * 1024
 """Bytes of JSON: what a frame holds besides its envelope."""
+ELEMENTS_OF_A_FRAME = 100
+"""Values and keys of the envelope, with much to spare."""
 MAX_MESSAGE = 8 * 1024
 """Characters of an error message."""
 STOP_GRACE = 10.0
@@ -316,6 +318,10 @@ def _completed(value: Any, decoder: Any = None) -> Outcome:
         encoded = b'{"output":%b}' % encoded
     if len(encoded) > MAX_RESULT:
         raise ResultTooLarge(f"the result has {len(encoded)} bytes as JSON, more than the limit of {MAX_RESULT}")
+    if has_more_elements(encoded, MAX_ELEMENTS - ELEMENTS_OF_A_FRAME):
+        raise ResultTooLarge(
+            f"the result has more than the limit of {MAX_ELEMENTS - ELEMENTS_OF_A_FRAME} values and keys"
+        )
     if is_deeper(encoded, MAX_DEPTH):
         raise NonRetryableError(f"the result is nested more deeply than the limit of {MAX_DEPTH} levels")
     try:

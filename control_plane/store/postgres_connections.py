@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 import structlog
 
-from control_plane.credentials import others_can_read
 from control_plane.errors import StoreRefused, StoreUnavailable
+from service_manager.credentials import others_can_read
 from wire.address import is_loopback
 
 OLDEST_SERVER = 150000

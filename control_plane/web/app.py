@@ -22,7 +22,7 @@ from control_plane.web.reference import reference_routes
 from control_plane.web.routes import Call, Route, Services
 from control_plane.web.shapes import Request as RequestShape
 from control_plane.web.texts import refuse_nul
-from wire.depth import MAX_DEPTH, is_deeper
+from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of one request body."""
@@ -128,6 +128,9 @@ class Endpoint:
             if body.strip():
                 raise HttpError(400, "invalid_request", "this request takes no body")
             return None
+        if has_more_elements(body, MAX_ELEMENTS):
+            message = f"the request body has more than {MAX_ELEMENTS} values and keys"
+            raise HttpError(413, "body_too_large", message)
         try:
             decoded = self._decoders[shape].decode(body or b"{}")
         except msgspec.ValidationError as error:

@@ -1,3 +1,4 @@
+import gc
 import json
 from typing import Any
 
@@ -231,3 +232,37 @@ def test_only_remote_frame_error_comes_out_of_text(data: str) -> None:
     for decode in (codec.decode_from_worker, codec.decode_from_server):
         with pytest.raises(RemoteFrameError):
             decode(data)
+
+
+def crowded(kind: str = "job.report", **fields: str) -> bytes:
+    """A frame of some megabytes of empty lists."""
+    names = "".join(f'"{name}":"{value}",' for name, value in fields.items())
+    return f'{{"type":"{kind}",{names}"result":{{"x":['.encode() + b"[]," * codec.MAX_ELEMENTS + b"[]]}}"
+
+
+def test_a_result_with_too_much_in_it_fails_its_job_without_being_read() -> None:
+    report = codec.decode_from_worker(crowded(job_id="job_1", lease_token="lease", message_id="m1"))
+    assert isinstance(report, frames.Report)
+    assert (report.message_id, report.job_id, report.lease_token) == ("m1", "job_1", "lease")
+    assert (report.status, report.error_type, report.result) == ("failed", "ResultTooLarge", None)
+    assert "1000000 values" in str(report.error_message)
+
+
+@pytest.mark.parametrize("kind", ["jobs.claim", "job.report", "nonsense"])
+def test_any_other_frame_with_too_much_in_it_is_refused(kind: str) -> None:
+    with pytest.raises(codec.RemoteFrameError, match="more than 1000000 values") as refusal:
+        codec.decode_from_worker(crowded(kind, message_id="m1"))
+    assert refusal.value.message_id == "m1"
+
+
+def test_the_garbage_collector_is_left_as_it_was() -> None:
+    large = codec.encode_to_server(frames.Report(job_id="j", lease_token="l", result={"x": "y" * 100_000}))
+    assert gc.isenabled()
+    codec.decode_from_worker(large)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        codec.decode_from_worker(large)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

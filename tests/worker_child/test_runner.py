@@ -151,6 +151,13 @@ async def test_a_result_larger_than_a_frame_is_said(bench: Bench, monkeypatch: p
     assert "limit of 100" in str(outcome.error_message)
 
 
+async def test_a_result_with_too_much_in_it_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "MAX_ELEMENTS", 200)
+    outcome = await bench.run(lambda: [[]] * 100)
+    assert (outcome.status, outcome.error_type) == ("failed", "ResultTooLarge")
+    assert "limit of 100 values" in str(outcome.error_message)
+
+
 class Resized(msgspec.Struct):
     path: str
     size: Size

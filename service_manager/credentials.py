@@ -14,12 +14,14 @@ def credential(name: str) -> Path | None:
 def others_can_read(path: Path) -> bool:
     """Whether the file's mode lets others in. Raises OSError.
 
-    systemd gives credentials a mode with more bits (0440), in a directory that only this process can enter.
+    A group may read what belongs to root: that is how an administrator gives one file to several services. systemd
+    gives credentials a mode with more bits (0440), in a directory that only this process can enter.
     """
     directory = _directory()
     if directory is not None and path.resolve().is_relative_to(directory.resolve()):
         return False
-    return bool(path.stat().st_mode & 0o077)
+    found = path.stat()
+    return bool(found.st_mode & (0o037 if found.st_uid == 0 != os.geteuid() else 0o077))
 
 
 def _directory() -> Path | None:
