@@ -8,6 +8,7 @@ transport's monotonic clock in seconds. Section names are those of the worker so
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -167,12 +168,11 @@ class StoreHeartbeat(Question, frozen=True):
     lease_token: str
 
 
-class StoreReport(Question, frozen=True):
-    """One of `store.reports(project_id, reports)`, which takes all those of a turn together; answer its
-    ReportOutcome."""
+class StoreReports(Question, frozen=True):
+    """`store.reports(project_id, reports)`; answer its list of ReportOutcome."""
 
     project_id: str
-    report: frames.Report
+    reports: list[frames.Report]
 
 
 class Peer(Struct, frozen=True, kw_only=True):
@@ -208,9 +208,10 @@ class Memory:
         """Keep an answer; the oldest beyond REMEMBERED_ANSWERS is forgotten, and of those with jobs, which may be
         large, the oldest beyond REMEMBERED_CLAIMS."""
         self.answers[key] = answer
-        while len(self.answers) > REMEMBERED_ANSWERS:
+        if len(self.answers) > REMEMBERED_ANSWERS:
             self.answers.popitem(last=False)
-        if any(isinstance(frame, frames.Claimed) and frame.jobs for frame in answer):
+        last = answer[-1]
+        if isinstance(last, frames.Claimed) and last.jobs:
             self._claims.append(key)
             if len(self._claims) > REMEMBERED_CLAIMS:
                 self.answers.pop(self._claims.popleft(), None)
@@ -282,21 +283,47 @@ class Connection:
 
     # --- what a transport calls
 
-    def receive(self, frame: frames.FromWorker, now: float) -> list[Action]:
-        """One frame that the worker sent."""
+    def receive(self, received: Sequence[frames.FromWorker], now: float) -> list[Action]:
+        """The frames of one read. Their reports become one question, which costs little more than one report's."""
         self.last_seen = now
+        actions: list[Action] = []
+        reports: list[frames.Report] = []
+        place = 0
+        for frame in received:
+            if type(frame) is frames.Report and self._phase == "registered":
+                answer = self._known_answer(frame)
+                if answer is not None:
+                    actions += answer
+                    continue
+                if not reports:
+                    place = len(actions)
+                reports.append(frame)
+                self._await_answer(frame)
+            else:
+                actions += self._receive(frame, now)
+        if reports:
+            actions.insert(place, self._report(reports, now))
+        return actions
+
+    def _receive(self, frame: frames.FromWorker, now: float) -> list[Action]:
         if self._phase in ("refused", "gone") or isinstance(frame, frames.Keepalive):
             return []
         if self._phase != "registered":
             if isinstance(frame, frames.Register) and self._phase == "new":
                 return self._register(frame)
             return [_error("not_registered", "the first frame of a connection is worker.register", frame.message_id)]
+        answer = self._known_answer(frame)
+        return answer if answer is not None else self._take(frame, now)
+
+    def _known_answer(self, frame: frames.Frame) -> list[Action] | None:
+        """What a repeated frame gets: its answer once more, nothing if that is still to come; None: it is new."""
+        if frame.message_id is None:
+            return None
         key = _key(frame)
-        if key in self._memory.answers:
-            return [Send(frame=answer) for answer in self._memory.answers[key]]
-        if key in self._unanswered:
-            return []
-        return self._take(frame, now)
+        answer = self._memory.answers.get(key)
+        if answer is not None:
+            return [Send(frame=each) for each in answer]
+        return [] if key in self._unanswered else None
 
     def receive_error(self, error: RemoteFrameError, now: float) -> list[Action]:
         """What the worker sent is no frame: it is told, and the conversation goes on."""
@@ -576,8 +603,6 @@ class Connection:
                 return self._claimed(frame, now)
             case frames.Heartbeat():
                 return self._heartbeat(frame)
-            case frames.Report():
-                return self._report(frame, now)
             case frames.GenerationDelta():
                 answer = frames.GenerationDeltaAck(
                     message_id=frame.message_id, job_id=frame.job_id, received_sequence=frame.sequence
@@ -665,19 +690,20 @@ class Connection:
 
     def _hand_back(self, leases: Sequence[Lease]) -> list[Action]:
         """The socket, or its key, went before the jobs could be sent: nobody has begun them."""
-        return [
-            StoreReport(
-                question=self._question(_no_actions),
-                project_id=lease.job.project_id,
-                report=frames.Report(
-                    job_id=lease.job.id,
-                    lease_token=lease.lease_token,
-                    status="failed",
-                    error_type=OVER_CAPACITY,
-                    error_message="the worker's connection was lost before the job could be sent",
-                ),
+        if not leases:
+            return []
+        reports = [
+            frames.Report(
+                job_id=lease.job.id,
+                lease_token=lease.lease_token,
+                status="failed",
+                error_type=OVER_CAPACITY,
+                error_message="the worker's connection was lost before the job could be sent",
             )
             for lease in leases
+        ]
+        return [
+            StoreReports(question=self._question(_no_actions), project_id=leases[0].job.project_id, reports=reports)
         ]
 
     def _heartbeat(self, frame: frames.Heartbeat) -> list[Action]:
@@ -697,29 +723,33 @@ class Connection:
             )
         ]
 
-    def _report(self, frame: frames.Report, now: float) -> list[Action]:
-        if frame.error_type == OVER_CAPACITY:
-            self._memory.excluded[frame.job_id] = now + HAND_BACK_PAUSE
+    def _report(self, reports: list[frames.Report], now: float) -> Action:
+        for frame in reports:
+            if frame.error_type == OVER_CAPACITY:
+                self._memory.excluded[frame.job_id] = now + HAND_BACK_PAUSE
 
-        def taken(outcome: ReportOutcome, now: float) -> list[Action]:
-            duplicate = True if outcome.verdict == "duplicate" else None
-            ack = frames.ReportAck(message_id=frame.message_id, job_id=frame.job_id, duplicate=duplicate)
-            if outcome.verdict == "unknown":
-                text = f"there is no job {frame.job_id} in this project"
-                error = frames.Error(
-                    message_id=frame.message_id, error=frames.ProtocolError(code="unknown_job", message=text)
-                )
-                return self._answer(frame.message_id, [error, ack])
-            actions = self._answer(frame.message_id, [ack])
-            if duplicate is None and self.session is not None:
-                self._free_slots = min(self.session.concurrency_limit, self._free_slots + 1)
-                # The public Python workers claim again only when they are hinted, also for the slot that frees now.
-            if self._may_be_hinted() and frame.job_id not in self._memory.excluded:
+        def taken(outcomes: list[ReportOutcome], now: float) -> list[Action]:
+            actions: list[Action] = []
+            told = False
+            for frame, outcome in zip(reports, outcomes, strict=True):
+                actions += self._answer(frame.message_id, _acknowledgement(frame, outcome))
+                told = told or (outcome.verdict != "unknown" and frame.job_id not in self._memory.excluded)
+            if self.session is not None:
+                freed = sum(outcome.verdict not in ("duplicate", "unknown") for outcome in outcomes)
+                self._free_slots = min(self.session.concurrency_limit, self._free_slots + freed)
+            # The public Python workers claim again only when they are hinted, also for the slots that free now.
+            if told and self._may_be_hinted():
                 actions += self._hint(now)
             return actions
 
-        question = self._question(taken, self._unanswerable(frame))
-        return [StoreReport(question=question, project_id=self.peer.project_id, report=frame)]
+        def forget(error: Exception, now: float) -> list[Action]:
+            # The store is away: no answer, since an error would settle the reports; the worker asks again.
+            del error, now
+            self._unanswered.difference_update([_key(frame) for frame in reports])
+            return []
+
+        question = self._question(taken, forget)
+        return StoreReports(question=question, project_id=self.peer.project_id, reports=reports)
 
     def _unanswerable(self, frame: frames.Frame) -> Callable[[Exception, float], list[Action]]:
         """The store is away: no answer, since an error would settle the report; the worker asks again."""
@@ -823,15 +853,28 @@ class Connection:
         )
 
 
+def _acknowledgement(report: frames.Report, outcome: ReportOutcome) -> list[frames.FromServer]:
+    duplicate = True if outcome.verdict == "duplicate" else None
+    ack = frames.ReportAck(message_id=report.message_id, job_id=report.job_id, duplicate=duplicate)
+    if outcome.verdict != "unknown":
+        return [ack]
+    problem = frames.ProtocolError(code="unknown_job", message=f"there is no job {report.job_id} in this project")
+    return [frames.Error(message_id=report.message_id, error=problem), ack]
+
+
 def _key(frame: frames.Frame) -> Key:
     return (_ANSWERS.get(type(frame), frames.Error), frame.message_id)
+
+
+_deadline_text = lru_cache(maxsize=1024)(rfc3339)
+"""The jobs of one claim mostly have the same."""
 
 
 def _our_own(job: Job) -> dict[str, Any]:
     """What only our own worker reads (contract, "Frames": `spec.mobius`)."""
     own: dict[str, Any] = {"max_attempts": job.max_attempts, "idempotency_key": job.id}
     if job.execution_deadline_at is not None:
-        own["deadline_at"] = rfc3339(job.execution_deadline_at)
+        own["deadline_at"] = _deadline_text(job.execution_deadline_at)
     return own
 
 

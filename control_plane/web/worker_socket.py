@@ -2,8 +2,7 @@
 
 uvicorn hands the connection over with the upgrade request; the credential is judged before the upgrade is accepted.
 From then on every frame goes to the session's Connection, and what it asks for is done here: frames are written
-together once a loop tick, the reports of one read are one question to the store, every other question becomes a task of
-its own, deadlines become one timer. A worker that does not read, does not
+together once a loop tick, questions become tasks, deadlines become one timer. A worker that does not read, does not
 answer pings or sends faster than the store can follow is slowed down, then dropped; no other socket notices.
 """
 
@@ -18,7 +17,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
 from control_plane.domain.model import ApiKey, Dialect
-from control_plane.domain.store import Committed, SessionContested, Store
+from control_plane.domain.store import Committed, ReportOutcome, SessionContested, Store
 from control_plane.errors import ControlPlaneError
 from control_plane.hub import Hub
 from control_plane.key_holders import Hold
@@ -38,7 +37,7 @@ from control_plane.session import (
     StoreFindSession,
     StoreHeartbeat,
     StoreRegister,
-    StoreReport,
+    StoreReports,
     StoreUpdateSession,
     TakeDelta,
 )
@@ -53,7 +52,7 @@ from wire.codec import (
     decode_from_worker,
     encode_to_worker,
 )
-from wire.frames import Registered
+from wire.frames import FromWorker, Registered
 
 ADMISSION_TIMEOUT = 10.0
 """Seconds from the upgrade request to its answer."""
@@ -175,8 +174,8 @@ class WorkerSocket(asyncio.Protocol):
         self._held: Hold | None = None
         self._fragments: bytearray | None = None
         self._questions: set[int] = set()
-        self._reports: list[StoreReport] = []
-        """Those of this turn, not asked yet."""
+        self._received: list[FromWorker] = []
+        """Frames of this read that the session has not seen yet."""
         self._unanswered_bytes = 0
         self._invalid_frames = 0
         self._invalid_since = 0.0
@@ -215,7 +214,6 @@ class WorkerSocket(asyncio.Protocol):
             self._connection = None
             self._gate.sockets.pop(connection, None)
             self._perform_for(connection, connection.closed(self._loop.time()))
-            self._ask_reports(connection)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the upgrade request, or of frames."""
@@ -232,8 +230,7 @@ class WorkerSocket(asyncio.Protocol):
                 self._frame(event)
             else:
                 self._upgrade(event)
-        if self._connection is not None:
-            self._ask_reports(self._connection)
+        self._take_received()
         problem = self._stream.core.handshake_exc
         if problem is not None and self._connection is None:
             self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {problem}"))
@@ -351,9 +348,15 @@ class WorkerSocket(asyncio.Protocol):
         try:
             frame = decode_from_worker(data)
         except RemoteFrameError as error:
+            self._take_received()
             self._invalid(connection, error)
         else:
-            self._perform_for(connection, connection.receive(frame, self._last_heard))
+            self._received.append(frame)
+
+    def _take_received(self) -> None:
+        received, self._received = self._received, []
+        if received and self._connection is not None:
+            self._perform_for(self._connection, self._connection.receive(received, self._last_heard))
 
     # --- actions out
 
@@ -361,16 +364,12 @@ class WorkerSocket(asyncio.Protocol):
         """Do what the session asks for, in order."""
         if self._connection is not None and actions:
             self._perform_for(self._connection, actions)
-            self._ask_reports(self._connection)
             self._settle_soon()
 
     def _perform_for(self, connection: Connection, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._send(action)
-            elif isinstance(action, StoreReport):
-                self._questions.add(action.question)
-                self._reports.append(action)
             elif isinstance(action, Question):
                 self._questions.add(action.question)
                 self._gate.keep(self._ask(connection, action), "question")
@@ -401,34 +400,6 @@ class WorkerSocket(asyncio.Protocol):
         if session is not None:
             _log.info("worker registered", worker_instance_id=session.worker_instance_id, session_id=session.id)
 
-    def _ask_reports(self, connection: Connection) -> None:
-        """The reports that came together are one question: what a question costs, they share."""
-        if self._reports:
-            reports, self._reports = self._reports, []
-            self._gate.keep(self._report(connection, reports), "reports")
-
-    async def _report(self, connection: Connection, asked: list[StoreReport]) -> None:
-        actions: list[Action] = []
-        project_id, deltas = connection.peer.project_id, self._gate.deltas
-        try:
-            try:
-                if deltas.busy:
-                    await deltas.settle(project_id, [each.report.job_id for each in asked])
-                outcomes = await self._gate.store.reports(project_id, [each.report for each in asked])
-            except ControlPlaneError as error:
-                now = self._loop.time()
-                for each in asked:
-                    actions += connection.refused(each.question, error, now)
-            else:
-                now = self._loop.time()
-                for each, outcome in zip(asked, outcomes, strict=True):
-                    actions += connection.answered(each.question, outcome, now)
-                if deltas.busy:
-                    deltas.ended(project_id, [each.report.job_id for each in asked])
-        except Exception:  # noqa: BLE001 - the last resort of one socket
-            actions.append(self._failed("StoreReport"))
-        self._conclude(connection, [each.question for each in asked], actions)
-
     async def _ask(self, connection: Connection, question: Question) -> None:
         number = question.question
         try:
@@ -439,20 +410,13 @@ class WorkerSocket(asyncio.Protocol):
             else:
                 actions = connection.answered(number, result, self._loop.time())
         except Exception:  # noqa: BLE001 - the last resort of one socket
-            actions = [self._failed(type(question).__name__)]
-        self._conclude(connection, [number], actions)
-
-    def _failed(self, question: str) -> Close:
-        # A bug of ours: this worker's conversation cannot go on, everybody else's can.
-        _log.exception("worker socket failed", question=question)
-        return Close(code=INTERNAL_ERROR, reason="the control plane failed")
-
-    def _conclude(self, connection: Connection, numbers: Sequence[int], actions: list[Action]) -> None:
-        self._questions.difference_update(numbers)
+            # A bug of ours: this worker's conversation cannot go on, everybody else's can.
+            _log.exception("worker socket failed", question=type(question).__name__)
+            actions = [Close(code=INTERNAL_ERROR, reason="the control plane failed")]
+        self._questions.discard(number)
         if not self._questions:
             self._unanswered_bytes = 0
         self._perform_for(connection, actions)
-        self._ask_reports(connection)
         if self._shutting_down and not self._questions:
             self.close(SERVICE_RESTART, "the control plane restarts")
         self._settle_soon()
@@ -460,6 +424,8 @@ class WorkerSocket(asyncio.Protocol):
     async def _result_of(self, question: Question) -> Any:
         store = self._gate.store
         match question:
+            case StoreReports():
+                return await self._report(question)
             case StoreClaim():
                 leases = await store.claim(question.order)
                 if self._gate.deltas.busy:
@@ -487,6 +453,15 @@ class WorkerSocket(asyncio.Protocol):
                 other = self._gate.sockets.get(question.connection)
                 return other is not None and await other.ping(question.timeout)
         raise AssertionError(question)
+
+    async def _report(self, question: StoreReports) -> list[ReportOutcome]:
+        deltas = self._gate.deltas
+        if deltas.busy:
+            await deltas.settle(question.project_id, [report.job_id for report in question.reports])
+        outcomes = await self._gate.store.reports(question.project_id, question.reports)
+        if deltas.busy:
+            deltas.ended(question.project_id, [report.job_id for report in question.reports])
+        return outcomes
 
     async def ping(self, timeout: float) -> bool:  # noqa: ASYNC109 - the question carries it
         """Whether the worker gives a sign of life within `timeout` seconds of a ping."""

@@ -28,7 +28,7 @@ from control_plane.session import (
     StoreContest,
     StoreHeartbeat,
     StoreRegister,
-    StoreReport,
+    StoreReports,
     StoreUpdateSession,
 )
 from tests.support.session_room import CADENCE, PROJECT, Room, Worker, claimable, hints, lease
@@ -381,7 +381,7 @@ def test_a_message_id_is_repeated_only_by_a_frame_of_its_kind(room):
     worker.answer(StoreClaim, [lease(1)])
     claimed = worker.take()
     worker.send(frames.Report(job_id="job_1", lease_token="secret 1", message_id="m"))
-    worker.answer(StoreReport, ReportOutcome(verdict="accepted"))
+    worker.answer(StoreReports, [ReportOutcome(verdict="accepted")])
     assert worker.take()[0] == frames.ReportAck(message_id="m", job_id="job_1")
     worker.claim("m")
     assert worker.take() == claimed
@@ -441,7 +441,7 @@ def test_jobs_that_could_not_be_sent_any_more_go_back(room):
     worker.claim()
     worker.close()
     worker.answer(StoreClaim, [lease(1), lease(2)])
-    reports = [each.report for each in worker.questions if isinstance(each, StoreReport)]
+    reports = worker.asked(StoreReports).reports
     assert [(each.job_id, each.lease_token, each.error_type) for each in reports] == [
         ("job_1", "secret 1", "WorkerOverCapacity"),
         ("job_2", "secret 2", "WorkerOverCapacity"),
@@ -494,7 +494,7 @@ def test_a_slot_that_frees_is_hinted(room):
     worker.answer(StoreClaim, [lease(1)])
     worker.send(frames.Report(job_id="job_1", lease_token="secret 1", message_id="p"))
     worker.take()
-    worker.answer(StoreReport, ReportOutcome(verdict="accepted"))
+    worker.answer(StoreReports, [ReportOutcome(verdict="accepted")])
     assert worker.take() == [frames.ReportAck(message_id="p", job_id="job_1"), frames.WorkAvailable()]
 
 
@@ -532,15 +532,19 @@ def test_every_report_is_acknowledged(room, verdict, duplicate):
             message_id="p", job_id="job_1", lease_token="t", status="failed", error_type="Boom", error_message="x"
         )
     )
-    question = worker.answer(StoreReport, ReportOutcome(verdict=verdict))
-    assert (question.project_id, question.report.status, question.report.error_type) == (PROJECT, "failed", "Boom")
+    question = worker.answer(StoreReports, [ReportOutcome(verdict=verdict)])
+    assert (question.project_id, question.reports[0].status, question.reports[0].error_type) == (
+        PROJECT,
+        "failed",
+        "Boom",
+    )
     assert worker.take()[0] == frames.ReportAck(message_id="p", job_id="job_1", duplicate=duplicate)
 
 
 def test_a_report_for_an_unknown_job_is_an_error_then_an_acknowledgement(room):
     worker = room.worker()
     worker.send(frames.Report(message_id="p", job_id="job_9", lease_token="t"))
-    worker.answer(StoreReport, ReportOutcome(verdict="unknown"))
+    worker.answer(StoreReports, [ReportOutcome(verdict="unknown")])
     error, ack = worker.take()
     assert (error.error.code, error.message_id) == ("unknown_job", "p")
     assert ack == frames.ReportAck(message_id="p", job_id="job_9")
@@ -550,10 +554,10 @@ def test_a_report_that_the_store_could_not_take_is_not_answered_and_may_come_aga
     worker = room.worker()
     report = frames.Report(message_id="p", job_id="job_1", lease_token="t")
     worker.send(report)
-    worker.answer(StoreReport, StoreUnavailable("gone"))
+    worker.answer(StoreReports, StoreUnavailable("gone"))
     assert worker.take() == []
     worker.send(report)
-    worker.answer(StoreReport, ReportOutcome(verdict="accepted"))
+    worker.answer(StoreReports, [ReportOutcome(verdict="accepted")])
     assert worker.take()[0].job_id == "job_1"
 
 
@@ -598,7 +602,7 @@ def test_a_handed_back_job_is_not_offered_to_that_session_for_a_second(room):
     worker.answer(StoreClaim, [])
     worker.send(frames.Report(job_id="job_1", lease_token="t", status="failed", error_type="WorkerOverCapacity"))
     room.committed(claimable(1))
-    worker.answer(StoreReport, ReportOutcome(verdict="handed_back"))
+    worker.answer(StoreReports, [ReportOutcome(verdict="handed_back")])
     assert not worker.questions
     worker.wait(0.9)
     worker.take()
@@ -630,7 +634,7 @@ def test_answers_are_remembered_across_reconnects(room):
     worker = room.worker()
     report = frames.Report(message_id="p", job_id="job_1", lease_token="t")
     worker.send(report)
-    worker.answer(StoreReport, ReportOutcome(verdict="accepted"))
+    worker.answer(StoreReports, [ReportOutcome(verdict="accepted")])
     worker.close()
     again = Worker(room)
     again.register("w-1", worker_session_token=worker.token)

@@ -41,7 +41,7 @@ from control_plane.session import (
     StoreFindSession,
     StoreHeartbeat,
     StoreRegister,
-    StoreReport,
+    StoreReports,
     StoreUpdateSession,
 )
 from wire import codec, frames, pipe
@@ -156,8 +156,8 @@ class MemoryStore:
                 return self._claim(question.order)
             case StoreHeartbeat():
                 return self._heartbeat(question.job_id, hash_secret(question.lease_token))
-            case StoreReport():
-                return self._report(question)
+            case StoreReports():
+                return [self._report(report) for report in question.reports]
         raise AssertionError(question)
 
     def _register(self, session: Session) -> Session:
@@ -209,11 +209,11 @@ class MemoryStore:
             cancel_requested_at=job.cancel_requested_at,
         )
 
-    def _report(self, question: StoreReport) -> ReportOutcome:
-        job = self.jobs.get(question.report.job_id)
+    def _report(self, report: frames.Report) -> ReportOutcome:
+        job = self.jobs.get(report.job_id)
         if job is None:
             return ReportOutcome(verdict="unknown")
-        reported = domain.read_report(question.report)
+        reported = domain.read_report(report)
         outcome = domain.reported(job, reported, 600.0, self.now)
         if outcome.after is not None:
             self._put(outcome.after)
@@ -358,7 +358,7 @@ class Link:
             return
         self._heard_at, self._pinged = self.room.now, False
         if kind == "frame":
-            self.perform(self.connection.receive(codec.decode_from_worker(content), self.room.now))
+            self.perform(self.connection.receive([codec.decode_from_worker(content)], self.room.now))
         elif kind == "gone":
             self.abort()
         else:

@@ -70,7 +70,7 @@ class Worker:
                 self.closed.append(action)
 
     def send(self, frame):
-        self.perform(self.connection.receive(frame, self.room.now))
+        self.perform(self.connection.receive([frame], self.room.now))
 
     def take(self):
         sent, self.sent = self.sent, []
