@@ -103,11 +103,11 @@ def reported(job: Job, report: Reported, pending_deadline: float, now: int) -> O
         return Outcome(verdict="duplicate")
     if job.status in TERMINAL_JOB or not same_hash(job.lease_token_hash, report.token_hash):
         return Outcome(verdict="superseded")
+    if report.status == "completed":
+        return _ended(job, "completed", now, result=report.result, reported_token_hash=report.token_hash)
     job = replace(job, reported_token_hash=report.token_hash)
     error_message = _kept(report.error_message, MAX_ERROR_MESSAGE)
     error_type = _kept(report.error_type, MAX_ERROR_TYPE)
-    if report.status == "completed":
-        return _ended(job, "completed", now, result=report.result)
     if report.status == "cancelled":
         if job.cancel_requested_at is not None:
             return _ended(job, "cancelled", now, error_type=error_type, error_message=error_message)
@@ -264,10 +264,12 @@ def _ended(
     result: dict[str, Any] | None = None,
     error_type: str | None = None,
     error_message: str | None = None,
+    reported_token_hash: bytes | None = None,
 ) -> Outcome:
     after = replace(
         job,
         status=follow(JOB, job.status, event),
+        reported_token_hash=reported_token_hash or job.reported_token_hash,
         result=result,
         error_type=error_type,
         error_message=error_message,

@@ -103,7 +103,7 @@ class SqliteStore:
         self._writer = Writer(
             self._connect_writer_again,
             self._before_commit,
-            self._known.lanes.forget,
+            self._known.forget,
             self._postpone_lapses,
             self._clock,
         )
@@ -513,7 +513,8 @@ class SqliteStore:
         """See Store."""
         read = [(report.job_id, jobs.read_report(report)) for report in reports]
         try:
-            return await self._write(sqlite_jobs.reports(self._known, project_id, read), now)
+            weight = 1 + len(read) // sqlite_jobs.REPORTS_A_COMMAND
+            return await self._writer.submit(sqlite_jobs.reports(self._known, project_id, read), now, weight=weight)
         except StoreUnavailable:
             raise
         except Exception:  # noqa: BLE001 - one of them is at fault

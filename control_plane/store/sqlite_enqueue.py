@@ -30,12 +30,12 @@ def enqueue(known: Known, project_id: str, handed_in: Sequence[NewJob]) -> Calla
         if not jobs:
             return enqueued
         lanes = [known.lanes.lane_of(writing.execute, project_id, job) for job in jobs]
-        bodies = (body_row(job, lane_id, None, None) for job, lane_id in zip(jobs, lanes, strict=True))
-        writing.connection.executemany(known.sql["insert_job"], bodies)
+        bodies = [body_row(job, lane_id, None, None) for job, lane_id in zip(jobs, lanes, strict=True)]
+        writing.insert(known.sql["insert_job"], bodies)
         # One thread writes, so that the keys of the batch follow each other.
         first = writing.connection.last_insert_rowid() - len(jobs) + 1
-        states = (pending_row(job, seq, lane) for seq, (job, lane) in enumerate(zip(jobs, lanes, strict=True), first))
-        writing.connection.executemany(known.sql["insert_pending"], states)
+        states = [pending_row(job, seq, lane) for seq, (job, lane) in enumerate(zip(jobs, lanes, strict=True), first)]
+        writing.insert(known.sql["insert_pending"], states)
         alike: dict[tuple[int, int], list[JobClaimable]] = {}
         for job, lane_id in zip(jobs, lanes, strict=True):
             facts = alike.setdefault((lane_id, job.available_at), [])

@@ -1,7 +1,7 @@
 """Commands on jobs and runs: each is one transaction of the writer, in the shape load, decide, apply."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
@@ -11,9 +11,13 @@ from control_plane.domain.runs import Engine, already_started
 from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reaped, ReportOutcome
 from control_plane.domain.times import to_microseconds
 from control_plane.keys import hash_secret, same_hash
-from control_plane.store import rows
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import FAULTS, Writing
+
+REPORTS_A_COMMAND = 8
+"""So many count as one command in a transaction of the writer."""
+
+_OUTCOMES = {verdict: ReportOutcome(verdict=verdict) for verdict in get_args(jobs.Verdict)}
 
 _log = structlog.get_logger("control_plane.store")
 
@@ -27,10 +31,8 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         duration = known.terms.lease_duration
         leases: list[Lease] = []
         size = 0
-        for seq in _candidates(known, writing, order):
-            text = unit.spec_text(seq)
-            before = unit.job_at("pending_job", seq, rows.from_json(text))
-            if before is None or before.id in order.excluded:
+        for before, text in unit.pending_jobs(_candidates(known, writing, order)):
+            if before.id in order.excluded:
                 continue
             size += jobs.frame_size(before, text)
             if leases and size > order.byte_limit:
@@ -65,7 +67,7 @@ def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
         if lane.priority != priority:
             candidates += [seq for _, seq in sorted(heads)]
             if len(candidates) >= wanted:
-                return candidates
+                return candidates[:wanted]
             priority, heads = lane.priority, []
         if known.lanes.quiet(lane.id, writing.now):
             continue
@@ -75,7 +77,7 @@ def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
             ((following,),) = writing.execute(known.sql["lane_next"], (lane.id,))
             known.lanes.set_quiet(lane.id, following)
     candidates += [seq for _, seq in sorted(heads)]
-    return candidates
+    return candidates[:wanted]
 
 
 def heartbeat(known: Known, project_id: str, job_id: str, lease_token: str) -> Callable[[Writing], HeartbeatOutcome]:
@@ -86,6 +88,7 @@ def heartbeat(known: Known, project_id: str, job_id: str, lease_token: str) -> C
         row = next(iter(writing.execute(known.sql["claimed_by_id"], (job_id, project_id))), None)
         if row is None or not same_hash(row[1], token_hash):
             return HeartbeatOutcome(lost=True)
+        known.leased.pop(job_id, None)
         seq, stored_hash, cancel_requested_at, cancel_reason = row
         expires_at = writing.now + to_microseconds(known.terms.lease_duration)
         writing.execute(known.sql["extend_lease"], (expires_at, writing.now, seq, stored_hash))
@@ -105,22 +108,42 @@ def reports(
     """See Store.reports; `read` are job ids with what is said of them."""
 
     def command(writing: Writing) -> list[ReportOutcome]:
-        return [_report(known, writing, project_id, job_id, reported) for job_id, reported in read]
+        unit = Unit(known, writing)
+        outcomes: list[ReportOutcome] = []
+        for job_id, reported in read:
+            outcome = _complete(known, unit, project_id, job_id, reported)
+            if outcome is None:
+                unit.flush()
+                outcome = _report(known, unit, project_id, job_id, reported)
+            outcomes.append(outcome)
+        unit.flush()
+        return outcomes
 
     return command
 
 
-def _report(known: Known, writing: Writing, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome:
-    unit = Unit(known, writing)
+def _complete(known: Known, unit: Unit, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome | None:
+    """The usual report: a job without a run that this process has leased is completed. None: it is another."""
+    seq, job = known.leased.get(job_id, (0, None))
+    if job is None or job.run_id is not None or job.project_id != project_id:
+        return None
+    outcome = jobs.reported(job, reported, known.terms.pending_deadline, unit.now)
+    if outcome.event != "completed" or outcome.after is None:
+        return None
+    unit.finish(job, outcome.after, seq)
+    return _OUTCOMES[outcome.verdict]
+
+
+def _report(known: Known, unit: Unit, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome:
     job = unit.job(project_id, job_id)
     if job is None:
         return ReportOutcome(verdict="unknown")
-    outcome = jobs.reported(job, reported, known.terms.pending_deadline, writing.now)
+    outcome = jobs.reported(job, reported, known.terms.pending_deadline, unit.now)
     if outcome.after is not None:
         engine = unit.engine(project_id)
         engine.job_moved(job, outcome, unit.running(job))
         unit.apply(engine.changes)
-    return ReportOutcome(verdict=outcome.verdict)
+    return _OUTCOMES[outcome.verdict]
 
 
 def reap(known: Known, limit: int, *, leases_lapse_from: int) -> Callable[[Writing], Reaped]:
@@ -167,7 +190,7 @@ def _isolated(
         writing.execute("ROLLBACK TO job")
         writing.execute("RELEASE job")
         del writing.facts[facts:]
-        known.lanes.forget()
+        known.forget()
         return 0
     writing.execute("RELEASE job")
     return 1

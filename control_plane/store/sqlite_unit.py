@@ -3,7 +3,11 @@
 A Unit lives within one command. It knows which integer keys belong to the ids that it has loaded or made.
 """
 
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
+
+import apsw
 
 from control_plane.domain import specs
 from control_plane.domain.automations import check_startable
@@ -30,6 +34,7 @@ from control_plane.store.lanes import NEVER, Lanes
 from control_plane.store.sqlite_writer import Writing
 
 _MOST_PLANS = 512
+_MOST_LEASED = 10_000
 
 
 class Known:
@@ -41,6 +46,20 @@ class Known:
         self.identifiers = Identifiers()
         self.lanes = Lanes(statements)
         self.plans: dict[str, specs.Plan] = {}
+        self.leased: dict[str, tuple[int, Job]] = {}
+        """Jobs by id, with their keys, as this process has leased them, for as long as nothing happens to them: most
+        reports are the next thing that does, and then nothing need be read."""
+
+    def forget(self) -> None:
+        """Something was rolled back."""
+        self.lanes.forget()
+        self.leased.clear()
+
+    def keep_leased(self, seq: int, job: Job) -> None:
+        """The job was leased just now."""
+        if len(self.leased) >= _MOST_LEASED:
+            del self.leased[next(iter(self.leased))]
+        self.leased[job.id] = (seq, job)
 
 
 class FenceBrokenError(RuntimeError):
@@ -61,6 +80,9 @@ class Unit:
         self._run_projects: dict[str, str] = {}
         self._step_seqs: dict[str, int] = {}
         self._sequences: dict[int, int] = {}
+        self._events: list[rows.Row] = []
+        self._leased: list[tuple[int, Job]] = []
+        self._finished: list[tuple[int, bytes, rows.Row]] = []
         self._project_id = ""
 
     def new_id(self, prefix: str) -> str:
@@ -108,9 +130,22 @@ class Unit:
             self._run_projects[job.run_id] = job.project_id
         return job
 
-    def spec_text(self, seq: int) -> str:
-        """The spec of the job of this seq, as JSON text."""
-        return str(self.one("spec_of_job", seq)[0])
+    def pending_jobs(self, seqs: Sequence[int]) -> Iterator[tuple[Job, str]]:
+        """Those of them that are pending, in this order, each with its spec as JSON text too."""
+        if not seqs:
+            return
+        cursor = self._execute(self._sql["pending_jobs"], (apsw.carray(array("q", seqs)),))
+        try:
+            for row in cursor:
+                text = row[-1]
+                job = rows.job(row[:-1], rows.from_json(text))
+                self._job_keys[job.id] = row[: rows.JOB_KEYS]
+                if job.run_id is not None:
+                    self._run_seqs[job.run_id] = row[1]
+                    self._run_projects[job.run_id] = job.project_id
+                yield job, text
+        finally:
+            cursor.close(force=True)
 
     def running(self, job: Job) -> Running | None:
         """The run and step that wait for the job."""
@@ -188,6 +223,7 @@ class Unit:
                 touched[change.run_id] = self._append(change)
             else:
                 self._APPLY[type(change)](self, change)
+        self.flush()
         for run_id, last_sequence in touched.items():
             project_id = self._run_projects[run_id]
             self._writing.facts.append(RunChanged(project_id=project_id, run_id=run_id, last_sequence=last_sequence))
@@ -198,17 +234,8 @@ class Unit:
         if last is None:
             last = self.one("last_sequence", run_seq)[0] or 0
         sequence = self._sequences[run_seq] = last + 1
-        bindings = (
-            run_seq,
-            sequence,
-            self.new_id("evt"),
-            change.event_type,
-            self.now,
-            change.step_id,
-            change.step_key,
-            rows.to_json(change.payload),
-        )
-        self._execute(self._sql["insert_event"], bindings)
+        event = (run_seq, sequence, self.new_id("evt"), change.event_type, self.now, change.step_id, change.step_key)
+        self._events.append((*event, rows.to_json(change.payload)))
         return sequence
 
     def _create_run(self, change: RunCreated) -> None:
@@ -256,18 +283,61 @@ class Unit:
         if after.status == before.status:
             self._rewrite(before, after, seq)
             return
-        if before.status == "pending":
-            self._fenced("leave_pending", seq)
-        elif before.status in TERMINAL_JOB:
-            self._fenced("leave_finished", seq)
+        if before.status == "pending" and after.status == "claimed":
+            self._leased.append((seq, after))
+        elif before.status == "claimed" and after.status in TERMINAL_JOB:
+            self.finish(before, after, seq)
         else:
-            self._fenced("leave_claimed", seq, before.lease_token_hash)
-        if after.status == "pending":
-            self._enter_pending(after)
-        elif after.status == "claimed":
-            self._enter_claimed(after, seq)
-        else:
-            self._enter_finished(after, seq)
+            if before.status == "pending":
+                self._fenced("leave_pending", seq)
+            elif before.status in TERMINAL_JOB:
+                self._fenced("leave_finished", seq)
+            else:
+                self._forget_lease(before)
+                self._fenced("leave_claimed", seq, before.lease_token_hash)
+            if after.status == "pending":
+                self._enter_pending(after)
+            else:
+                self._execute(self._sql["insert_finished"], _finished_row(after, seq))
+                self._saw_finished(after, seq)
+
+    def finish(self, before: Job, after: Job, seq: int) -> None:
+        """A claimed job ends; written by `flush`."""
+        if after.status not in TERMINAL_JOB or before.lease_token_hash is None:
+            raise FenceBrokenError(f"{after.id} is not terminal")
+        self._forget_lease(before)
+        self._finished.append((seq, before.lease_token_hash, _finished_row(after, seq)))
+        self._saw_finished(after, seq)
+
+    def flush(self) -> None:
+        """Write what is written for many at once."""
+        if self._leased:
+            leased, self._leased = self._leased, []
+            self._move("leave_all_pending", [seq for seq, _ in leased])
+            self._writing.insert(self._sql["insert_claimed"], [_claimed_row(job, seq) for seq, job in leased])
+            for seq, job in leased:
+                self._known.keep_leased(seq, job)
+        if self._finished:
+            finished, self._finished = self._finished, []
+            # A token is one claim's alone: a row whose seq and token are both among these is the pair that was meant.
+            tokens = apsw.carray(tuple([token for _, token, _ in finished]))
+            self._move("leave_all_claimed", [seq for seq, _, _ in finished], tokens)
+            self._writing.insert(self._sql["insert_finished"], [row for _, _, row in finished])
+        if self._events:
+            events, self._events = self._events, []
+            self._writing.insert(self._sql["insert_event"], events)
+
+    def _move(self, statement: str, seqs: list[int], *bindings: Any) -> None:
+        self._execute(self._sql[statement], (apsw.carray(array("q", seqs)), *bindings))
+        if self._writing.connection.changes() != len(seqs):
+            raise FenceBrokenError(f"{statement} found other rows")
+
+    def _forget_lease(self, job: Job) -> None:
+        self._known.leased.pop(job.id, None)
+
+    def _saw_finished(self, job: Job, seq: int) -> None:
+        if job.session_id is not None:
+            self._writing.seen_jobs[job.session_id] = seq
 
     def _keep_attempt(self, change: AttemptFailed) -> None:
         key = self._job_keys[change.job.id][0]
@@ -275,6 +345,7 @@ class Unit:
 
     def _rewrite(self, before: Job, after: Job, seq: int) -> None:
         if after.status == "claimed":
+            self._forget_lease(before)
             bindings = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
             self._fenced("request_cancel", *bindings, seq, before.lease_token_hash)
             return
@@ -288,28 +359,6 @@ class Unit:
         self._execute(self._sql["insert_pending"], pending_row(job, self._job_keys[job.id][0], lane_id))
         self._known.lanes.job_came(lane_id, job.available_at)
         self._announce(job)
-
-    def _enter_claimed(self, job: Job, seq: int) -> None:
-        bindings = (
-            seq, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs,
-            job.lease_token_hash, job.reported_token_hash, job.lease_expires_at, job.session_id,
-            job.worker_instance_id, job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason,
-            job.updated_at,
-        )  # fmt: skip
-        self._execute(self._sql["insert_claimed"], bindings)
-
-    def _enter_finished(self, job: Job, seq: int) -> None:
-        if job.status not in TERMINAL_JOB:
-            raise FenceBrokenError(f"{job.id} is not terminal")
-        bindings = (
-            seq, job.status, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged,
-            job.hand_backs, job.lease_token_hash, job.reported_token_hash, job.session_id, job.worker_instance_id,
-            job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, job.completed_at,
-            job.error_type, job.error_message, rows.to_json(job.result),
-        )  # fmt: skip
-        self._execute(self._sql["insert_finished"], bindings)
-        if job.session_id is not None:
-            self._writing.seen_jobs[job.session_id] = seq
 
     def _fenced(self, statement: str, *bindings: Any) -> None:
         self._execute(self._sql[statement], bindings)
@@ -359,6 +408,25 @@ def pending_row(job: Job, seq: int, lane_id: int) -> rows.Row:
         seq, lane_id, job.available_at, job.pending_deadline_at, _deadline(job), job.execution_deadline_at,
         job.claim_attempt, job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash,
         job.session_id, job.worker_instance_id, job.claimed_at, job.updated_at,
+    )  # fmt: skip
+
+
+def _claimed_row(job: Job, seq: int) -> rows.Row:
+    """For insert_claimed."""
+    return (
+        seq, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs,
+        job.lease_token_hash, job.reported_token_hash, job.lease_expires_at, job.session_id, job.worker_instance_id,
+        job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, job.updated_at,
+    )  # fmt: skip
+
+
+def _finished_row(job: Job, seq: int) -> rows.Row:
+    """For insert_finished."""
+    return (
+        seq, job.status, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged,
+        job.hand_backs, job.lease_token_hash, job.reported_token_hash, job.session_id, job.worker_instance_id,
+        job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, job.completed_at,
+        job.error_type, job.error_message, rows.to_json(job.result),
     )  # fmt: skip
 
 

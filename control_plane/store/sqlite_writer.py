@@ -10,6 +10,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any, TypeVar
 
 import apsw
@@ -21,6 +23,9 @@ from control_plane.store.clock import Clock
 
 MAX_BATCH = 512
 """Commands a transaction, each counted by its weight."""
+
+ROWS_A_STEP = (32, 8, 1)
+"""Each size is a statement to prepare."""
 
 FAULTS = (
     apsw.FullError,
@@ -51,6 +56,16 @@ class Writing:
         self.facts: list[Committed] = []
         self.seen_jobs: dict[str, int] = {}
         """The last finished job's seq by session id."""
+
+    def insert(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Many rows of an INSERT that ends in its values. Several go into one step of SQLite: each step lets go of the
+        interpreter's lock and has to get it back from the event loop."""
+        place = 0
+        for many in ROWS_A_STEP:
+            text = _of_rows(statement, many)
+            while len(rows) - place >= many:
+                self.execute(text, tuple(chain.from_iterable(rows[place : place + many])))
+                place += many
 
 
 Command = Callable[[Writing], Any]
@@ -212,6 +227,12 @@ class Writer:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
+
+
+@lru_cache(maxsize=1000)
+def _of_rows(statement: str, many: int) -> str:
+    head, _, values = statement.rpartition("VALUES ")
+    return f"{head}VALUES {', '.join([values] * many)}"
 
 
 def _ignore(facts: Sequence[Committed]) -> None:

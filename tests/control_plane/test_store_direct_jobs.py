@@ -8,8 +8,9 @@ from control_plane.domain.enqueue import MAX_SPEC_BYTES, NewJob
 from control_plane.domain.model import Selector
 from control_plane.domain.store import CancelRequested, JobClaimable, JobFilter
 from control_plane.errors import Conflict, Invalid, NotFound
-from control_plane.store import pages
+from control_plane.store import pages, rows
 from tests.support.store_scenario import LEASE, action, at, scenario
+from wire.frames import Report
 
 
 @pytest.fixture
@@ -297,3 +298,74 @@ async def test_a_step_whose_job_is_cancelled_cancels_its_run(s, held):
     run = await s.run(run)
     assert (run.status, run.error_message) == ("cancelled", "by hand")
     assert (await s.event_types(run))[-2:] == ["step.cancelled", "run.cancelled"]
+
+
+# --- what came together
+
+
+def said(lease, **fields):
+    return Report(job_id=lease.job.id, lease_token=lease.lease_token, **fields)
+
+
+async def test_reports_that_came_together_are_judged_one_by_one(s):
+    await s.enqueue([new(max_attempts=2) for _ in range(6)], now=1)
+    await s.publish("a", [action()])
+    run = await s.start("a", now=1)
+    done, failed, beaten, lapsed, guessed, cancelled, step = await s.claim(now=2)
+    await s.heartbeat(beaten, now=3)
+    outcomes = await s.store.reports(
+        s.project.id,
+        [
+            said(done, result={"n": 1}),
+            said(failed, status="failed", error_type="Boom"),
+            said(done, result={"n": 2}),
+            said(beaten, result={"n": 3}),
+            Report(job_id="job_nobody", lease_token="x"),
+            Report(job_id=guessed.job.id, lease_token=done.lease_token),
+            said(cancelled, status="cancelled"),
+            said(step, result={"n": 4}),
+        ],
+        now=at(4),
+    )
+    assert [outcome.verdict for outcome in outcomes] == [
+        "accepted", "accepted", "duplicate", "accepted", "unknown", "superseded", "handed_back", "accepted",
+    ]  # fmt: skip
+    jobs = [(await s.job(lease)) for lease in (done, failed, beaten, guessed, cancelled)]
+    assert [job.status for job in jobs] == ["completed", "pending", "completed", "claimed", "pending"]
+    assert [job.result for job in jobs] == [{"n": 1}, None, {"n": 3}, None, None]
+    assert jobs[2].heartbeat_at == at(3)
+    assert (await s.run(run)).result == {"one": {"n": 4}}
+    assert await s.reap(LEASE + 3) is not None
+    assert (await s.job(lapsed)).status == "pending"
+    assert await s.report(lapsed, now=LEASE + 4) == "accepted"
+
+
+async def test_a_report_that_cannot_be_taken_harms_none_that_came_with_it(s, monkeypatch):
+    await s.enqueue([new() for _ in range(3)])
+    one, broken, two = await s.claim()
+    to_json = rows.to_json
+
+    def failing(value):
+        if value == {"broken": True}:
+            raise RuntimeError("no")
+        return to_json(value)
+
+    for module in ("sqlite_unit", "postgres_changes"):
+        monkeypatch.setattr(f"control_plane.store.{module}.rows.to_json", failing)
+    outcomes = await s.store.reports(
+        s.project.id, [said(one, result={}), said(broken, result={"broken": True}), said(two, result={})]
+    )
+    assert [outcome.verdict for outcome in outcomes] == ["accepted"] * 3
+    jobs = [await s.job(lease) for lease in (one, broken, two)]
+    assert [job.status for job in jobs] == ["completed", "failed", "completed"]
+    assert jobs[1].error_type == "NonRetryableError"
+
+
+async def test_what_was_leased_before_a_restart_is_reported_after_it(place):
+    async with scenario(place) as s:
+        await s.enqueue([new()])
+        lease = await s.claim_one()
+    async with scenario(place, prepared=False) as again:
+        again.project = s.project
+        assert await again.report(lease, result={"late": True}) == "accepted"
+        assert (await again.job(lease)).result == {"late": True}

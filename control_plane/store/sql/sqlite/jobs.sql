@@ -7,12 +7,17 @@ j.retry_backoff, j.retry_max_delay, j.external_id, j.created_at
 -- name: find_job
 SELECT seq FROM jobs WHERE id = ? AND project_id = ?
 
+-- name: pending_state
+'pending', p.available_at, p.pending_deadline_at, p.execution_deadline_at, p.claim_attempt, p.attempts_charged,
+p.hand_backs, p.lease_token_hash, p.reported_token_hash, NULL, p.session_id, p.worker_instance_id, p.claimed_at, NULL,
+NULL, NULL, p.updated_at, NULL, NULL, NULL, NULL
+
 -- name: pending_job
-SELECT {job_body}, 'pending', p.available_at, p.pending_deadline_at, p.execution_deadline_at, p.claim_attempt,
-    p.attempts_charged, p.hand_backs, p.lease_token_hash, p.reported_token_hash, NULL, p.session_id,
-    p.worker_instance_id, p.claimed_at, NULL, NULL, NULL, p.updated_at, NULL, NULL, NULL, NULL
-FROM jobs_pending p JOIN jobs j USING (seq)
-WHERE p.seq = ?
+SELECT {job_body}, {pending_state} FROM jobs_pending p JOIN jobs j USING (seq) WHERE p.seq = ?
+
+-- name: pending_jobs
+SELECT {job_body}, {pending_state}, j.spec
+FROM carray(?) c CROSS JOIN jobs_pending p ON p.seq = c.value CROSS JOIN jobs j ON j.seq = c.value
 
 -- name: claimed_job
 SELECT {job_body}, 'claimed', c.available_at, NULL, c.execution_deadline_at, c.claim_attempt,
@@ -68,6 +73,13 @@ DELETE FROM jobs_pending WHERE seq = ?
 
 -- name: leave_finished
 DELETE FROM jobs_finished WHERE seq = ?
+
+-- name: leave_all_pending
+DELETE FROM jobs_pending WHERE seq IN (SELECT value FROM carray(?))
+
+-- name: leave_all_claimed
+DELETE FROM jobs_claimed
+WHERE seq IN (SELECT value FROM carray(?)) AND lease_token_hash IN (SELECT value FROM carray(?))
 
 -- name: leave_claimed
 DELETE FROM jobs_claimed WHERE seq = ? AND lease_token_hash = ?
