@@ -122,7 +122,8 @@ class Campaign:
     async def _judge(self, supervisor: SupervisorProcess, load: Load) -> None:
         findings = self._findings
         await load.finish(END)
-        self._say(f"{len(load.acknowledged)} runs were acknowledged and are done; reading the record")
+        done = f"{len(load.runs)} runs and {len(load.batches)} batches"
+        self._say(f"{done} were acknowledged and are done; reading the record")
         findings.problems += await load.verify(END)
         if list(supervisor.matching("process ended")):
             findings.problems.append("a process of the supervisor ended")
@@ -131,6 +132,7 @@ class Campaign:
             findings.problems.append(f"the supervisor ended with exit code {code}")
         await self._ledger.close()
         findings.problems += await asyncio.to_thread(self._site.check)
-        findings.runs, findings.jobs = len(load.acknowledged), len(self._ledger.done_at)
+        findings.runs, findings.batches = len(load.runs), len(load.batches)
+        findings.jobs = len(self._ledger.done_at)
         findings.repeated, findings.lost_claims = load.repeated, load.lost_claims
         findings.measure(self._ledger.done_at, [(fault.kind, at) for fault, at in self._moments])

@@ -13,6 +13,7 @@ from tests.campaign.store.requests import Requests
 
 AUTOMATIONS = "/v1/projects/default/automations"
 RUNS = "/v1/projects/default/runs"
+JOBS = "/v1/projects/default/jobs"
 HANDLE = "campaign"
 
 PRODUCERS = 6
@@ -24,29 +25,35 @@ _PAUSE = 0.05
 _ENDED = ("completed", "failed", "cancelled")
 
 
+RETRY = {"max_attempts": 10}
+"""A claim that is lost costs an attempt."""
+
+
 def jobs_of(name: str) -> int:
-    """How many jobs the work of this name has."""
+    """How many jobs the work of this name has: a run one after the other, a batch all at once."""
     del name
     return len(STEPS)
 
 
 def spec() -> dict[str, Any]:
-    """One job after the other. A claim that is lost costs an attempt."""
+    """One job after the other."""
     parameters = {"name": "{{ .inputs.name }}", "milliseconds": "{{ .inputs.milliseconds }}"}
     config = {"action_name": "campaign.entry", "parameters": parameters}
     return {
         "inputs": {"name": {"type": "string"}, "milliseconds": {"type": "integer"}},
-        "steps": [{"key": key, "kind": "action", "retry": {"max_attempts": 10}, "config": config} for key in STEPS],
+        "steps": [{"key": key, "kind": "action", "retry": RETRY, "config": config} for key in STEPS],
     }
 
 
 class Load:
-    """`in_flight` runs that move, at any time. `acknowledged` are ids of runs by name."""
+    """Runs and batches of jobs in turn, `in_flight` of both that move, at any time. `runs` are ids by name, `batches`
+    those of a batch's jobs."""
 
     def __init__(self, port: int, key: str, ledger: Ledger, *, in_flight: int, milliseconds: int) -> None:
-        self.acknowledged: dict[str, str] = {}
+        self.runs: dict[str, str] = {}
+        self.batches: dict[str, list[str]] = {}
         self.repeated = 0
-        """Starts that got no answer, or were refused for now, and were sent again."""
+        """Requests that got no answer, or were refused for now, and were sent again."""
         self.lost_claims = 0
         self._port = port
         self._key = key
@@ -84,7 +91,7 @@ class Load:
         async with asyncio.timeout(seconds):
             await asyncio.gather(*self._tasks)
         await self._ledger.changes.until(
-            lambda: all(self._ledger.is_done(name) for name in reversed(self.acknowledged)),
+            lambda: all(self._ledger.is_done(name) for name in (*reversed(self.runs), *self.batches)),
             seconds,
             "all that was acknowledged is done",
         )
@@ -109,13 +116,23 @@ class Load:
             if self._finishing:
                 client.close()
                 return
-            name = f"run-{next(self._numbers)}"
-            self._ledger.moving.add(name)
-            inputs = {"name": name, "milliseconds": self._milliseconds}
-            body = {"inputs": inputs, "external_id": name}
-            self.acknowledged[name] = await self._started(client, f"{AUTOMATIONS}/{HANDLE}/runs", body)
+            number = next(self._numbers)
+            await (self._start_run(client, f"run-{number}") if number % 2 else self._enqueue(client, f"batch-{number}"))
 
-    async def _started(self, client: Requests, path: str, body: dict[str, Any]) -> str:
+    async def _start_run(self, client: Requests, name: str) -> None:
+        self._ledger.moving.add(name)
+        inputs = {"name": name, "milliseconds": self._milliseconds}
+        body = {"inputs": inputs, "external_id": name}
+        self.runs[name] = (await self._sent(client, f"{AUTOMATIONS}/{HANDLE}/runs", body))["id"]
+
+    async def _enqueue(self, client: Requests, name: str) -> None:
+        self._ledger.moving.add(name)
+        parameters = {"name": name, "milliseconds": self._milliseconds}
+        job = {"action_name": "campaign.entry", "parameters": parameters, "retry": RETRY}
+        jobs = [job | {"external_id": f"{name}-{number}"} for number in range(jobs_of(name))]
+        self.batches[name] = (await self._sent(client, JOBS, {"jobs": jobs}))["ids"]
+
+    async def _sent(self, client: Requests, path: str, body: dict[str, Any]) -> Any:
         while True:
             try:
                 status, answer = await client.ask("POST", path, body)
@@ -123,7 +140,7 @@ class Load:
                 pass
             else:
                 if status < 300:
-                    return str(answer["id"])
+                    return answer
                 if status != 503:
                     raise CampaignError(f"{path}: {status} {answer}")
             self.repeated += 1
@@ -134,39 +151,57 @@ class Load:
     async def verify(self, seconds: float) -> list[str]:
         """What is wrong in the record and the ledger, in sentences. Runs have `seconds` to end."""
         problems: list[str] = []
-        names = iter(self.acknowledged.items())
         seen: set[str] = set()
+        works = iter([*self.runs.items(), *((name, each) for name, ids in self.batches.items() for each in ids)])
 
         async def read() -> None:
             client = self._client()
-            for name, run_id in names:
-                problems.extend(f"{name} {run_id}: {problem}" for problem in await self._problems(client, run_id, seen))
+            for name, record_id in works:
+                look = self._problems_of_run if name in self.runs else self._problems_of_job
+                problems.extend(f"{name} {record_id}: {problem}" for problem in await look(client, record_id, seen))
             client.close()
 
-        async with asyncio.timeout(seconds + len(self.acknowledged)):
+        async with asyncio.timeout(seconds + len(self.runs) + len(self.batches)):
             await asyncio.gather(*(read() for _ in range(READERS)))
         problems += [f"job {job_id} was done for nobody" for job_id in self._ledger.lines.keys() - seen]
         recorded = await self._recorded()
-        if recorded != set(self.acknowledged.values()):
-            problems.append(f"{len(self.acknowledged)} runs were acknowledged, {len(recorded)} are in the record")
+        if recorded != set(self.runs.values()):
+            problems.append(f"{len(self.runs)} runs were acknowledged, {len(recorded)} are in the record")
         return problems[:MOST_PROBLEMS]
 
-    async def _problems(self, client: Requests, run_id: str, seen: set[str]) -> list[str]:
-        _, run = await client.ask("GET", f"{RUNS}/{run_id}")
-        while run.get("status") not in _ENDED and "id" in run:
-            await asyncio.sleep(_PAUSE)  # its last report is on its way
-            _, run = await client.ask("GET", f"{RUNS}/{run_id}")
+    async def _ended(self, client: Requests, path: str) -> Any:
+        """The record, once it has ended: its last report may be on its way."""
+        while True:
+            _, record = await client.ask("GET", path)
+            if record.get("status") in _ENDED or "id" not in record:
+                return record
+            await asyncio.sleep(_PAUSE)
+
+    async def _problems_of_run(self, client: Requests, run_id: str, seen: set[str]) -> list[str]:
+        run = await self._ended(client, f"{RUNS}/{run_id}")
         if "id" not in run:
             return [f"it was acknowledged, and is not there: {run}"]
         _, page = await client.ask("GET", f"{RUNS}/{run_id}/events?limit=200")
         told = problems_of_run(run, page["items"])
         for event in page["items"]:
             if event["event_type"] == "action.result":
-                job_id, attempt = event["payload"]["job_id"], event["payload"]["attempt"]
-                seen.add(job_id)
-                self.lost_claims += attempt - len({line.split()[0] for line in self._ledger.lines[job_id]})
-                told += written.problems_of(job_id, self._ledger.lines[job_id], attempt)
+                told += self._compared(event["payload"]["job_id"], event["payload"]["attempt"], seen)
         return told
+
+    async def _problems_of_job(self, client: Requests, job_id: str, seen: set[str]) -> list[str]:
+        job = await self._ended(client, f"{JOBS}/{job_id}")
+        if "id" not in job:
+            return [f"it was acknowledged, and is not there: {job}"]
+        attempt = job["claim_attempt"]
+        if job["status"] != "completed" or job["result"]["attempt"] != attempt:
+            return [f"it is {job['status']} in attempt {attempt}, with {job.get('result')}"]
+        return self._compared(job_id, attempt, seen)
+
+    def _compared(self, job_id: str, attempt: int, seen: set[str]) -> list[str]:
+        lines = self._ledger.lines[job_id]
+        seen.add(job_id)
+        self.lost_claims += attempt - len({line.split()[0] for line in lines})
+        return written.problems_of(job_id, lines, attempt)
 
     async def _recorded(self) -> set[str]:
         client = self._client()

@@ -16,8 +16,8 @@ NEVER = float("inf")
 
 
 class Findings(Struct, kw_only=True):
-    """Of one campaign. `usual` is jobs a second when nothing is wrong, `repeated` how many starts had to be sent again,
-    `lost_claims` how many attempts no worker ever heard of. `problems` is empty when everything was proved."""
+    """Of one campaign. `usual` is jobs a second when nothing is wrong, `repeated` how many requests had to be sent
+    again, `lost_claims` how many attempts no worker ever heard of. `problems` is empty when everything was proved."""
 
     store: str
     seed: int
@@ -26,6 +26,7 @@ class Findings(Struct, kw_only=True):
     cuts: int = 0
     seconds: float = 0.0
     runs: int = 0
+    batches: int = 0
     jobs: int = 0
     repeated: int = 0
     lost_claims: int = 0
@@ -79,11 +80,12 @@ def as_text(findings: Findings) -> str:
         costs = [cost for cost in findings.costs if cost.kind == kind]
         back = [NEVER if cost.back_after is None else cost.back_after for cost in costs]
         lines.append(f"{kind:<48} {len(costs):>5}  {statistics.median(back):>6.2f}  {max(back):>6.2f}")
-    done = f"{findings.runs} runs, {findings.jobs} jobs, {findings.usual:.0f} jobs/s when nothing is wrong"
+    done = f"{findings.runs} runs, {findings.batches} batches, {findings.jobs} jobs"
     lines += [
         "",
         f"{findings.store}: {len(findings.costs)} faults in {findings.seconds:.0f} s; {done}",
-        f"starts sent again: {findings.repeated}; claims that no worker heard of: {findings.lost_claims}",
+        f"when nothing is wrong: {findings.usual:.0f} jobs/s",
+        f"requests sent again: {findings.repeated}; claims that no worker heard of: {findings.lost_claims}",
         "",
     ]
     lines += [f"LATE: {sentence}" for sentence in late(findings)]

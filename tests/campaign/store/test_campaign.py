@@ -29,7 +29,7 @@ def test_a_short_campaign(terms: Terms, tmp_path: Path) -> None:
     assert [cost.kind for cost in findings.costs] == [fault.kind for fault in schedule(terms)]
     assert all(cost.back_after is not None for cost in findings.costs), as_text(findings)
     assert findings.runs > 0
-    assert findings.jobs == 4 * findings.runs
+    assert findings.jobs == 4 * (findings.runs + findings.batches)
 
 
 def test_the_short_campaign_has_every_restart() -> None:
