@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 import signal
 
+import psutil
 import pytest
 
 from control_plane.domain.model import Selector
 from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.errors import StoreUnavailable
-from control_plane.store import postgres_writer
+from control_plane.store import postgres_connections, postgres_writer
 from control_plane.store.postgres import PostgresStore
 from tests.support.commit_proxy import CommitProxy
-from tests.support.postgres_cluster import PASSWORD, USER, Cluster
+from tests.support.postgres_cluster import PASSWORD, USER, Cluster, Standby
 from tests.support.store_scenario import PostgresPlace, Scenario, action, at, scenario
 from wire.frames import Report
 
@@ -217,6 +218,72 @@ async def test_a_database_that_stays_away_is_told_soon_then_at_once_and_comes_ba
                     await asyncio.sleep(0.05)
         assert (await s.start("a")).status == "suspended"
         assert s.store._leases_lapse_from > s.store.now()
+    place.remove()
+
+
+class TwoServers(PostgresPlace):
+    """A primary and its standby; the URL names both."""
+
+    def __init__(self, primary, standby):
+        super().__init__(primary)
+        self.url = (
+            f"postgresql://{USER}@/{self.database}?host={primary.directory},{standby.directory}"
+            f"&port={primary.port},{standby.port}"
+        )
+
+
+async def test_a_standby_takes_over_and_nothing_that_was_acknowledged_is_missing():
+    primary = Cluster(durable=True)
+    standby = None
+    try:
+        standby = Standby(primary)
+        place = TwoServers(primary, standby)
+
+        async def fail_over(load):
+            await asyncio.to_thread(primary.stop, signal.SIGQUIT)
+            await asyncio.to_thread(standby.promote)
+            await load.more(50)
+
+        async with scenario(place) as s:
+            await s.publish("a", [action()])
+            await loaded(s, fail_over)
+        assert standby.sql("SELECT pg_is_in_recovery()").strip() == "f"
+    finally:
+        for server in (primary, standby):
+            if server is not None:
+                server.close()
+
+
+def send(cluster, number):
+    """To all processes of the server, so that it keeps its connections and answers none."""
+    postmaster = psutil.Process(cluster.process.pid)
+    for process in (postmaster, *postmaster.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+async def test_a_server_that_stands_still_is_told_and_recovered_from(durable, monkeypatch):
+    monkeypatch.setattr(postgres_connections, "COMMAND_TIMEOUT", 1.0)
+    monkeypatch.setattr(postgres_connections, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.5)
+    place = PostgresPlace(durable)
+
+    async def stand_still(load):
+        await asyncio.to_thread(send, durable, signal.SIGSTOP)
+        try:
+            refused = load.refused
+            async with asyncio.timeout(60):
+                while load.refused < refused + 10:
+                    load.progress.clear()
+                    await load.progress.wait()
+            with pytest.raises(StoreUnavailable):
+                await load.s.store.projects()
+        finally:
+            await asyncio.to_thread(send, durable, signal.SIGCONT)
+
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        await loaded(s, stand_still)
     place.remove()
 
 

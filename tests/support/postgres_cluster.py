@@ -56,6 +56,31 @@ class Cluster:
     """One server on a Unix socket and a loopback port. `durable`: with fsync, for tests that kill it."""
 
     def __init__(self, *, durable: bool = False) -> None:
+        self._prepare()
+        password = self.directory / "password"
+        password.write_text(PASSWORD + "\n")
+        password.chmod(0o644)
+        self._run(
+            *("initdb", "--no-sync", "--username", USER, "--pwfile", password, "--encoding", "UTF8", "--locale", "C"),
+            *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--pgdata", self.data),
+        )
+        fsync = "on" if durable else "off"
+        self._configure(
+            {
+                "fsync": fsync,
+                "full_page_writes": fsync,
+                "synchronous_commit": "on",
+                "listen_addresses": "'127.0.0.1'",
+                "max_connections": 200,
+                "shared_buffers": "128MB",
+                "logging_collector": "off",
+                "log_min_messages": "warning",
+                "max_wal_size": "1GB",
+            }
+        )
+        self.start()
+
+    def _prepare(self) -> None:
         folder = binaries()
         assert folder is not None, why_not()
         self._binaries = folder
@@ -70,32 +95,17 @@ class Cluster:
         self._reserved_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reserved_port.bind(("127.0.0.1", 0))
         self.port: int = self._reserved_port.getsockname()[1]
-        if self._user is not None:
-            shutil.chown(self.directory, *self._user)
-        password = self.directory / "password"
-        password.write_text(PASSWORD + "\n")
-        password.chmod(0o644)
-        self._run(
-            *("initdb", "--no-sync", "--username", USER, "--pwfile", password, "--encoding", "UTF8", "--locale", "C"),
-            *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--pgdata", self.data),
-        )
-        fsync = "on" if durable else "off"
-        settings = {
-            "fsync": fsync,
-            "full_page_writes": fsync,
-            "synchronous_commit": "on",
-            "listen_addresses": "'127.0.0.1'",
-            "port": self.port,
-            "unix_socket_directories": f"'{self.directory}'",
-            "max_connections": 200,
-            "shared_buffers": "128MB",
-            "logging_collector": "off",
-            "log_min_messages": "warning",
-            "max_wal_size": "1GB",
-        }
+        self.own(self.directory)
+
+    def _configure(self, settings: dict[str, object]) -> None:
+        where = {"port": self.port, "unix_socket_directories": f"'{self.directory}'"}
         with (self.data / "postgresql.conf").open("a") as file:
-            file.writelines(f"{name} = {value}\n" for name, value in settings.items())
-        self.start()
+            file.writelines(f"{name} = {value}\n" for name, value in {**settings, **where}.items())
+
+    def own(self, directory: Path) -> None:
+        """Give it to the user whom the server runs as."""
+        if self._user is not None:
+            shutil.chown(directory, *self._user)
 
     # --- life
 
@@ -209,6 +219,24 @@ class Cluster:
         if self._user is None:
             return {}
         return {"user": self._user[0], "group": self._user[1], "extra_groups": []}
+
+
+class Standby(Cluster):
+    """A copy of another server that follows it, and acknowledges before that one does."""
+
+    def __init__(self, primary: Cluster) -> None:
+        self._prepare()
+        self._run(
+            *("pg_basebackup", "--host", primary.directory, "--port", str(primary.port), "--username", USER),
+            *("--no-sync", "--write-recovery-conf", "--pgdata", self.data),
+        )
+        self._configure({})
+        self.start()
+        primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'; SELECT pg_reload_conf()")
+
+    def promote(self) -> None:
+        """It follows nobody any more, and takes writes."""
+        self.sql("SELECT pg_promote()")
 
 
 def _server_user() -> tuple[int, int] | None:
