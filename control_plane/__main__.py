@@ -67,6 +67,7 @@ EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
 )
 
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
 _level_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
 
 
@@ -107,7 +108,16 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
 @click.option("--project-dialect", multiple=True, metavar="PROJECT=DIALECT", help="... for one project. Repeatable.")
 @click.option("--lease-duration", default="60s", show_default=True, help="How long a claimed job is held.")
 @click.option("--heartbeat-cadence", default="20s", show_default=True, help="How often its worker says so.")
-@click.option("--insecure-listen", is_flag=True, help="Listen beyond loopback without TLS.")
+@click.option("--insecure-listen", is_flag=True, help="Listen beyond loopback without TLS: a proxy ends it.")
+@click.option(
+    "--tls-certificate-file",
+    type=_FILE,
+    help="PEM certificate (with its chain) to serve TLS with; taken up when renewed.",
+)
+@click.option("--tls-key-file", type=_FILE, help="Its key, of mode 0600; default: in the same file.")
+@click.option(
+    "--tls-client-ca-file", type=_FILE, help="Let only peers in that have a certificate of these authorities."
+)
 @_level_option
 def serve_command(**options: Any) -> None:
     """Serve the HTTP API and the worker sockets until SIGTERM or Ctrl-C."""
@@ -122,6 +132,9 @@ def serve_command(**options: Any) -> None:
         lease_duration=parse_duration(options["lease_duration"], "--lease-duration"),
         heartbeat_cadence=parse_duration(options["heartbeat_cadence"], "--heartbeat-cadence"),
         insecure_listen=options["insecure_listen"],
+        tls_certificate_file=options["tls_certificate_file"],
+        tls_key_file=options["tls_key_file"],
+        tls_client_ca_file=options["tls_client_ca_file"],
     )
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
     store = opened_store(config.store, config.store_password_file, terms)
@@ -214,7 +227,7 @@ async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.soc
     host, port = listening.getsockname()[:2]
 
     def on_listening() -> None:
-        structlog.get_logger(__name__).info("listening", url=f"http://{Address(host=host, port=port)}")
+        structlog.get_logger(__name__).info("listening", url=f"{plane.scheme}://{Address(host=host, port=port)}")
         notifier.ready()
         if parent is not None:
             parent.ready()

@@ -57,14 +57,12 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
     lease_duration: float = 60.0
     heartbeat_cadence: float = 20.0
     insecure_listen: bool = False
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if not (self.listen.loopback or self.insecure_listen):
-            raise ConfigurationError(
-                f"--listen {self.listen} is reachable from other machines, and API keys would cross the network "
-                "unencrypted: listen on 127.0.0.1 behind a proxy that ends TLS, or say --insecure-listen if the "
-                "network itself is private"
-            )
+        self._check_tls()
         # The contract counts both in whole seconds, and a lease must outlive two lost heartbeats.
         for name, value in (("lease-duration", self.lease_duration), ("heartbeat-cadence", self.heartbeat_cadence)):
             if value < 1 or value != int(value):
@@ -74,6 +72,20 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
                 f"--lease-duration {self.lease_duration:g}s must be at least twice --heartbeat-cadence "
                 f"{self.heartbeat_cadence:g}s, or one late heartbeat loses a job"
             )
+
+    def _check_tls(self) -> None:
+        if self.tls_certificate_file is None:
+            for name, value in (("tls-key-file", self.tls_key_file), ("tls-client-ca-file", self.tls_client_ca_file)):
+                if value is not None:
+                    raise ConfigurationError(f"--{name} says nothing without --tls-certificate-file: name both")
+            if not (self.listen.loopback or self.insecure_listen):
+                raise ConfigurationError(
+                    f"--listen {self.listen} is reachable from other machines, and API keys would cross the network "
+                    "unencrypted: name a certificate with --tls-certificate-file, or listen on 127.0.0.1 behind a "
+                    "proxy that ends TLS, or say --insecure-listen if the way from such a proxy is private"
+                )
+        elif self.insecure_listen:
+            raise ConfigurationError("--insecure-listen contradicts --tls-certificate-file: leave one of them out")
 
 
 def parse_address(text: str) -> Address:

@@ -23,6 +23,9 @@ class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lease_duration: str | None = None
     heartbeat_cadence: str | None = None
     insecure_listen: bool | None = None
+    tls_certificate_file: str | None = None
+    tls_key_file: str | None = None
+    tls_client_ca_file: str | None = None
     log_level: str | None = None
 
 
@@ -40,9 +43,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"--config {path}: {_sentence(table, error)}") from error
     options = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not None}
     options["project_dialect"] = [f"{project}={dialect}" for project, dialect in given.project_dialect.items()]
-    for key in ("store_password_file", "bootstrap_key_file"):
-        if key in options:
-            options[key] = str(path.parent / options[key])
+    options |= {key: str(path.parent / value) for key, value in options.items() if key.endswith("_file")}
     store = given.store or ""
     if store.startswith("sqlite:") and not store.startswith("sqlite:/"):
         options["store"] = f"sqlite:{path.parent / store.removeprefix('sqlite:')}"

@@ -1,7 +1,9 @@
 """The control plane in one process: store, services, HTTP and worker sockets, from start to a graceful end."""
 
+import asyncio
 import functools
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -11,6 +13,14 @@ import structlog
 import uvicorn
 
 from control_plane.bootstrap import ensure_key
+from control_plane.certificates import (
+    HANDSHAKE_TIMEOUT,
+    SHUTDOWN_TIMEOUT,
+    CertificateFiles,
+    Certificates,
+    CertificateWatch,
+    CertificateWatchConfig,
+)
 from control_plane.config import ServeConfig
 from control_plane.domain.store import Committed, LeaseTerms, Store
 from control_plane.hub import Hub
@@ -65,8 +75,9 @@ class Listener:
 class Server(uvicorn.Server):
     """uvicorn, told when to stop by us (signals and the supervisor's pipe), and telling us when it listens."""
 
-    def __init__(self, config: uvicorn.Config, on_stopping: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
+        self._tls = tls
         self.on_listening: Callable[[], None] = lambda: None
         self._on_stopping = on_stopping
 
@@ -77,8 +88,23 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        # uvicorn's own way has no limit for handshakes.
+        limits: dict[str, Any] = {}
+        if self._tls is not None:
+            limits = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
+        self.servers = [
+            await loop.create_server(self._protocol, sock=each, ssl=self._tls, backlog=self.config.backlog, **limits)
+            for each in sockets or []
+        ]
+        self.started = True
         self.on_listening()
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close everything that is open, gracefully."""
@@ -120,7 +146,13 @@ class ControlPlane:
         services = Services(
             store=store, streams=self._streams, deltas=self._deltas, clock=time.monotonic, wall_clock=store.now
         )
-        self._server = Server(_uvicorn_config(create_app(services, authenticator), self._gate), self._close_streams)
+        tls = _certificates(config)
+        if tls is not None:
+            self._services.append(CertificateWatch(store, tls, CertificateWatchConfig()))
+        self.scheme = "http" if tls is None else "https"
+        app = create_app(services, authenticator)
+        context = None if tls is None else tls.context
+        self._server = Server(_uvicorn_config(app, self._gate), context, self._close_streams)
 
     def _close_streams(self) -> None:
         for readers in (self._streams, self._deltas):
@@ -142,6 +174,15 @@ class ControlPlane:
             stack.push_async_callback(self._gate.finish, STOP_TIMEOUT)
             self._server.on_listening = on_listening
             await self._server.serve(sockets=[listening])
+
+
+def _certificates(config: ServeConfig) -> Certificates | None:
+    if config.tls_certificate_file is None:
+        return None
+    files = CertificateFiles(
+        certificate=config.tls_certificate_file, key=config.tls_key_file, client_ca=config.tls_client_ca_file
+    )
+    return Certificates(files)
 
 
 @asynccontextmanager

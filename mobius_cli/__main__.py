@@ -17,7 +17,8 @@ from mobius_cli.worker_sessions import worker_sessions
 from wire.build import package_version
 
 _EPILOG = (
-    "Environment: MOBIUS_API_URL (default https://api.mobiusops.ai), MOBIUS_API_KEY, MOBIUS_PROJECT, MOBIUS_QUEUES, "
+    "Environment: MOBIUS_API_URL (default https://api.mobiusops.ai), MOBIUS_API_KEY, MOBIUS_PROJECT, MOBIUS_CA_FILE, "
+    "MOBIUS_CLIENT_CERTIFICATE_FILE, MOBIUS_CLIENT_KEY_FILE, MOBIUS_QUEUES, "
     "MOBIUS_LOG_LEVEL. Exit codes: 0 done, 1 the run failed, 64 usage, 65 bad input, 66 not found, 69 unreachable, "
     "73 cannot create, 77 key refused, 78 configuration."
 )

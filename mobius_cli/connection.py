@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from mobius_cli.errors import CommandError, CredentialError, SettingError, UsageError
 from wire.address import is_loopback
+from wire.tls import TlsFiles
 
 DEFAULT_API_URL = "https://api.mobiusops.ai"
 DEFAULT_PROJECT = "default"
@@ -20,13 +21,22 @@ class Connection(Struct, frozen=True, kw_only=True):
     api_url: str
     api_key: str
     project: str
+    tls: TlsFiles = TlsFiles()
 
     def __repr__(self) -> str:
         return f"Connection(api_url={self.api_url!r}, project={self.project!r})"
 
 
-def resolve(environ: Mapping[str, str], *, api_url: str | None, api_key: str | None, project: str | None) -> Connection:
-    """Join options (which win) with MOBIUS_API_URL, MOBIUS_API_KEY and MOBIUS_PROJECT.
+def resolve(
+    environ: Mapping[str, str],
+    *,
+    api_url: str | None,
+    api_key: str | None,
+    project: str | None,
+    ca_file: str | None = None,
+) -> Connection:
+    """Join options (which win) with MOBIUS_API_URL, MOBIUS_API_KEY, MOBIUS_PROJECT and MOBIUS_CA_FILE;
+    MOBIUS_CLIENT_CERTIFICATE_FILE and MOBIUS_CLIENT_KEY_FILE have no options.
 
     `api_key` is the content of --api-key-file. Raises UsageError for a wrong option, SettingError for a wrong
     variable, CredentialError for a text that cannot be a key.
@@ -35,7 +45,12 @@ def resolve(environ: Mapping[str, str], *, api_url: str | None, api_key: str | N
     if url is None:
         url = checked_url(environ.get("MOBIUS_API_URL") or DEFAULT_API_URL, "MOBIUS_API_URL", SettingError)
     key = checked_key(api_key if api_key is not None else environ.get("MOBIUS_API_KEY", ""))
-    return Connection(api_url=url, api_key=key, project=project_of(environ, key, project))
+    tls = TlsFiles(
+        ca_file=ca_file or environ.get("MOBIUS_CA_FILE", ""),
+        client_certificate_file=environ.get("MOBIUS_CLIENT_CERTIFICATE_FILE", ""),
+        client_key_file=environ.get("MOBIUS_CLIENT_KEY_FILE", ""),
+    )
+    return Connection(api_url=url, api_key=key, project=project_of(environ, key, project), tls=tls)
 
 
 def project_of(environ: Mapping[str, str], key: str, option: str | None) -> str:

@@ -6,7 +6,9 @@ wrong comes out as one class of mobius_cli.errors.
 """
 
 import asyncio
+import os
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -25,10 +27,12 @@ from mobius_cli.errors import (
     CredentialError,
     InputError,
     NotFoundError,
+    SettingError,
     UnavailableError,
 )
 from mobius_cli.event_stream import RUN_ENDED, EventStreamError, EventStreamReader
 from wire.build import package_version
+from wire.tls import TlsFiles, TlsFilesError, client_context
 
 Record = dict[str, Any]
 """One JSON object as the server sent it."""
@@ -75,6 +79,7 @@ class Mobius:
             },
             timeout=_ANSWER_LIMITS,
             follow_redirects=False,
+            verify=_trusted(connection.tls),
             # A proxy of the environment is for the world outside.
             trust_env=not is_private(httpx.URL(connection.api_url).host),
         )
@@ -340,6 +345,23 @@ class Mobius:
             )
         kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or InputError
         return kind(f"{sentence} ({code})")
+
+
+def _trusted(tls: TlsFiles) -> ssl.SSLContext | bool:
+    """Whom to trust: files of one's own, or what the environment names (also for this machine), or the usual."""
+    if tls == TlsFiles() and not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+        return True
+    try:
+        return client_context(tls)
+    except TlsFilesError as error:
+        raise SettingError(f"{_TLS_SOURCES[error.key]}: {error}") from error
+
+
+_TLS_SOURCES = {
+    "ca_file": "--ca-file or MOBIUS_CA_FILE",
+    "client_certificate_file": "MOBIUS_CLIENT_CERTIFICATE_FILE",
+    "client_key_file": "MOBIUS_CLIENT_KEY_FILE",
+}
 
 
 def _segment(text: str) -> str:

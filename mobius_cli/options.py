@@ -24,6 +24,9 @@ api_key_file_option = click.option(
     metavar="PATH",
     help="File that holds the API key; without it MOBIUS_API_KEY is the key.",
 )
+ca_file_option = click.option(
+    "--ca-file", metavar="PATH", help="PEM file of the authorities to trust instead of the usual.  [MOBIUS_CA_FILE]"
+)
 project_option = click.option("--project", metavar="HANDLE", help="Project to work in.  [MOBIUS_PROJECT]")
 _output_option = click.option(
     "--output",
@@ -48,12 +51,19 @@ def asks_mobius(
     @api_url_option
     @api_key_file_option
     @project_option
+    @ca_file_option
     @_output_option
     @functools.wraps(function)
     def command(
-        *, api_url: str | None, api_key_file: Path | None, project: str | None, output: Any, **arguments: Any
+        *,
+        api_url: str | None,
+        api_key_file: Path | None,
+        project: str | None,
+        ca_file: str | None,
+        output: Any,
+        **arguments: Any,
     ) -> None:
-        connection = connect(api_url=api_url, api_key_file=api_key_file, project=project)
+        connection = connect(api_url=api_url, api_key_file=api_key_file, project=project, ca_file=ca_file)
 
         async def ask() -> None:
             async with Mobius(connection) as mobius:
@@ -64,10 +74,12 @@ def asks_mobius(
     return command
 
 
-def connect(*, api_url: str | None, api_key_file: Path | None, project: str | None) -> Connection:
+def connect(
+    *, api_url: str | None, api_key_file: Path | None, project: str | None, ca_file: str | None = None
+) -> Connection:
     """The connection that options and environment mean. Raises as mobius_cli.connection.resolve does."""
     key = None if api_key_file is None else read_key(api_key_file, "--api-key-file")
-    return resolve(os.environ, api_url=api_url, api_key=key, project=project)
+    return resolve(os.environ, api_url=api_url, api_key=key, project=project, ca_file=ca_file)
 
 
 def read_key(path: Path, source: str) -> str:

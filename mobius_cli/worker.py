@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from mobius_cli.errors import CommandError, SettingError, UsageError
-from mobius_cli.options import api_key_file_option, api_url_option, connect, project_option
+from mobius_cli.options import api_key_file_option, api_url_option, ca_file_option, connect, project_option
 from supervisor import config as pool_file
 from supervisor.errors import ConfigurationError, SupervisorError
 
@@ -79,6 +79,7 @@ _PROVIDERS = "pool[0].providers."
 @api_url_option
 @api_key_file_option
 @project_option
+@ca_file_option
 def worker(
     *,
     concurrency: int | None,
@@ -86,6 +87,7 @@ def worker(
     api_url: str | None,
     api_key_file: Path | None,
     project: str | None,
+    ca_file: str | None,
     **flags: Any,
 ) -> int:
     """Run a worker: claim jobs, execute them, report. Ctrl-C drains it.
@@ -95,7 +97,7 @@ def worker(
     """
     if concurrency is not None and workers is not None:
         raise UsageError(_BOTH_KNOBS)
-    connection = connect(api_url=api_url, api_key_file=api_key_file, project=project)
+    connection = connect(api_url=api_url, api_key_file=api_key_file, project=project, ca_file=ca_file)
     pool = {
         "name": "worker",
         "workers": workers or 1,
@@ -115,7 +117,8 @@ def worker(
         raise UsageError(f"--module-path: {str(flags['module_path'])!r} is no directory; create it or correct the path")
     environ = {name: value for name, value in os.environ.items() if name != "CREDENTIALS_DIRECTORY"}
     environ |= {"MOBIUS_API_URL": connection.api_url, "MOBIUS_PROJECT": connection.project}
-    control_plane = {}
+    tls = msgspec.structs.asdict(connection.tls)
+    control_plane = {key: str(Path(path).absolute()) for key, path in tls.items() if path}
     if api_key_file is not None:
         # The children read the file themselves, and again after a 401: a key can be replaced under a running worker.
         environ.pop("MOBIUS_API_KEY", None)

@@ -530,7 +530,8 @@ class WorkerSocket(asyncio.Protocol):
         # The core has refused what the worker sent and said so in a close frame (1002, 1009). The worker may still be
         # writing: closing now would reset the connection before it has read why.
         _log.info("worker socket broken", reason=str(problem))
-        self._transport.write_eof()
+        if self._transport.can_write_eof():  # TLS has no half of an end
+            self._transport.write_eof()
         self._drop_at = self._loop.time() + CLOSE_TIMEOUT
         self._arm()
 

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text, "--x") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "60", "s", "-1s", "1d", "1 s", "60s "])
+@pytest.mark.parametrize("text", ["", "60", "s", "-1s", "1w", "1 s", "60s "])
 def test_what_is_no_duration_names_the_option(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"--lease-duration is .*such as 500ms, 60s, 5m or 2h"):
         parse_duration(text, "--lease-duration")
@@ -96,3 +97,17 @@ def test_a_chosen_key_is_checked_and_never_shown() -> None:
         with pytest.raises(ConfigurationError, match="X holds no API key") as caught:
             parse_api_key(wrong, "X")
         assert not wrong or wrong not in str(caught.value)
+
+
+def test_tls_makes_a_listener_beyond_loopback_safe() -> None:
+    wide = parse_address("0.0.0.0:80")
+    certificate = Path("server.pem")
+    assert ServeConfig(listen=wide, store=STORE, tls_certificate_file=certificate).listen == wide
+    with pytest.raises(ConfigurationError, match="--tls-certificate-file"):
+        ServeConfig(listen=wide, store=STORE)
+    with pytest.raises(ConfigurationError, match="--tls-key-file says nothing without --tls-certificate-file"):
+        ServeConfig(listen=wide, store=STORE, tls_key_file=certificate)
+    with pytest.raises(ConfigurationError, match="--tls-client-ca-file says nothing"):
+        ServeConfig(listen=wide, store=STORE, tls_client_ca_file=certificate)
+    with pytest.raises(ConfigurationError, match="--insecure-listen contradicts"):
+        ServeConfig(listen=wide, store=STORE, tls_certificate_file=certificate, insecure_listen=True)

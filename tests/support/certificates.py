@@ -17,6 +17,7 @@ class Certificates:
         self._authority = trustme.CA()
         self._server = self._authority.issue_cert(HOST, "localhost", "127.0.0.1")
         client = self._authority.issue_cert("worker@box")
+        self.directory = directory
         self.ca_file = str(directory / "ca.pem")
         self.client_certificate_file = str(directory / "client.pem")
         self.client_key_file = str(directory / "client-key.pem")
@@ -37,4 +38,20 @@ class Certificates:
         """Trusted, but for another host."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert("elsewhere.test").configure_cert(context)
+        return context
+
+    def write_server(self, name: str = "server") -> tuple[Path, Path]:
+        """A new certificate of the server's and its key as files; whoever reads them meanwhile may see halves."""
+        issued = self._authority.issue_cert(HOST, "localhost", "127.0.0.1")
+        certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}-key.pem"
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        key.touch(mode=0o600)
+        key.write_bytes(issued.private_key_pem.bytes())
+        return certificate, key
+
+    def client_context(self, *, with_certificate: bool = False) -> ssl.SSLContext:
+        """Of a peer that trusts this authority alone."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if with_certificate:
+            context.load_cert_chain(self.client_certificate_file, self.client_key_file)
         return context

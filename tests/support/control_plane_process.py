@@ -47,7 +47,8 @@ class ControlPlaneProcess:
         self._reserved_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reserved_port.bind(("127.0.0.1", 0))
         self.port: int = self._reserved_port.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        scheme = "https" if "--tls-certificate-file" in arguments else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: socket.socket | None = None
         self.said: list[FromChild] = []

@@ -39,10 +39,11 @@ def pool_file(directory: Path, plane: ControlPlaneProcess, **settings: Any) -> P
     }
     supervisor |= {"log_format": "json", "log_level": "debug"}
     supervisor |= settings.pop("supervisor", {})
+    plane_keys = {"api_url": plane.url, "api_key_file": str(plane.key_file), **settings.pop("control_plane", {})}
     limits, restart = settings.pop("limits", {}), settings.pop("restart", {})
     pool = {"name": "default", "workers": 1, "modules": ["tests.support.gate_handlers"], "module_path": [str(ROOT)]}
     pool |= settings
-    lines = ["[control_plane]", f'api_url = "{plane.url}"', f'api_key_file = "{plane.key_file}"', "[supervisor]"]
+    lines = ["[control_plane]", *(f"{key} = {json.dumps(value)}" for key, value in plane_keys.items()), "[supervisor]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in supervisor.items()]
     lines += ["[[pool]]", *(f"{key} = {json.dumps(value)}" for key, value in pool.items())]
     lines += ["[pool.limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]

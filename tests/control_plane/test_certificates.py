@@ -1,0 +1,187 @@
+"""TLS of the control plane over real sockets: who gets in, what is taken up, and what a slow or foreign peer costs."""
+
+import asyncio
+import json
+import shutil
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from control_plane import server as server_module
+from control_plane.certificates import CertificateFiles, Certificates, CertificateWatch, CertificateWatchConfig
+from control_plane.config import ConfigurationError
+from tests.support.certificates import Certificates as Authority
+from tests.support.control_plane_server import DEADLINE, Serving, answer_to, next_of, serving
+
+WORKERS = "/v1/projects/default/workers/socket"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "pki")
+
+
+def settings(authority: Authority, *, client_ca: bool = False) -> dict[str, Any]:
+    certificate, key = authority.write_server()
+    made: dict[str, Any] = {"tls_certificate_file": certificate, "tls_key_file": key}
+    return made | ({"tls_client_ca_file": Path(authority.ca_file)} if client_ca else {})
+
+
+@asynccontextmanager
+async def https(plane: Serving, context: ssl.SSLContext) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"authorization": f"Bearer {plane.key}"}
+    url = f"https://127.0.0.1:{plane.port}"
+    async with httpx.AsyncClient(base_url=url, headers=headers, verify=context, timeout=DEADLINE) as client:
+        yield client
+
+
+def wss(plane: Serving, context: ssl.SSLContext) -> connect:
+    headers = {"authorization": f"Bearer {plane.key}"}
+    return connect(f"wss://127.0.0.1:{plane.port}{WORKERS}", additional_headers=headers, ssl=context, max_size=None)
+
+
+async def serial(plane: Serving, context: ssl.SSLContext) -> Any:
+    """The serial number of the certificate that a handshake shows now."""
+    _, writer = await asyncio.open_connection("127.0.0.1", plane.port, ssl=context)
+    found = writer.get_extra_info("peercert")["serialNumber"]
+    writer.close()
+    return found
+
+
+async def test_requests_and_worker_sockets_over_tls(tmp_path: Path, authority: Authority) -> None:
+    async with serving(tmp_path, **settings(authority)) as plane:
+        context = authority.client_context()
+        async with https(plane, context) as http, wss(plane, context) as worker:
+            assert (await http.get("/v1/projects/default")).status_code == 200
+            await worker.send(json.dumps({"type": "worker.register", "worker_instance_id": "w", "message_id": "m"}))
+            assert (await answer_to(worker, "m"))["type"] == "worker.registered"
+            # Frames of megabytes come through whole, and one that is too large is answered with its code.
+            await worker.send(json.dumps({"type": "worker.ready", "x": "y" * 3_000_000}))
+            await worker.send(json.dumps({"type": "job.heartbeat", "job_id": "j", "lease_token": "l"}))
+            assert (await next_of(worker, "job.heartbeat.ack"))["job_id"] == "j"
+            await worker.send("x" * (17 * 1024 * 1024))
+            async with asyncio.timeout(DEADLINE):
+                await worker.wait_closed()
+            assert worker.close_code == 1009
+
+
+async def test_whoever_trusts_another_authority_does_not_come_in(tmp_path: Path, authority: Authority) -> None:
+    async with serving(tmp_path, **settings(authority)) as plane:
+        async with https(plane, ssl.create_default_context()) as http:
+            with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                await http.get("/healthz")
+        unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        unverified.maximum_version = ssl.TLSVersion.TLSv1_2
+        _, writer = await asyncio.open_connection("127.0.0.1", plane.port, ssl=unverified)
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.2"
+        writer.close()
+    certificate, key = authority.write_server()
+    context = Certificates(CertificateFiles(certificate=certificate, key=key)).context
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+async def test_a_client_certificate_that_is_asked_for(tmp_path: Path, authority: Authority) -> None:
+    async with serving(tmp_path, **settings(authority, client_ca=True)) as plane:
+        async with https(plane, authority.client_context(with_certificate=True)) as http:
+            assert (await http.get("/healthz")).status_code == 200
+        other = Authority(tmp_path / "other")
+        stranger = authority.client_context()
+        stranger.load_cert_chain(other.client_certificate_file, other.client_key_file)
+        for context in (authority.client_context(), stranger):
+            async with https(plane, context) as http:
+                with pytest.raises(httpx.HTTPError):
+                    await http.get("/healthz")
+
+
+async def test_a_renewed_certificate_is_taken_up(tmp_path: Path, authority: Authority) -> None:
+    async with serving(tmp_path, **settings(authority, client_ca=True)) as plane:
+        context = authority.client_context(with_certificate=True)
+        (watch,) = (each for each in plane.plane._services if isinstance(each, CertificateWatch))
+        before = await serial(plane, context)
+        async with https(plane, context) as http:
+            assert (await http.get("/healthz")).status_code == 200
+            certificate, key = authority.write_server("renewed")
+            # Half renewed: nothing changes, and nobody is turned away.
+            shutil.copy(certificate, authority.directory / "server.pem")
+            await watch.run_once(0)
+            assert await serial(plane, context) == before
+            shutil.copy(key, authority.directory / "server-key.pem")
+            await watch.run_once(0)
+            after = await serial(plane, context)
+            assert after != before
+            # What was connected before still is.
+            assert (await http.get("/healthz")).status_code == 200
+        # Authorities of clients are exchanged too.
+        other = Authority(tmp_path / "other")
+        shutil.copy(other.ca_file, authority.ca_file)
+        await watch.run_once(0)
+        theirs = ssl.create_default_context(cadata=authority._authority.cert_pem.bytes().decode())
+        theirs.load_cert_chain(other.client_certificate_file, other.client_key_file)
+        async with https(plane, theirs) as http:
+            assert (await http.get("/healthz")).status_code == 200
+        async with https(plane, context) as http:
+            with pytest.raises(httpx.HTTPError):
+                await http.get("/healthz")
+
+
+async def test_a_peer_that_says_nothing_is_dropped(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HANDSHAKE_TIMEOUT", 0.2)
+    async with serving(tmp_path, **settings(authority)) as plane:
+        reader, writer = await asyncio.open_connection("127.0.0.1", plane.port)
+        half, half_writer = await asyncio.open_connection("127.0.0.1", plane.port)
+        half_writer.write(b"\x16\x03\x01\x02")
+        plain, plain_writer = await asyncio.open_connection("127.0.0.1", plane.port)
+        plain_writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            for each in (reader, half, plain):
+                try:
+                    assert b"HTTP" not in await each.read()
+                except ConnectionResetError:
+                    continue
+        for each in (writer, half_writer, plain_writer):
+            each.close()
+        async with https(plane, authority.client_context()) as http:
+            assert (await http.get("/healthz")).status_code == 200
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authority) -> None:
+    certificate, key = authority.write_server()
+    foreign = authority.write_server("other")[1]
+    empty = tmp_path / "empty.pem"
+    empty.touch(mode=0o600)
+    readable = tmp_path / "readable.pem"
+    shutil.copy(key, readable)
+    readable.chmod(0o644)
+    for files, words in (
+        (CertificateFiles(certificate=tmp_path / "none.pem", key=key), "none.pem cannot be read: No such file"),
+        (CertificateFiles(certificate=certificate, key=tmp_path / "no-key"), "no-key cannot be read"),
+        (CertificateFiles(certificate=certificate, key=readable), "readable.pem .* can be read by others: chmod 600"),
+        (CertificateFiles(certificate=certificate, key=foreign), "hold no TLS certificate with its key.*mismatch"),
+        (CertificateFiles(certificate=empty), "empty.pem and itself hold no TLS certificate"),
+        (CertificateFiles(certificate=certificate, key=key, client_ca=empty), "empty.pem holds no certificates"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            Certificates(files)
+
+
+async def test_what_is_wrong_with_renewed_files_is_said_once(
+    authority: Authority, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate, key = authority.write_server()
+    certificates = Certificates(CertificateFiles(certificate=certificate, key=key))
+    store: Any = None
+    watch = CertificateWatch(store, certificates, CertificateWatchConfig())
+    await watch.run_once(0)
+    key.unlink()
+    for _ in range(3):
+        await watch.run_once(0)
+    assert capsys.readouterr().out.count("renewed certificate not taken up") == 1
