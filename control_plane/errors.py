@@ -37,7 +37,7 @@ class NotFound(DomainError):  # noqa: N818 - named as the domain says it
 
 class Conflict(DomainError):  # noqa: N818 - named as the domain says it
     """Codes: handle_taken, not_published, automation_paused, automation_archived, external_id_conflict,
-    invalid_version, job_not_failed, job_of_a_run."""
+    invalid_version, job_not_failed, job_of_a_run, name_taken."""
 
 
 class Invalid(DomainError):  # noqa: N818 - named as the domain says it

@@ -43,6 +43,7 @@ from control_plane.web.authentication import Authenticator
 from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
 from control_plane.web.http_protocol import HttpProtocol
+from control_plane.web.job_waits import JobWaits
 from control_plane.web.routes import Services
 from control_plane.web.worker_socket import WorkerGate, WorkerSocket
 from service_manager.notify import Notifier
@@ -127,6 +128,7 @@ class ControlPlane:
         self._listener = Listener()
         self.hub = Hub(terms, new_session_token, new_lease_token, replicated=store.replicated)
         self._streams = RunStreams()
+        self._waits = JobWaits(store)
         holders = KeyHolders()
         authenticator = Authenticator(store, holders, time.monotonic, store.now)
         self._deltas = DeltaStreams(store)
@@ -141,10 +143,15 @@ class ControlPlane:
         if notifier is not None and notifier.is_heard:
             self._services.append(Pulse(store, self.hub.live_sessions, notifier, PulseConfig()))
         # The wake-ups hear it first: what is not due yet when they look must not have become due when the hub does.
-        for target in (wakeups.notice, self._streams.committed, self._gate.committed):
+        for target in (wakeups.notice, self._streams.committed, self._waits.committed, self._gate.committed):
             self._listener.add(target)
         services = Services(
-            store=store, streams=self._streams, deltas=self._deltas, clock=time.monotonic, wall_clock=store.now
+            store=store,
+            streams=self._streams,
+            deltas=self._deltas,
+            waits=self._waits,
+            clock=time.monotonic,
+            wall_clock=store.now,
         )
         tls = _certificates(config)
         if tls is not None:
@@ -155,7 +162,7 @@ class ControlPlane:
         self._server = Server(_uvicorn_config(app, self._gate), context, self._close_streams)
 
     def _close_streams(self) -> None:
-        for readers in (self._streams, self._deltas):
+        for readers in (self._streams, self._deltas, self._waits):
             readers.close()
 
     def stop(self, reason: str) -> None:

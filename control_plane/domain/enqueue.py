@@ -82,16 +82,21 @@ def accept(
         if job_id is not None:
             existing.append(job_id)
         else:
-            size = len(_encoder.encode(each.spec))
-            if size > MAX_SPEC_BYTES:
-                sentence = f"jobs[{index}]: {size} bytes of JSON are too many; a job carries at most {MAX_SPEC_BYTES}"
-                raise Invalid("invalid_job", sentence)
+            check_size(each.spec, f"jobs[{index}]")
             job_id = new_id("job")
             jobs.append(_new_job(each, project_id, job_id, now, pending_deadline))
             if each.external_id is not None:
                 known[each.external_id] = job_id
         ids.append(job_id)
     return Enqueued(ids=ids, existing=existing), jobs
+
+
+def check_size(spec: dict[str, Any], where: str) -> None:
+    """Raises Invalid("invalid_job")."""
+    size = len(_encoder.encode(spec))
+    if size > MAX_SPEC_BYTES:
+        sentence = f"{where}: {size} bytes of JSON are too many; a job carries at most {MAX_SPEC_BYTES}"
+        raise Invalid("invalid_job", sentence)
 
 
 def external_ids(handed_in: Sequence[NewJob]) -> list[str]:

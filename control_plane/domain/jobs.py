@@ -92,13 +92,18 @@ def claimed(job: Job, claimant: Claimant, lease_duration: float, now: int) -> Jo
     )
 
 
+def tells_of_loss(report: Reported) -> bool:
+    """Whether the worker was lost: then it counts for the outcome what is recorded of the job's action."""
+    return report.status == "failed" and retries.may_have_run(report.error_type or "")
+
+
 def holds(job: Job, token_hash: bytes) -> bool:
     """Whether this lease is the job's."""
     return job.status == "claimed" and same_hash(job.lease_token_hash, token_hash)
 
 
-def reported(job: Job, report: Reported, pending_deadline: float, now: int) -> Outcome:
-    """A worker's report (contract, "Words on the wire")."""
+def reported(job: Job, report: Reported, pending_deadline: float, now: int, *, only_once: bool = False) -> Outcome:
+    """A worker's report (contract, "Words on the wire"). `only_once`: see retries.after_failure."""
     if same_hash(job.reported_token_hash, report.token_hash):
         return Outcome(verdict="duplicate")
     if job.status in TERMINAL_JOB or not same_hash(job.lease_token_hash, report.token_hash):
@@ -113,7 +118,7 @@ def reported(job: Job, report: Reported, pending_deadline: float, now: int) -> O
             return _ended(job, "cancelled", now, error_type=error_type, error_message=error_message)
         # Unasked: a public client that stops. The claim was started, so that the attempt keeps its number.
         return _put_back(job, pending_deadline, now, started=True)
-    return _failed_attempt(job, error_type or "Error", error_message or "", pending_deadline, now)
+    return _failed_attempt(job, error_type or "Error", error_message or "", pending_deadline, now, only_once=only_once)
 
 
 def untakable(report: Reported) -> Reported:
@@ -127,12 +132,12 @@ def untakable(report: Reported) -> Reported:
     )
 
 
-def lapsed(job: Job, pending_deadline: float, now: int) -> Outcome:
-    """The lease of a claimed job is over and nobody extended it."""
+def lapsed(job: Job, pending_deadline: float, now: int, *, only_once: bool = False) -> Outcome:
+    """The lease of a claimed job is over and nobody extended it. `only_once`: see retries.after_failure."""
     if job.cancel_requested_at is not None:
         return _ended(job, "cancelled", now, error_message=job.cancel_reason)
     message = f"the lease lapsed: worker {job.worker_instance_id} was not heard of in time"
-    return _failed_attempt(job, retries.LEASE_LAPSED, message, pending_deadline, now)
+    return _failed_attempt(job, retries.LEASE_LAPSED, message, pending_deadline, now, only_once=only_once)
 
 
 def timed_out(job: Job, now: int) -> Outcome:
@@ -207,16 +212,21 @@ def _kept(text: str | None, limit: int) -> str | None:
     return None if text is None else text[:limit].replace("\0", "\ufffd")
 
 
-def _failed_attempt(job: Job, error_type: str, message: str, pending_deadline: float, now: int) -> Outcome:
+def _failed_attempt(
+    job: Job, error_type: str, message: str, pending_deadline: float, now: int, *, only_once: bool
+) -> Outcome:
     # The lapse of this very lease has charged the attempt and queued the next one.
     late = job.status == "pending"
-    following = retries.after_failure(job, error_type, already_charged=late)
+    following = retries.after_failure(job, error_type, already_charged=late, only_once=only_once)
     if late and following != "fail":
         return Outcome(verdict="accepted", after=job)
     if following == "hand_back":
         return _put_back(job, pending_deadline, now, started=False)
     if not late:
         job = replace(job, attempts_charged=job.attempts_charged + 1)
+    if following == "withhold":
+        message = f"{message}; action {job.action_name} is recorded as not idempotent, so it was not run again"
+        return _ended(job, "failed", now, error_type=error_type, error_message=message)
     if following == "fail":
         return _ended(job, "failed", now, error_type=error_type, error_message=message)
     delay = retries.delay_before_next(job) if following == "retry" else 0.0

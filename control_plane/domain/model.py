@@ -221,6 +221,28 @@ class Job(Record, frozen=True):
     completed_at: int | None = None
 
 
+class RecordedAction(Record, frozen=True):
+    """What is recorded of an action. `annotations` are flags by name; `max_running` bounds its claimed jobs."""
+
+    id: str
+    project_id: str
+    name: str
+    created_at: int
+    updated_at: int
+    title: str | None = None
+    description: str | None = None
+    annotations: dict[str, bool] | None = None
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
+    tags: dict[str, str] | None = None
+    max_running: int | None = None
+
+    @property
+    def only_once(self) -> bool:
+        """Whether a job of it whose worker was lost must not be run again."""
+        return (self.annotations or {}).get("idempotent") is False
+
+
 class Attempt(Record, frozen=True):
     """An attempt of a job that failed, and what of. `attempt` is the job's claim_attempt then."""
 

@@ -26,6 +26,7 @@ from control_plane.domain.model import (
     Job,
     JobStatus,
     Project,
+    RecordedAction,
     Run,
     Scope,
     Selector,
@@ -52,6 +53,12 @@ class JobClaimable(Fact, frozen=True):
     model: str | None = None
     environment_id: str | None = None
     priority: int = 0
+
+
+class JobEnded(Fact, frozen=True):
+    """A job of Store.watched_jobs has ended."""
+
+    job_id: str
 
 
 class CancelRequested(Fact, frozen=True):
@@ -108,6 +115,7 @@ class KeyChanged(Fact, frozen=True):
 
 Committed = (
     JobClaimable
+    | JobEnded
     | CancelRequested
     | RunChanged
     | SessionDrainRequested
@@ -261,6 +269,9 @@ class Store(Protocol):
 
     replicated: bool
     """Whether other processes may serve it at the same time. Then facts come from them too, soon after they commit."""
+
+    watched_jobs: set[str]
+    """Ids of jobs whose end this process wants to hear of, as JobEnded. It may be another process that sees it."""
 
     async def open(self, listener: Listener) -> None:
         """Open or create the database and migrate it. Raises StoreUnavailable with a sentence."""
@@ -513,6 +524,27 @@ class Store(Protocol):
     async def retry_job(self, project_id: str, job_id: str, *, now: int | None = None) -> Job:
         """A failed job without a run goes back to its queue with all its attempts. Raises NotFound,
         Conflict("job_not_failed" | "job_of_a_run")."""
+
+    # --- recorded actions
+
+    async def create_action(
+        self, project_id: str, name: str, fields: dict[str, Any], *, now: int | None = None
+    ) -> RecordedAction:
+        """`fields` of actions.CHANGEABLE. Raises Conflict("name_taken")."""
+
+    async def actions(self, project_id: str, *, cursor: str | None, limit: int) -> Page:
+        """Page of RecordedAction. Raises Invalid("invalid_cursor")."""
+
+    async def action(self, project_id: str, name: str) -> RecordedAction:
+        """Raises NotFound."""
+
+    async def update_action(
+        self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> RecordedAction:
+        """`changes` of actions.CHANGEABLE. Raises NotFound."""
+
+    async def delete_action(self, project_id: str, name: str, *, now: int | None = None) -> None:
+        """Its jobs stay as they are. Raises NotFound."""
 
     # --- what time does to jobs
 

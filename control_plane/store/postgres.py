@@ -25,6 +25,7 @@ from control_plane.domain.model import (
     Event,
     Job,
     Project,
+    RecordedAction,
     Run,
     Scope,
     Selector,
@@ -56,7 +57,7 @@ from control_plane.domain.store import (
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
-from control_plane.store import postgres_deltas, postgres_presence
+from control_plane.store import postgres_actions, postgres_deltas, postgres_presence
 from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import (
     CancelJob,
@@ -104,6 +105,7 @@ class PostgresStore:
         statements = load_statements("postgresql")
         self._sql = statements
         self._known = Known(statements, terms)
+        self.watched_jobs = self._known.watched
         self._queries = Queries(statements)
         self._registry = Registry(self._known)
         self._keys = Keys(self._known)
@@ -532,6 +534,32 @@ class PostgresStore:
         """See Store."""
         job: Job = await self._writer.submit(RetryJob(project_id=project_id, job_id=job_id), now)
         return job
+
+    # --- recorded actions
+
+    async def create_action(
+        self, project_id: str, name: str, fields: dict[str, Any], *, now: int | None = None
+    ) -> RecordedAction:
+        """See Store."""
+        return await self._write(postgres_actions.create_action, self._known, project_id, name, fields, now=now)
+
+    async def actions(self, project_id: str, *, cursor: str | None, limit: int) -> Page:
+        """See Store."""
+        return await self._read(postgres_actions.actions_of_project, self._sql, project_id, cursor, limit)
+
+    async def action(self, project_id: str, name: str) -> RecordedAction:
+        """See Store."""
+        return await self._read(postgres_actions.action, self._sql, project_id, name)
+
+    async def update_action(
+        self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> RecordedAction:
+        """See Store."""
+        return await self._write(postgres_actions.update_action, self._known, project_id, name, changes, now=now)
+
+    async def delete_action(self, project_id: str, name: str, *, now: int | None = None) -> None:
+        """See Store."""
+        await self._write(postgres_actions.delete_action, self._known, project_id, name, now=now)
 
     # --- what time does to jobs
 

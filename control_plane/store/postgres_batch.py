@@ -270,6 +270,11 @@ class Batch:
             await self._facts.load_runs(self._connection, cancels)
             seqs |= {loaded.job_seq for loaded in self._facts.runs.values() if loaded.job_seq is not None}
         await self._facts.load_jobs(self._connection, sorted(seqs))
+        reports = (asked.command for asked in works if isinstance(asked.command, Report))
+        lost = {report.job_id for report in reports if jobs.tells_of_loss(report.reported)}
+        if lost:
+            loaded = (item.job for item in self._facts.jobs.values() if item.job.id in lost)
+            await self._facts.load_only_once(self._connection, loaded)
 
     async def _load_published(self, works: Sequence[Asked]) -> None:
         """What starts and jobs handed in ask for: loaded before, so that they are decided once."""
@@ -335,7 +340,8 @@ class Batch:
         return asked.now if asked.now is not None else max(self._clock(), self._facts.last_event_at(run_id))
 
     def _report(self, loaded: LoadedJob, reported: jobs.Reported, now: int, engine: Engine) -> ReportOutcome:
-        outcome = jobs.reported(loaded.job, reported, self._known.terms.pending_deadline, now)
+        only_once = self._facts.only_once(loaded.job)
+        outcome = jobs.reported(loaded.job, reported, self._known.terms.pending_deadline, now, only_once=only_once)
         if outcome.after is not None:
             engine.job_moved(loaded.job, outcome, self._facts.running(loaded))
         return ReportOutcome(verdict=outcome.verdict)

@@ -24,7 +24,7 @@ from control_plane.domain.changes import (
     StepUpdated,
 )
 from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
-from control_plane.domain.store import CancelRequested, Committed, JobClaimable, RunChanged
+from control_plane.domain.store import CancelRequested, Committed, JobClaimable, JobEnded, RunChanged
 from control_plane.store import rows
 from control_plane.store.lanes import NEVER
 from control_plane.store.postgres_connections import Connection
@@ -83,10 +83,13 @@ class Statements:
 class Writing:
     """The changes of one transaction. `add` them decision by decision, then `write` them once."""
 
-    def __init__(self, statements: Statements, facts: Facts, new_id: Callable[[str, int], str]) -> None:
+    def __init__(
+        self, statements: Statements, facts: Facts, new_id: Callable[[str, int], str], watched: set[str]
+    ) -> None:
         self._statements = statements
         self._facts = facts
         self._new_id = new_id
+        self._watched = watched
         self._parts: dict[str, list[Sequence[Any]]] = {name: [] for name in PARTS}
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
@@ -173,8 +176,11 @@ class Writing:
         queued = after.status == "pending" and before.status != "pending"
         if queued or (after.status == "pending" and after.pending_deadline_at != before.pending_deadline_at):
             facts.append(_claimable(after))
-        if after.status in TERMINAL_JOB and after.session_id is not None:
-            self.finished[after.session_id] = after.id
+        if after.status in TERMINAL_JOB:
+            if after.session_id is not None:
+                self.finished[after.session_id] = after.id
+            if after.id in self._watched:
+                facts.append(JobEnded(job_id=after.id))
 
     def _keep_attempt(self, change: AttemptFailed, _facts: list[Committed], _now: int) -> None:
         key = self._facts.job_keys[change.job.id][0]

@@ -29,6 +29,7 @@ class Known:
         self.identifiers = Identifiers()
         self.lanes = Lanes(statements)
         self.versions = Versions()
+        self.watched: set[str] = set()
         self.changes = Statements(statements)
 
 
@@ -69,7 +70,7 @@ class Decisions:
     def __init__(self, known: Known) -> None:
         self._known = known
         self.facts = Facts(known.sql, known.versions)
-        self.writing = Writing(known.changes, self.facts, known.identifiers.new)
+        self.writing = Writing(known.changes, self.facts, known.identifiers.new, known.watched)
 
     async def make(self, connection: Connection, decisions: Sequence[Decision]) -> None:
         """Make them; one that fails changes nothing and harms no other."""

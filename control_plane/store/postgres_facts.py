@@ -90,6 +90,7 @@ class Facts:
         self._published: dict[tuple[str, str], tuple[Automation, str | None] | None] = {}
         self._external: dict[tuple[str, ...], Run | None] = {}
         self._jobs_by_external_id: dict[tuple[str, ...], str | None] = {}
+        self._only_once: set[tuple[str, str | None]] = set()
         self._saved: dict[tuple[str, str], Any] = {}
 
     # --- asked by decisions
@@ -124,6 +125,10 @@ class Facts:
         if key not in self._jobs_by_external_id:
             raise Missing("job", *key)
         return self._jobs_by_external_id[key]
+
+    def only_once(self, job: Job) -> bool:
+        """Whether the job's action is recorded as one that must not be run twice; only of what load_only_once asked."""
+        return (job.project_id, job.action_name) in self._only_once
 
     def published(self, project_id: str, handle: str) -> Published:
         """See domain.runs.Facts. Raises Missing, NotFound, Conflict."""
@@ -193,6 +198,13 @@ class Facts:
             self._take_last(run.id, last_sequence, last_at)
             step = rows.step(step_row) if step_row[0] is not None else None
             self.runs[run.id] = LoadedRun(run=run, step=step, job_seq=job_seq)
+
+    async def load_only_once(self, connection: Connection, jobs: Iterable[Job]) -> None:
+        """What is recorded of the actions of these jobs, where it counts."""
+        asked = sorted({(job.project_id, job.action_name) for job in jobs if job.action_name is not None})
+        if asked:
+            projects, names = zip(*asked, strict=True)
+            self._only_once |= {tuple(row) for row in await connection.fetch(self._sql["only_once"], projects, names)}
 
     async def load(self, connection: Connection, missing: Iterable[tuple[str, ...]]) -> None:
         """What decisions missed."""

@@ -37,6 +37,8 @@ class Sweep:
         made: dict[str, list[Decision]] = {"timed_out": [], "lapsed": [], "renewed": []}
         if found:
             await self._decisions.facts.load_jobs(connection, sorted(found))
+            lapsed = (item.job for seq, item in self._decisions.facts.jobs.items() if found[seq] == "lease")
+            await self._decisions.facts.load_only_once(connection, lapsed)
             for seq, loaded in self._decisions.facts.jobs.items():
                 kind, decide = self._verdict(found[seq], loaded)
                 made[kind].append(Decision(loaded.job.project_id, self._now, decide))
@@ -87,7 +89,8 @@ class Sweep:
         engine.timed_out(loaded.job, self._decisions.facts.running(loaded))
 
     def _lapse(self, loaded: LoadedJob, engine: Engine) -> None:
-        outcome = jobs.lapsed(loaded.job, self._known.terms.pending_deadline, self._now)
+        only_once = self._decisions.facts.only_once(loaded.job)
+        outcome = jobs.lapsed(loaded.job, self._known.terms.pending_deadline, self._now, only_once=only_once)
         engine.job_moved(loaded.job, outcome, self._decisions.facts.running(loaded))
 
     def _renew(self, loaded: LoadedJob, engine: Engine) -> None:

@@ -14,6 +14,7 @@ from control_plane.domain.model import (
     Event,
     Job,
     Project,
+    RecordedAction,
     Run,
     Selector,
     Session,
@@ -177,6 +178,34 @@ def job(row: Row, spec: dict[str, Any]) -> Job:
     fields["non_retryable"] = from_json(fields["non_retryable"])
     fields["result"] = from_json(fields["result"])
     return Job(spec=spec, **fields)
+
+
+_ACTION = (
+    "id", "project_id", "name", "title", "description", "annotations", "input_schema", "output_schema", "tags",
+    "only_once", "max_running", "created_at", "updated_at",
+)  # fmt: skip
+_ACTION_JSON = ("annotations", "input_schema", "output_schema", "tags")
+_ACTION_CHANGES = (
+    "title", "description", "annotations", "input_schema", "output_schema", "tags", "only_once", "max_running",
+    "updated_at", "id",
+)  # fmt: skip
+
+
+def action(row: Row) -> RecordedAction:
+    """Of action_columns."""
+    fields = _decoded(_ACTION, row, _ACTION_JSON)
+    del fields["only_once"]
+    return RecordedAction(**fields)
+
+
+def action_row(record: RecordedAction) -> Row:
+    """For insert_action."""
+    return _encoded(_ACTION, record, _ACTION_JSON)
+
+
+def action_changes(record: RecordedAction) -> Row:
+    """For update_action."""
+    return _encoded(_ACTION_CHANGES, record, _ACTION_JSON)
 
 
 ATTEMPT = (

@@ -29,6 +29,7 @@ from control_plane.domain.model import (
     Event,
     Job,
     Project,
+    RecordedAction,
     Run,
     Scope,
     Selector,
@@ -57,6 +58,7 @@ from control_plane.domain.store import (
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.store import (
+    sqlite_actions,
     sqlite_deltas,
     sqlite_enqueue,
     sqlite_jobs,
@@ -99,6 +101,7 @@ class SqliteStore:
         self._clock = clock if clock is not None else Clock()
         statements = load_statements("sqlite")
         self._known = Known(statements, terms)
+        self.watched_jobs = self._known.watched
         self._queries = Queries(statements)
         self._writer = Writer(
             self._connect_writer_again,
@@ -560,6 +563,32 @@ class SqliteStore:
     async def retry_job(self, project_id: str, job_id: str, *, now: int | None = None) -> Job:
         """See Store."""
         return await self._write(sqlite_jobs.retry_job(self._known, project_id, job_id), now)
+
+    # --- recorded actions
+
+    async def create_action(
+        self, project_id: str, name: str, fields: dict[str, Any], *, now: int | None = None
+    ) -> RecordedAction:
+        """See Store."""
+        return await self._write(sqlite_actions.create_action(self._known, project_id, name, fields), now)
+
+    async def actions(self, project_id: str, *, cursor: str | None, limit: int) -> Page:
+        """See Store."""
+        return await self._read(sqlite_actions.actions_of_project, self._known.sql, project_id, cursor, limit)
+
+    async def action(self, project_id: str, name: str) -> RecordedAction:
+        """See Store."""
+        return await self._read(sqlite_actions.action, self._known.sql, project_id, name)
+
+    async def update_action(
+        self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> RecordedAction:
+        """See Store."""
+        return await self._write(sqlite_actions.update_action(self._known, project_id, name, changes), now)
+
+    async def delete_action(self, project_id: str, name: str, *, now: int | None = None) -> None:
+        """See Store."""
+        await self._write(sqlite_actions.delete_action(self._known, project_id, name), now)
 
     # --- what time does to jobs
 

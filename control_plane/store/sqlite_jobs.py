@@ -138,7 +138,8 @@ def _report(known: Known, unit: Unit, project_id: str, job_id: str, reported: jo
     job = unit.job(project_id, job_id)
     if job is None:
         return ReportOutcome(verdict="unknown")
-    outcome = jobs.reported(job, reported, known.terms.pending_deadline, unit.now)
+    only_once = jobs.tells_of_loss(reported) and unit.only_once(job)
+    outcome = jobs.reported(job, reported, known.terms.pending_deadline, unit.now, only_once=only_once)
     if outcome.after is not None:
         engine = unit.engine(project_id)
         engine.job_moved(job, outcome, unit.running(job))
@@ -205,7 +206,8 @@ def _time_out(known: Known, unit: Unit, job: Job) -> Engine:
 
 def _lapse(known: Known, unit: Unit, job: Job) -> Engine:
     engine = unit.engine(job.project_id)
-    engine.job_moved(job, jobs.lapsed(job, known.terms.pending_deadline, unit.now), unit.running(job))
+    outcome = jobs.lapsed(job, known.terms.pending_deadline, unit.now, only_once=unit.only_once(job))
+    engine.job_moved(job, outcome, unit.running(job))
     return engine
 
 

@@ -26,7 +26,7 @@ from control_plane.domain.changes import (
 )
 from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, Run, Step
 from control_plane.domain.runs import Engine, Published, Running, queue_of
-from control_plane.domain.store import CancelRequested, JobClaimable, LeaseTerms, RunChanged
+from control_plane.domain.store import CancelRequested, JobClaimable, JobEnded, LeaseTerms, RunChanged
 from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
@@ -45,6 +45,7 @@ class Known:
         self.terms = terms
         self.identifiers = Identifiers()
         self.lanes = Lanes(statements)
+        self.watched: set[str] = set()
         self.plans: dict[str, specs.Plan] = {}
         self.leased: dict[str, tuple[int, Job]] = {}
         """Jobs by id, with their keys, as this process has leased them, for as long as nothing happens to them: most
@@ -117,6 +118,11 @@ class Unit:
         if job is None:
             raise NotFound(f"no job {job_id} in this project")
         return job
+
+    def only_once(self, job: Job) -> bool:
+        """Whether the job's action is recorded as one that must not be run twice."""
+        row = self.one("only_once", job.project_id, job.action_name)
+        return row is not None and bool(row[0])
 
     def job_at(self, statement: str, seq: int, spec: dict[str, Any] | None = None) -> Job | None:
         """The job of this seq, if it is in the state of the statement (pending_job, claimed_job, finished_job)."""
@@ -336,6 +342,8 @@ class Unit:
         self._known.leased.pop(job.id, None)
 
     def _saw_finished(self, job: Job, seq: int) -> None:
+        if job.id in self._known.watched:
+            self._writing.facts.append(JobEnded(job_id=job.id))
         if job.session_id is not None:
             self._writing.seen_jobs[job.session_id] = seq
 

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 from msgspec import UNSET
 
-from control_plane.web import generations_api, jobs_api, key_api, sessions_api, shapes, why_api
+from control_plane.web import actions_api, generations_api, jobs_api, key_api, sessions_api, shapes, why_api
 from control_plane.web.error_status import HttpError
 from control_plane.web.events import EventStream
 from control_plane.web.routes import Call, Route
@@ -322,6 +322,7 @@ ROUTES = (
     Route(method="GET", path=_PROJECT + "/workers/socket", handler=open_worker_socket, scope="worker"),
     Route(method="GET", path="/v1/workers/socket", handler=open_own_worker_socket, scope="worker"),
     *jobs_api.ROUTES,
+    *actions_api.ROUTES,
     *why_api.ROUTES,
     *key_api.ROUTES,
 )

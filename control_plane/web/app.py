@@ -19,7 +19,7 @@ from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError, as_http_error, of_status
 from control_plane.web.reference import reference_routes
-from control_plane.web.routes import Call, Route, Services
+from control_plane.web.routes import Accepted, Call, Route, Services
 from control_plane.web.shapes import Request as RequestShape
 from control_plane.web.texts import refuse_nul
 from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
@@ -114,10 +114,12 @@ class Endpoint:
                 key=key,
                 last_event_id=request.headers.get("last-event-id"),
             )
-            limit.reschedule(asyncio.get_running_loop().time() + HANDLER_TIMEOUT)
+            limit.reschedule(asyncio.get_running_loop().time() + (route.timeout or HANDLER_TIMEOUT))
             answer = await route.handler(call)
         if answer is None or (request.method == "HEAD" and not isinstance(answer, msgspec.Struct)):
             return Response(status_code=route.status), route.status
+        if isinstance(answer, Accepted):
+            return Response(_encoder.encode(answer.body), status_code=202, media_type="application/json"), 202
         if isinstance(answer, msgspec.Struct):
             content = _encoder.encode(answer)
             return Response(content, status_code=route.status, media_type="application/json"), route.status

@@ -24,6 +24,7 @@ PATH_PARAMETERS = {
     "handle": "Handle of the automation.",
     "version": "Number of the version, from 1.",
     "id": "Identifier of the object.",
+    "action_name": "Name of the action.",
 }
 
 ERRORS = {
@@ -132,6 +133,8 @@ def _responses(route: Route) -> dict[str, Any]:
         statuses.add(426)
     else:
         responses[str(route.status)] = _success(route)
+        if route.may_go_on:
+            responses["202"] = {**_success(route), "description": "It goes on: ask again later."}
     for status in sorted(statuses):
         responses[str(status)] = {"description": ERRORS[status], "content": _ERROR}
         if status == 503:

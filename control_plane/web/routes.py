@@ -11,6 +11,7 @@ from control_plane.domain.store import Store
 from control_plane.web import shapes
 from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
+from control_plane.web.job_waits import JobWaits
 
 BodyT = TypeVar("BodyT")
 QueryT = TypeVar("QueryT")
@@ -22,6 +23,7 @@ class Services(Struct, frozen=True, kw_only=True):
     store: Store
     streams: RunStreams
     deltas: DeltaStreams
+    waits: JobWaits
     clock: Callable[[], float]
     wall_clock: Callable[[], int]
 
@@ -48,6 +50,12 @@ class Call(Struct, Generic[QueryT, BodyT], frozen=True, kw_only=True):
         return key.project_id
 
 
+class Accepted(Struct, frozen=True, kw_only=True):
+    """An answer with status 202 where the route has another: what was asked for goes on."""
+
+    body: Struct
+
+
 Answer = Struct | ASGIApp | None
 
 
@@ -63,6 +71,10 @@ class Route(Struct, frozen=True, kw_only=True):
     body: type[shapes.Request] | None = None
     response: type[shapes.Response] | None = None
     key_needed: bool = True
+    timeout: float | None = None
+    """Seconds that the handler may take; None: as all do."""
+    may_go_on: bool = False
+    """Whether it may answer Accepted."""
     scope: Scope | None = None
     """What the key must open; None: `reader` for what reads, `operator` for what changes."""
 

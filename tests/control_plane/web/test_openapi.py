@@ -12,7 +12,7 @@ import httpx
 import openapi_spec_validator
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -135,6 +135,13 @@ def known(plane: ControlPlaneProcess) -> dict[str, list[str]]:
     return {"jobs": jobs, "projects": ["default"], "automations": ["sample"], "versions": ["1"], "runs": [run]}
 
 
+def impatient(case: Any) -> None:
+    """Nobody does the work that is asked for: one second of waiting for it is enough."""
+    assume(isinstance(case.body, dict | list | str | int | float | None))
+    if isinstance(case.body, dict) and isinstance(case.body.get("timeout_seconds", 1), int):
+        case.body["timeout_seconds"] = min(1, case.body.get("timeout_seconds", 1))
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_what_is_answered_is_what_the_document_says(
@@ -165,6 +172,8 @@ def test_what_is_answered_is_what_the_document_says(
             name: data.draw(st.sampled_from(values)) for name, values in named.items() if data.draw(st.integers(0, 4))
         }
         case = data.draw(operation.as_strategy(mode, path_parameters=path_parameters or None))
+        if route.may_go_on:
+            impatient(case)
         case.call_and_validate(
             base_url=plane.url, headers={"authorization": f"Bearer {plane.key}"}, checks=CHECKS, timeout=20.0
         )
