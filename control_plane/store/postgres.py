@@ -64,6 +64,7 @@ from control_plane.store.postgres_batch import (
     CancelRun,
     Claim,
     Enqueue,
+    Finish,
     Heartbeat,
     Ping,
     Report,
@@ -72,6 +73,7 @@ from control_plane.store.postgres_batch import (
 )
 from control_plane.store.postgres_connections import Connection, Database
 from control_plane.store.postgres_decisions import Known
+from control_plane.store.postgres_held import HeldReport
 from control_plane.store.postgres_keys import Keys
 from control_plane.store.postgres_migrations import migrate, require_current
 from control_plane.store.postgres_pool import Pool
@@ -86,6 +88,8 @@ CLOCK_JUMP = 5_000_000
 """Microseconds: what is ahead by more was set, and did not pass."""
 
 ResultT = TypeVar("ResultT")
+
+_ACCEPTED = ReportOutcome(verdict="accepted")
 
 _log = structlog.get_logger("control_plane.store")
 
@@ -487,7 +491,29 @@ class PostgresStore:
         self, project_id: str, reports: Sequence[JobReport], *, now: int | None = None
     ) -> list[ReportOutcome]:
         """See Store."""
-        return await asyncio.gather(*(self._report(project_id, report, now) for report in reports))
+        outcomes: dict[int, ReportOutcome] = {}
+        held = {}
+        for index, report in enumerate(reports):
+            found = self._known.held.take(project_id, report)
+            if found is not None:
+                held[index] = found
+        if held:
+            done = await self._finish(list(held.values()), now)
+            outcomes = {index: _ACCEPTED for index, finished in zip(held, done, strict=True) if finished}
+        if len(outcomes) < len(reports):
+            others = [index for index in range(len(reports)) if index not in outcomes]
+            told = await asyncio.gather(*(self._report(project_id, reports[index], now) for index in others))
+            outcomes |= zip(others, told, strict=True)
+        return [outcomes[index] for index in range(len(reports))]
+
+    async def _finish(self, reports: Sequence[HeldReport], now: int | None) -> Sequence[bool]:
+        try:
+            done: list[bool] = await self._writer.submit(Finish(reports=reports), now)
+        except StoreUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 - one of them is at fault, which the long way will tell
+            return [False] * len(reports)
+        return done
 
     async def _report(self, project_id: str, report: JobReport, now: int | None) -> ReportOutcome:
         if "\0" in report.job_id:

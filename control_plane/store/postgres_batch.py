@@ -24,6 +24,7 @@ from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
 from control_plane.store.postgres_facts import LoadedJob
+from control_plane.store.postgres_held import Finishing, HeldReport
 
 CLAIM_AGAIN = 0.003
 """Seconds after which a claim asks again that found nothing but jobs which others were just moving."""
@@ -68,6 +69,17 @@ class Report(Command, frozen=True):
     project_id: str
     job_id: str
     reported: jobs.Reported
+
+
+class Finish(Command, frozen=True):
+    """Reports of held jobs that complete them; the result says of each whether it did."""
+
+    reports: Sequence[HeldReport]
+
+    @property
+    def weight(self) -> int:
+        """See Command."""
+        return 1 + len(self.reports) // JOBS_A_COMMAND
 
 
 class StartRun(Command, frozen=True):
@@ -177,6 +189,7 @@ class Batch:
         self._steady = steady
         self._decisions = Decisions(known)
         self._facts = self._decisions.facts
+        self._finishing = Finishing(known.sql["finish_held"], known.terms.pending_deadline)
         self._busy: set[str] = set()
         self._made: list[tuple[Asked, Decision]] = []
         self.begun = False
@@ -195,6 +208,7 @@ class Batch:
         self.begun = True
         await self._lock_external_ids(works)
         await self._lock_and_load(works)
+        await self._finish(works)
         await self._load_published(works)
         claims = await self._find_candidates(works)
         for asked in works:
@@ -206,8 +220,8 @@ class Batch:
         await self._put_off(claims)
         for asked, decision in self._made:
             asked.result, asked.error, asked.facts = decision.result, decision.error, decision.facts
-        self.finished = self._decisions.writing.finished
-        return xid
+        self.finished = self._finishing.finished | self._decisions.writing.finished
+        return xid or self._finishing.xid
 
     # --- what needs no transaction of several statements
 
@@ -276,6 +290,14 @@ class Batch:
             loaded = (item.job for item in self._facts.jobs.values() if item.job.id in lost)
             await self._facts.load_only_once(self._connection, loaded)
 
+    async def _finish(self, works: Sequence[Asked]) -> None:
+        finishing = [(asked, asked.command) for asked in works if isinstance(asked.command, Finish)]
+        for asked, finish in finishing:
+            self._finishing.add(finish.reports, self._now(asked, None))
+        await self._finishing.write(self._connection)
+        for asked, finish in finishing:
+            asked.result = [report.seq in self._finishing.left for report in finish.reports]
+
     async def _load_published(self, works: Sequence[Asked]) -> None:
         """What starts and jobs handed in ask for: loaded before, so that they are decided once."""
         starts = (asked.command for asked in works if isinstance(asked.command, StartRun))
@@ -319,6 +341,8 @@ class Batch:
                 asked.result = ReportOutcome(verdict="unknown")
             else:
                 asked.error = NotFound(f"no job {command.job_id} in this project")
+        elif command.job_id in self._finishing.job_ids:
+            asked.again(0.0)
         elif self._reserve(loaded.job.run_id or loaded.job.id):
             now = self._now(asked, loaded.job.run_id)
             decide: Callable[[Engine], Any]
@@ -440,6 +464,7 @@ class Batch:
             if after is None:
                 continue
             engine.claimed(before, after)
+            self._known.held.leased(self._facts.job_keys[after.id][0], after)
             leases.append(Lease(job=after, lease_token=token))
             if len(leases) == order.limit:
                 break

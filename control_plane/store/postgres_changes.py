@@ -33,8 +33,9 @@ from control_plane.store.postgres_facts import Facts
 _encoder = msgspec.json.Encoder()
 
 PARTS = (
-    "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "leave_pending",
-    "leave_claimed", "leave_finished", "insert_pending", "insert_claimed", "insert_finished", "update_pending",
+    "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "insert_new",
+    "leave_pending", "leave_claimed", "leave_finished", "insert_pending", "insert_claimed", "insert_finished",
+    "update_pending",
     "request_cancel", "insert_attempts", "insert_events",
 )  # fmt: skip
 
@@ -91,6 +92,7 @@ class Writing:
         self._new_id = new_id
         self._watched = watched
         self._parts: dict[str, list[Sequence[Any]]] = {name: [] for name in PARTS}
+        self._kinds: dict[tuple[Any, ...], int] = {}
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
         self._jobs_created: dict[str, Job] = {}
@@ -130,7 +132,7 @@ class Writing:
             return None
         for name in _IN_ORDER.intersection(used):
             self._parts[name].sort(key=lambda row: row[0])
-        parameters = [as_json(self._parts[name]) for name in used]
+        parameters = [as_json(self._document(name)) for name in used]
         row = await connection.fetchrow(self._statements.of(used), *parameters)
         for name, count in zip(used, row[1:], strict=True):
             if count != len(self._parts[name]):
@@ -236,25 +238,36 @@ class Writing:
             ended = (step.status, *times, step.error_type, step.error_message, rows.to_json(step.result))
             self._put("update_steps", run_seqs[step.run_id], step.seq, *ended)
         for job in self._jobs_created.values():
-            self._body(job, lane_of)
-            self._enter(job, lane_of)
+            self._create(job, lane_of)
         for before, after in self._moves:
             self._move(before, after, lane_of)
         for change, sequence, now, event_id in self._events:
             head = (run_seqs[change.run_id], sequence, event_id, change.event_type, now)
             self._put("insert_events", *head, change.step_id, change.step_key, rows.to_json(change.payload))
 
+    def _document(self, part: str) -> Sequence[Any]:
+        return [list(self._kinds), self._parts[part]] if part == "insert_jobs" else self._parts[part]
+
     def _put(self, part: str, *row: Any) -> None:
         self._parts[part].append(row)
 
-    def _body(self, job: Job, lane_of: Callable[[Job], int]) -> None:
+    def _create(self, job: Job, lane_of: Callable[[Job], int]) -> None:
         seq, run_seq, step_seq = self._facts.job_keys[job.id]
-        self._put(
-            "insert_jobs", seq, job.id, job.project_id, lane_of(job), job.kind, job.origin, job.queue, job.action_name,
-            job.provider, job.model, job.environment_id, run_seq, step_seq, job.run_id, job.step_id, job.step_key,
-            job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable), job.execution_timeout, job.priority,
-            job.retry_backoff, job.retry_max_delay, job.external_id, job.created_at, rows.to_json(job.spec),
+        lane_id = lane_of(job)
+        kind = (
+            job.project_id, lane_id, job.kind, job.origin, job.queue, job.action_name, job.provider, job.model,
+            job.environment_id, job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable),
+            job.execution_timeout, job.priority, job.retry_backoff, job.retry_max_delay, job.created_at,
         )  # fmt: skip
+        row: tuple[Any, ...] = (self._kinds.setdefault(kind, len(self._kinds)), seq, job.id, rows.to_json(job.spec))
+        if job.run_id is not None or job.external_id is not None:
+            row = (*row, run_seq, step_seq, job.run_id, job.step_id, job.step_key, job.external_id)
+        self._put("insert_jobs", *row)
+        if job.status == "pending" and job.execution_deadline_at is None and job.claim_attempt == 0:
+            times = (job.available_at, job.pending_deadline_at, job.updated_at)
+            self._put("insert_new", seq, lane_id, run_seq, *times)
+        else:
+            self._enter(job, lane_of)
 
     def _move(self, before: Job, after: Job, lane_of: Callable[[Job], int]) -> None:
         seq = self._facts.job_keys[before.id][0]

@@ -13,6 +13,7 @@ from control_plane.keys import Identifiers
 from control_plane.store.postgres_changes import Statements, Writing
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts, Missing, Versions
+from control_plane.store.postgres_held import Held
 from control_plane.store.postgres_lanes import Lanes
 
 _log = structlog.get_logger("control_plane.store")
@@ -31,6 +32,7 @@ class Known:
         self.versions = Versions()
         self.watched: set[str] = set()
         self.changes = Statements(statements)
+        self.held = Held()
 
 
 class Decision:

@@ -56,16 +56,37 @@ FROM (
 ) AS n
 WHERE steps.run_seq = n.run_seq AND steps.seq = n.seq
 
+-- Jobs that are made together are mostly alike: what they share comes once for each kind of them ($1->0), and their
+-- rows ($1->1) begin with the number of their kind. Reading 26 values of every job took half of its insertion.
 -- name: insert_jobs
+WITH kinds AS MATERIALIZED (
+    SELECT
+        (number - 1)::int AS number, n->>0 AS project_id, (n->>1)::bigint AS lane_id, n->>2 AS kind, n->>3 AS origin,
+        n->>4 AS queue, n->>5 AS action_name, n->>6 AS provider, n->>7 AS model, n->>8 AS environment_id,
+        (n->>9)::bigint AS max_attempts, (n->>10)::float8 AS retry_delay, n->>11 AS non_retryable,
+        (n->>12)::float8 AS execution_timeout, (n->>13)::bigint AS priority, (n->>14)::float8 AS retry_backoff,
+        (n->>15)::float8 AS retry_max_delay, (n->>16)::bigint AS created_at
+    FROM jsonb_array_elements($1::jsonb->0) WITH ORDINALITY AS rows (n, number)
+)
 INSERT INTO jobs (
-    seq, id, project_id, lane_id, kind, origin, queue, action_name, provider, model, environment_id, run_seq, step_seq,
-    run_id, step_id, step_key, max_attempts, retry_delay, non_retryable, execution_timeout, priority, retry_backoff,
-    retry_max_delay, external_id, created_at, spec
+    seq, id, run_seq, step_seq, run_id, step_id, step_key, external_id, spec, project_id, lane_id, kind, origin, queue,
+    action_name, provider, model, environment_id, max_attempts, retry_delay, non_retryable, execution_timeout, priority,
+    retry_backoff, retry_max_delay, created_at
 )
 SELECT
-    (n->>0)::bigint, n->>1, n->>2, (n->>3)::bigint, n->>4, n->>5, n->>6, n->>7, n->>8, n->>9, n->>10,
-    (n->>11)::bigint, (n->>12)::bigint, n->>13, n->>14, n->>15, (n->>16)::bigint, (n->>17)::float8, n->>18,
-    (n->>19)::float8, (n->>20)::bigint, (n->>21)::float8, (n->>22)::float8, n->>23, (n->>24)::bigint, n->>25
+    (n->>1)::bigint, n->>2, (n->>4)::bigint, (n->>5)::bigint, n->>6, n->>7, n->>8, n->>9, n->>3, project_id, lane_id,
+    kind, origin, queue, action_name, provider, model, environment_id, max_attempts, retry_delay, non_retryable,
+    execution_timeout, priority, retry_backoff, retry_max_delay, created_at
+FROM jsonb_array_elements($1::jsonb->1) AS rows (n) JOIN kinds ON kinds.number = (n->>0)::int
+
+-- name: insert_new
+INSERT INTO jobs_pending (
+    seq, lane_id, run_seq, available_at, pending_deadline_at, deadline_at, updated_at, claim_attempt, attempts_charged,
+    hand_backs
+)
+SELECT
+    (n->>0)::bigint, (n->>1)::bigint, (n->>2)::bigint, (n->>3)::bigint, (n->>4)::bigint, (n->>4)::bigint,
+    (n->>5)::bigint, 0, 0, 0
 FROM jsonb_array_elements($1::jsonb) AS rows (n)
 
 -- name: leave_pending
