@@ -74,10 +74,14 @@ class Finishing:
     def add(self, reports: Sequence[HeldReport], now: int) -> None:
         """Decide them."""
         for report in reports:
-            after = jobs.reported(report.job, report.reported, self._pending_deadline, now).after
+            try:
+                after = jobs.reported(report.job, report.reported, self._pending_deadline, now).after
+                result = rows.to_json(after.result) if after is not None else None
+            except Exception:  # noqa: BLE001, S112 - the long way says whose fault it is, and harms no neighbour
+                continue
             if after is not None and after.status == "completed":
                 lease = as_bytea(report.job.lease_token_hash)
-                self._rows.append((report.seq, lease, after.status, after.completed_at, rows.to_json(after.result)))
+                self._rows.append((report.seq, lease, after.status, after.completed_at, result))
                 self._jobs[report.seq] = after
                 self.job_ids.add(after.id)
 
