@@ -29,7 +29,7 @@ class DomainError(ControlPlaneError):
 
 
 class NotFound(DomainError):  # noqa: N818 - named as the domain says it
-    """Code `not_found`."""
+    """Codes: not_found, unknown_step."""
 
     def __init__(self, message: str, details: dict[str, Any] | None = None, *, code: str = "not_found") -> None:
         super().__init__(code, message, details)
@@ -37,11 +37,11 @@ class NotFound(DomainError):  # noqa: N818 - named as the domain says it
 
 class Conflict(DomainError):  # noqa: N818 - named as the domain says it
     """Codes: handle_taken, not_published, automation_paused, automation_archived, external_id_conflict,
-    invalid_version, job_not_failed, job_of_a_run, name_taken."""
+    invalid_version, job_not_failed, job_of_a_run, name_taken, run_skipped, run_ended, already_signalled."""
 
 
 class Invalid(DomainError):  # noqa: N818 - named as the domain says it
-    """Codes: invalid_inputs, invalid_cursor, invalid_field."""
+    """Codes: invalid_inputs, invalid_cursor, invalid_field, not_a_wait_step, signal_refused."""
 
 
 class CannotCreate(ControlPlaneError):  # noqa: N818 - what it says is what it is

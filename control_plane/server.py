@@ -35,6 +35,8 @@ from control_plane.services import (
     Service,
     SessionSweeper,
     SessionSweeperConfig,
+    Timers,
+    TimersConfig,
     Wakeups,
     WakeupsConfig,
 )
@@ -134,16 +136,19 @@ class ControlPlane:
         self._deltas = DeltaStreams(store)
         self._gate = WorkerGate(store, self.hub, authenticator, self._deltas, config.dialect, config.dialects)
         wakeups = Wakeups(store, self._listener, WakeupsConfig())
+        timers = Timers(store, TimersConfig())
         self._services: list[Service] = [
             Reaper(store, ReaperConfig()),
             SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
             wakeups,
             KeyWatch(store, holders, KeyWatchConfig()),
+            timers,
         ]
         if notifier is not None and notifier.is_heard:
             self._services.append(Pulse(store, self.hub.live_sessions, notifier, PulseConfig()))
         # The wake-ups hear it first: what is not due yet when they look must not have become due when the hub does.
-        for target in (wakeups.notice, self._streams.committed, self._waits.committed, self._gate.committed):
+        hearing = (wakeups.notice, timers.notice, self._streams.committed, self._waits.committed, self._gate.committed)
+        for target in hearing:
             self._listener.add(target)
         services = Services(
             store=store,

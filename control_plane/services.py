@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from msgspec import Struct
 
-from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Store
+from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Store, TimerArmed
 from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreUnavailable
 from service_manager.notify import Notifier
@@ -213,3 +213,53 @@ class Wakeups(Service):
             self._listener(due)
         self._announced_until = due[-1].available_at if len(due) == self._limit else now
         self._next = now if len(due) == self._limit else await self.store.next_available_at(now=now)
+
+
+class TimersConfig(Struct, frozen=True, kw_only=True):
+    """Seconds. `interval`: longest pause, after which the timers of a process are found that set them and died before
+    they were due; `busy_pause`: until timers are tried again about whose runs somebody else was deciding. At most
+    `limit` timers a transaction."""
+
+    interval: float = 5.0
+    busy_pause: float = 0.02
+    limit: int = 200
+
+
+class Timers(Service):
+    """Lets happen what is due: steps wake, waits and runs end, queued runs start. `notice` sees every fact."""
+
+    def __init__(self, store: Store, config: TimersConfig) -> None:
+        super().__init__(store, config.interval)
+        self._config = config
+        self._next: int | None = None
+        self._busy = False
+
+    def notice(self, facts: Sequence[Committed]) -> None:
+        """A timer that is due before the next round brings that round forward."""
+        due = min((fact.due_at for fact in facts if isinstance(fact, TimerArmed)), default=None)
+        if due is not None and (self._next is None or due < self._next):
+            self._next = due
+            self.wake()
+
+    def pause(self) -> float:
+        """Until the next timer is due, at most the interval."""
+        if self._busy:
+            return self._config.busy_pause
+        if self._next is None:
+            return self.interval
+        return min(self.interval, max(0.0, (self._next - self.store.now()) / MICROSECONDS))
+
+    async def run_once(self, now: int) -> None:
+        """Fire until nothing is due but what others are deciding about. Nothing is written when nothing is due."""
+        self._busy = False
+        while True:
+            self._next = None
+            found = await self.store.next_timer_at()
+            if found is None or found > now:
+                # One that was set meanwhile may be due earlier than what was read.
+                self._next = min((at for at in (self._next, found) if at is not None), default=None)
+                return
+            fired = await self.store.fire_timers(limit=self._config.limit, now=now)
+            self._busy = fired.left > 0
+            if fired.fired == 0:
+                return

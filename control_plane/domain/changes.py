@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from control_plane.domain.model import Attempt, Job, Run, Step
+from control_plane.domain.model import Attempt, Job, Run, Step, Timer, TimerKind
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -80,6 +80,60 @@ class EventAppended(Change, frozen=True):
     step_key: str | None = None
 
 
+class RunBegun(Change, frozen=True):
+    """A run that was queued has started; status, error and all times are now these."""
+
+    run: Run
+
+
+class TimerSet(Change, frozen=True):
+    """The run's timer of this kind is now this one."""
+
+    timer: Timer
+
+
+class TimerCleared(Change, frozen=True):
+    """The run has no timer of this kind, if it had one."""
+
+    run_id: str
+    kind: TimerKind
+
+
+class SignalKept(Change, frozen=True):
+    """A signal waits for the step that it is for."""
+
+    run_id: str
+    step_key: str
+    result: dict[str, Any]
+
+
+class SignalTaken(Change, frozen=True):
+    """The signal that was kept for the step has come to it."""
+
+    run_id: str
+    step_key: str
+
+
+class TurnAwaited(Change, frozen=True):
+    """The run stands in its automation's line."""
+
+    run_id: str
+    automation_id: str
+
+
+class TurnTaken(Change, frozen=True):
+    """The run is the one of its automation that goes on."""
+
+    run_id: str
+    automation_id: str
+
+
+class TurnLeft(Change, frozen=True):
+    """The run has neither its automation's turn nor a place in the line."""
+
+    run_id: str
+
+
 AnyChange = (
     RunCreated
     | RunUpdated
@@ -91,4 +145,12 @@ AnyChange = (
     | AttemptFailed
     | CancelAnnounced
     | EventAppended
+    | RunBegun
+    | TimerSet
+    | TimerCleared
+    | SignalKept
+    | SignalTaken
+    | TurnAwaited
+    | TurnTaken
+    | TurnLeft
 )

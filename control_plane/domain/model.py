@@ -16,6 +16,7 @@ VersionStatus = Literal["draft", "published", "superseded"]
 RunStatus = Literal["queued", "running", "suspended", "completed", "failed", "cancelled"]
 StepStatus = Literal["pending", "running", "suspended", "completed", "failed", "skipped", "cancelled"]
 StepKind = Literal["agent", "action", "sleep", "wait_for_event", "cleanup"]
+TimerKind = Literal["step", "run", "cleanup", "turn"]
 JobStatus = Literal["pending", "claimed", "completed", "failed", "cancelled"]
 EndReason = Literal["drained", "superseded", "unseen"]
 """Why a session ended: it left after a drain, another process took its identity, or nothing was seen of it for long."""
@@ -119,6 +120,8 @@ class Run(Record, frozen=True):
     error_type: str | None = None
     error_message: str | None = None
     wall_clock_deadline_at: int | None = None
+    wake_at: int | None = None
+    """When the step that sleeps wakes, or the one that waits gives up; known of a single run that is read."""
     started_at: int | None = None
     completed_at: int | None = None
 
@@ -147,6 +150,19 @@ class Step(Record, frozen=True):
     error_message: str | None = None
     started_at: int | None = None
     completed_at: int | None = None
+
+
+class Timer(Record, frozen=True):
+    """Something that is to happen to a run at `due_at`; a run has one of each kind at the most.
+
+    `step`: its step has slept or waited for long enough. `run`: it must be over. `cleanup`: its cleanup must be over;
+    `payload` is then how the run ends. `turn`: it is seen who of its automation may run now.
+    """
+
+    run_id: str
+    kind: TimerKind
+    due_at: int
+    payload: dict[str, Any] | None = None
 
 
 class Event(Record, frozen=True):

@@ -1,9 +1,13 @@
 """How runs and their steps move on. Pure decisions: facts in, changes out.
 
-Steps run in order. A run is `suspended` while all it does is wait for a worker, and so is the step whose job is out.
-When a step fails the run fails, and the steps behind it are never created: a stream shows what happened, not what did
-not. An `automation` step starts an independent child run in the same transaction and goes on with `{"run_id": ...}`; it
-shows among run steps as kind `action`, since the public API has no kind of its own for it.
+Steps run in order. A run is `suspended` while all it does is wait for a worker, a time or a signal, and so is the step
+that does. When a step fails the run fails, and the steps behind it are never created: a stream shows what happened, not
+what did not. An `automation` step starts an independent child run in the same transaction and goes on with
+`{"run_id": ...}`; it shows among run steps as kind `action`, since the public API has no kind of its own for it.
+
+How a run ends is decided once: by its last step, by one that failed, by whoever cancels it or by its deadline. What it
+has to clean up is done then, in steps of kind `cleanup` that change nothing of that; only afterwards the run has ended
+and says so.
 
 Events: every attempt that a worker starts is one `action.called`; every attempt that fails is one `action.failed`,
 followed by `action.retried` if another comes; the step's outcome is exactly one `action.result`, whose `outcome` is
@@ -12,35 +16,44 @@ that a job cancelled with its run ends without one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from control_plane.domain import jobs, templates
+from control_plane.domain import jobs, templates, waits
 from control_plane.domain.changes import (
-    AnyChange,
     AttemptFailed,
-    CancelAnnounced,
-    EventAppended,
     JobChanged,
     JobCreated,
+    RunBegun,
     RunCreated,
     RunUpdated,
+    SignalKept,
+    SignalTaken,
     StepAttempted,
     StepCreated,
-    StepUpdated,
+    TurnAwaited,
+    TurnTaken,
 )
+from control_plane.domain.conditions import ConditionError
 from control_plane.domain.enqueue import DEFAULT_QUEUE, MAX_SPEC_BYTES, Enqueued, NewJob, accept
-from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, Automation, Job, Run, Step, Version
-from control_plane.domain.specs import ActionPlan, ChildPlan, Plan, StepPlan, merge_inputs
-from control_plane.domain.times import to_microseconds
+from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, Job, Run, Step, TimerKind
+from control_plane.domain.recording import (
+    Facts,
+    Going,
+    Open,
+    Published,
+    Recorder,
+    Running,
+    shown,
+    without_none,
+)
+from control_plane.domain.specs import ActionPlan, ChildPlan, SleepPlan, StepPlan, WaitPlan, merge_inputs
+from control_plane.domain.times import rfc3339, to_microseconds
 from control_plane.domain.transitions import RUN, STEP, follow
-from control_plane.errors import Conflict, DomainError, Invalid
-
-MAX_EVENT_RESULT_BYTES = 64 * 1024
-"""A larger result is left out of its event; the step has it."""
+from control_plane.errors import Conflict, DomainError, Invalid, NotFound
 
 MAX_DEPTH = 8
 """Of child runs below a run that somebody started."""
@@ -48,15 +61,13 @@ MAX_DEPTH = 8
 MAX_RUNS_AT_ONCE = 100
 """Runs that one transaction may start, so that automations that start each other end quickly."""
 
+CLEANUP_TIMEOUT = 600.0
+"""Seconds that all of a run's cleanup steps may take together."""
+
 STEP_ORIGIN = "automation_action_step"
 
-
-class Published(Struct, frozen=True, kw_only=True):
-    """An automation that may be started, with its published version and that version's plan."""
-
-    automation: Automation
-    version: Version
-    plan: Plan
+RUN_DEADLINE_EXCEEDED = "RunDeadlineExceeded"
+WAIT_DEADLINE_EXCEEDED = "WaitDeadlineExceeded"
 
 
 class Parent(Struct, frozen=True, kw_only=True):
@@ -64,25 +75,6 @@ class Parent(Struct, frozen=True, kw_only=True):
 
     run: Run
     step_key: str
-
-
-class Running(Struct, frozen=True, kw_only=True):
-    """A run and the step in question, as stored, with the run's plan and the queue of its actions."""
-
-    run: Run
-    step: Step
-    plan: Plan
-    queue: str = DEFAULT_QUEUE
-
-
-class Facts(Protocol):
-    """What a decision may ask while it is made, answered from the same transaction."""
-
-    def published(self, handle: str) -> Published:
-        """Raises NotFound, Conflict."""
-
-    def saved(self, run_id: str, step_key: str) -> Any:
-        """The result of a completed step."""
 
 
 def queue_of(settings: dict[str, Any] | None) -> str:
@@ -99,14 +91,11 @@ def already_started(earlier: Run) -> Run:
     raise Conflict("external_id_conflict", sentence, {"run_id": earlier.id, "status": earlier.status})
 
 
-class Engine:
-    """Collects the changes of one transaction in `changes`. `new_id(prefix)` makes identifiers."""
+class Engine(Recorder):
+    """Decides; see Recorder for what becomes of it."""
 
     def __init__(self, facts: Facts, new_id: Callable[[str], str], now: int, pending_deadline: float) -> None:
-        self.changes: list[AnyChange] = []
-        self._facts = facts
-        self._new_id = new_id
-        self._now = now
+        super().__init__(facts, new_id, now)
         self._pending_deadline = pending_deadline
         self._runs_started = 0
 
@@ -121,9 +110,11 @@ class Engine:
         external_id: str | None = None,
         parent: Parent | None = None,
     ) -> Run:
-        """A new run, started. Raises Invalid("invalid_inputs")."""
-        automation, version = target.automation, target.version
-        merged, errors = merge_inputs(target.plan, automation.default_inputs, inputs)
+        """A new run, started, or queued where another one of the automation goes on that it is to wait for.
+
+        Raises Invalid("invalid_inputs"), Conflict("run_skipped")."""
+        automation, version, plan = target.automation, target.version, target.plan
+        merged, errors = merge_inputs(plan, automation.default_inputs, inputs)
         if errors:
             raise Invalid("invalid_inputs", errors[0], {"errors": errors})
         self._runs_started += 1
@@ -134,10 +125,9 @@ class Engine:
             automation_name=automation.name,
             version_id=version.id,
             version=version.version,
-            status=follow(RUN, "queued", "started"),
+            status="queued",
             created_at=self._now,
             updated_at=self._now,
-            started_at=self._now,
             inputs=merged,
             source=source,
             external_id=external_id,
@@ -147,25 +137,44 @@ class Engine:
             depth=parent.run.depth + 1 if parent else 0,
         )
         place = len(self.changes)
-        self._event(run, "run.started", {"status": run.status})
-        run = self._advance(run, target.plan, queue_of(automation.settings), 0, {})
+        if plan.concurrency == "allow" or self._takes_turn(run, target, parent):
+            run = self._begin(Going(run=run, plan=plan, queue=queue_of(automation.settings)))
+        else:
+            self._event(run, "run.queued", {"status": run.status})
         self.changes.insert(place, RunCreated(run=run))
         return run
 
-    def cancel(self, run: Run, step: Step | None, job: Job | None, reason: str | None) -> Run:
-        """End a run at once. `step` is the one that is not terminal, `job` its job; a worker that holds it is told."""
-        if run.status in TERMINAL_RUN:
+    def cancel(self, opened: Open, reason: str | None) -> Run:
+        """End a run. A worker that holds its job is told. One that has ended, or is being cleaned up after, is left as
+        it is: how it ends is decided."""
+        if opened.run.status in TERMINAL_RUN or _is_cleaned(opened):
+            return opened.run
+        return self._stop(opened, "cancelled", {"reason": reason}, reason)
+
+    def signal(self, opened: Open, step_key: str, result: dict[str, Any]) -> Run:
+        """End the step that waits for a signal, or keep it for the step that will.
+
+        Raises NotFound("unknown_step"), Invalid("not_a_wait_step" | "signal_refused"), Conflict("run_ended" |
+        "already_signalled")."""
+        run, plan, step = opened.run, opened.plan, opened.step
+        if run.status in TERMINAL_RUN or _is_cleaned(opened):
+            what = run.status if run.status in TERMINAL_RUN else "being cleaned up after"
+            raise Conflict("run_ended", f"run {run.id} is {what}: it takes no signals", {"run_id": run.id})
+        seqs = {planned.key: seq for seq, planned in enumerate(plan.steps, 1)}
+        if step_key not in seqs:
+            raise NotFound(f"run {run.id} has no step {step_key[:256]!r}", code="unknown_step")
+        planned = plan.at(seqs[step_key])
+        if not isinstance(planned, WaitPlan):
+            sentence = f"step {step_key!r} takes no signal: only a wait_for_event step does"
+            raise Invalid("not_a_wait_step", sentence)
+        reached = step.seq if step is not None else 0
+        if seqs[step_key] < reached or self._facts.signal(run.id, step_key) is not None:
+            raise Conflict("already_signalled", f"step {step_key!r} of run {run.id} has had its signal")
+        if step is None or seqs[step_key] > reached:
+            self.changes.append(SignalKept(run_id=run.id, step_key=step_key, result=result))
+            self._event(run, "signal.kept", {"step_key": step_key})
             return run
-        if job is not None:
-            outcome = jobs.cancelled(job, reason, self._now)
-            if outcome.after is not None:
-                self.changes.append(JobChanged(before=job, after=outcome.after))
-            if outcome.event == "cancel_requested":
-                self._announce_cancel(job, reason)
-        if step is not None and step.status not in TERMINAL_STEP:
-            self._end_step(step, "cancelled")
-            self._event(run, "step.cancelled", _without_none({"job_id": step.job_id, "reason": reason}), step)
-        return self._end_run(run, "cancelled", {"reason": reason})
+        return self._take_signal(opened, step, planned, result)
 
     # --- jobs without a run
 
@@ -220,11 +229,11 @@ class Engine:
         if running is None or running.run.status in TERMINAL_RUN or running.step.status in TERMINAL_STEP:
             return
         if outcome.event == "completed":
-            self._step_completed(after, running)
+            self._job_completed(after, running)
         elif outcome.event == "failed":
-            self._step_failed(after, running)
+            self._job_failed(after, running)
         elif outcome.event == "cancelled":
-            self.cancel(running.run, running.step, None, after.error_message)
+            self._job_cancelled(after, running)
         elif outcome.event == "retried":
             self._job_event(before, "action.failed", {"error": _error(after)})
             self._job_event(after, "action.retried", {"reason": "failed", "delay_seconds": _delay(after)})
@@ -241,45 +250,264 @@ class Engine:
         if job.status == "claimed":
             self._announce_cancel(job, "execution_deadline")
 
+    # --- what happens when a timer is due
+
+    def due(self, kind: TimerKind, opened: Open) -> None:
+        """A timer of the run has fired; what it was set for may be over."""
+        if kind == "turn":
+            self._pass_turn(opened)
+            return
+        self._clear_timer(opened.run, kind)
+        step = opened.step
+        if opened.run.status in TERMINAL_RUN or step is None:
+            return
+        if kind == "cleanup" and step.kind == "cleanup":
+            self._halt(opened, "cleanup_deadline")
+            outcome = self._facts.outcome(opened.run.id)
+            going = Going(run=self._resumed(opened.run), plan=opened.plan, queue=opened.queue)
+            self.changes.append(RunUpdated(run=self._ended_run(going, outcome["event"], outcome["payload"])))
+        elif kind == "run" and step.kind != "cleanup":
+            message = f"not over within its wall_clock_timeout of {opened.plan.wall_clock_timeout or 0:g} s"
+            self._stop(opened, "failed", {"error": _named(RUN_DEADLINE_EXCEEDED, message)}, "run_deadline")
+        elif kind == "step" and not opened.plan.steps:
+            message = "the version that the run executes is not valid on this server"
+            self._step_failed(opened, step, _named("InvalidVersion", message))
+        elif kind == "step" and step.kind == "sleep":
+            self._step_completed(opened, step, {})
+        elif kind == "step" and step.kind == "wait_for_event":
+            planned = opened.plan.at(step.seq)
+            timeout = planned.timeout if isinstance(planned, WaitPlan) else 0
+            error = _named(WAIT_DEADLINE_EXCEEDED, f"no signal came for step {step.step_key!r} within {timeout:g} s")
+            self._step_failed(opened, step, error)
+
+    # --- of one automation one run at a time
+
+    def _takes_turn(self, run: Run, target: Published, parent: Parent | None) -> bool:
+        """Whether the new run may begin. If not it stands in line now. Raises Conflict("run_skipped")."""
+        if parent is not None:
+            # Decided by its timer, in a transaction that can look at the line before it has locked any run.
+            self.changes.append(TurnAwaited(run_id=run.id, automation_id=run.automation_id))
+            self._set_timer(run, "turn", self._now)
+            return False
+        line = self._facts.line(run.automation_id)
+        others = [*([line.holder] if line.holder else ()), *line.waiting]
+        if others and target.plan.concurrency == "skip":
+            goes_on = others[0].run
+            sentence = f"run {goes_on.id} of automation {target.automation.handle} goes on, and its concurrency is skip"
+            raise Conflict("run_skipped", sentence, {"run_id": goes_on.id, "status": goes_on.status})
+        if others and (target.plan.concurrency == "queue" or not self._replace(others, run)):
+            self.changes.append(TurnAwaited(run_id=run.id, automation_id=run.automation_id))
+            return False
+        self.changes.append(TurnTaken(run_id=run.id, automation_id=run.automation_id))
+        return True
+
+    def _replace(self, others: list[Open], run: Run) -> bool:
+        """Cancel the others; whether all of them have ended, which takes longer where they have to clean up."""
+        ended = [self.cancel(other, f"replaced by run {run.id}") for other in others]
+        return all(each.status in TERMINAL_RUN for each in ended)
+
+    def _pass_turn(self, asking: Open) -> None:
+        """See who of the automation may run: `asking` has ended, or wants to begin."""
+        self._clear_timer(asking.run, "turn")
+        line = self._facts.line(asking.run.automation_id)
+        free, waiting = line.holder is None, list(line.waiting)
+        place = next((index for index, each in enumerate(waiting) if each.run.id == asking.run.id), 0)
+        others = [*([line.holder] if line.holder else ()), *waiting[:place]]
+        if others and asking.run.status == "queued":
+            if asking.plan.concurrency == "skip":
+                sentence = f"skipped: run {others[0].run.id} of the automation goes on, and its concurrency is skip"
+                self.cancel(asking, sentence)
+                del waiting[place]
+            elif asking.plan.concurrency == "replace":
+                free = self._replace(others, asking.run)
+                del waiting[:place]
+        if free and waiting:
+            begun = waiting[0]
+            self.changes.append(TurnTaken(run_id=begun.run.id, automation_id=begun.run.automation_id))
+            self.changes.append(RunBegun(run=self._begin(begun)))
+
     # --- how it goes on
 
-    def _step_completed(self, job: Job, running: Running) -> None:
-        result = job.result if job.result is not None else {}
-        step = self._end_step(running.step, "completed", result=result)
-        self._job_event(job, "action.result", {"outcome": "completed", **_shown(result)})
-        self._event(running.run, "step.completed", {"job_id": job.id}, step)
-        run = replace(running.run, status=follow(RUN, running.run.status, "resumed"), updated_at=self._now)
-        saved = {running.plan.steps[step.seq - 1].save_as: result}
-        run = self._advance(run, running.plan, running.queue, step.seq, saved)
+    def _begin(self, going: Going) -> Run:
+        """A queued run starts, and goes as far as it can. Returns the run as it stands, which the caller writes."""
+        timeout = going.plan.wall_clock_timeout
+        run = replace(
+            going.run,
+            status=follow(RUN, going.run.status, "started"),
+            started_at=self._now,
+            updated_at=self._now,
+            wall_clock_deadline_at=self._now + to_microseconds(timeout) if timeout is not None else None,
+        )
+        if run.wall_clock_deadline_at is not None:
+            self._set_timer(run, "run", run.wall_clock_deadline_at)
+        self._event(run, "run.started", {"status": run.status})
+        return self._advance(replace(going, run=run), 0, {})
+
+    def _advance(self, going: Going, index: int, saved: dict[str, Any]) -> Run:
+        """Begin the steps from `index` on until one waits or the run ends; `saved` are results that this transaction
+        has made. Returns the run as it stands, which the caller writes."""
+        lookup = self._lookup(going, saved)
+        for seq, planned in enumerate(going.plan.steps[index:], index + 1):
+            try:
+                if self._is_skipped(going.run, planned, seq, lookup):
+                    continue
+            except _StepFailed as failed:
+                return self._failed_at_once(going, self._new_step(going.run, planned, seq), failed, saved)
+            step = self._new_step(going.run, planned, seq)
+            try:
+                result = self._begin_step(going, step, planned, lookup)
+            except _StepFailed as failed:
+                return self._failed_at_once(going, step, failed, saved)
+            if result is None:
+                return self._suspended(going.run)
+            saved[planned.save_as] = result
+        return self._conclude(going, "completed", {}, saved)
+
+    def _begin_step(
+        self, going: Going, step: Step, planned: StepPlan, lookup: templates.Lookup
+    ) -> dict[str, Any] | None:
+        """The step's result, None when it waits. Raises _StepFailed."""
+        match planned:
+            case ActionPlan():
+                self._send_out(going, step, planned, lookup)
+                return None
+            case ChildPlan():
+                return self._start_child(going.run, step, planned, lookup)
+            case SleepPlan():
+                return self._sleep(going.run, step, planned, lookup)
+            case WaitPlan():
+                return self._wait(going.run, step, planned, lookup)
+
+    def _failed_at_once(self, going: Going, step: Step, failed: "_StepFailed", saved: dict[str, Any]) -> Run:
+        error = _named(failed.error_type, str(failed))
+        self.changes.append(StepCreated(step=self._ended(step, "failed", error=error)))
+        self._event(going.run, "step.failed", {"error": error}, step)
+        return self._conclude(going, "failed", {"error": {**error, "step_key": step.step_key}}, saved)
+
+    def _step_completed(
+        self, going: Going, step: Step, result: dict[str, Any], payload: dict[str, Any] | None = None
+    ) -> Run:
+        """A step that waited has its result, and the run goes on."""
+        ended = self._end_step(step, "completed", result=result)
+        self._event(going.run, "step.completed", payload or {}, ended)
+        going = Going(run=self._resumed(going.run), plan=going.plan, queue=going.queue)
+        if step.kind == "cleanup":
+            run = self._go_on_cleaning(going, step.seq)
+        else:
+            run = self._advance(going, step.seq, {going.plan.at(step.seq).save_as: result})
+        self.changes.append(RunUpdated(run=run))
+        return run
+
+    def _step_failed(
+        self, going: Going, step: Step, error: dict[str, str], payload: dict[str, Any] | None = None
+    ) -> None:
+        """A step that waited has failed, and so has the run, unless the step was part of its cleanup."""
+        ended = self._end_step(step, "failed", error=error)
+        self._event(going.run, "step.failed", {**(payload or {}), "error": error}, ended)
+        if step.kind == "cleanup":
+            going = Going(run=self._resumed(going.run), plan=going.plan, queue=going.queue)
+            run = self._go_on_cleaning(going, step.seq)
+        else:
+            run = self._conclude(going, "failed", {"error": {**error, "step_key": step.step_key}}, {})
         self.changes.append(RunUpdated(run=run))
 
-    def _step_failed(self, job: Job, running: Running) -> None:
+    def _job_completed(self, job: Job, running: Running) -> None:
+        result = job.result if job.result is not None else {}
+        self._job_event(job, "action.result", {"outcome": "completed", **shown(result)})
+        self._step_completed(running, running.step, result, {"job_id": job.id})
+
+    def _job_failed(self, job: Job, running: Running) -> None:
         error = _error(job)
         self._job_event(job, "action.failed", {"error": error})
         self._job_event(job, "action.result", {"outcome": "failed", "error": error})
-        step = self._end_step(running.step, "failed", error=error)
-        self._event(running.run, "step.failed", {"job_id": job.id, "error": error}, step)
-        self._end_run(running.run, "failed", {"error": {**error, "step_key": step.step_key}})
+        self._step_failed(running, running.step, error, {"job_id": job.id})
 
-    def _advance(self, run: Run, plan: Plan, queue: str, index: int, saved: dict[str, Any]) -> Run:
-        """Begin the steps from `index` on until one waits for a worker or the run ends; `saved` are results that this
-        transaction has made. Returns the run as it stands, which the caller writes."""
-        lookup = self._lookup(run, plan, saved)
-        for seq, planned in enumerate(plan.steps[index:], index + 1):
-            step = self._new_step(run, planned, seq)
+    def _job_cancelled(self, job: Job, running: Running) -> None:
+        opened = Open(run=running.run, plan=running.plan, queue=running.queue, step=running.step)
+        if running.step.kind != "cleanup":
+            self._stop(opened, "cancelled", {"reason": job.error_message}, None)
+            return
+        self._halt(opened, job.error_message)
+        going = Going(run=self._resumed(running.run), plan=running.plan, queue=running.queue)
+        self.changes.append(RunUpdated(run=self._go_on_cleaning(going, running.step.seq)))
+
+    # --- how it ends
+
+    def _stop(
+        self, opened: Open, event: Literal["failed", "cancelled"], payload: dict[str, Any], reason: str | None
+    ) -> Run:
+        """End the run from outside: what it waits for is given up."""
+        self._halt(opened, reason)
+        run = self._conclude(opened, event, payload, {})
+        self.changes.append(RunUpdated(run=run))
+        return run
+
+    def _halt(self, opened: Open, reason: str | None) -> None:
+        """The open step is cancelled; a worker that holds its job is told."""
+        step, job = opened.step, opened.job
+        if job is not None:
+            outcome = jobs.cancelled(job, reason, self._now)
+            if outcome.after is not None:
+                self.changes.append(JobChanged(before=job, after=outcome.after))
+            if outcome.event == "cancel_requested":
+                self._announce_cancel(job, reason)
+        if step is not None and step.status not in TERMINAL_STEP:
+            self._end_step(step, "cancelled")
+            self._event(opened.run, "step.cancelled", without_none({"job_id": step.job_id, "reason": reason}), step)
+            if step.kind in ("sleep", "wait_for_event"):
+                self._clear_timer(opened.run, "step")
+
+    def _conclude(
+        self,
+        going: Going,
+        event: Literal["completed", "failed", "cancelled"],
+        payload: dict[str, Any],
+        saved: dict[str, Any],
+    ) -> Run:
+        """It is decided how the run ends. Returns the run as it stands, which the caller writes."""
+        run = going.run
+        if not going.plan.cleanup or run.status == "queued":
+            return self._ended_run(going, event, payload)
+        outcome = {"event": event, "payload": payload}
+        if run.wall_clock_deadline_at is not None:
+            self._clear_timer(run, "run")
+        self._set_timer(run, "cleanup", self._now + to_microseconds(CLEANUP_TIMEOUT), outcome)
+        self._event(run, "run.cleanup_started", {"outcome": event, **without_none(payload)})
+        if run.status == "suspended":
+            run = self._resumed(run)
+        return self._clean(Going(run=run, plan=going.plan, queue=going.queue), 0, outcome, saved)
+
+    def _go_on_cleaning(self, going: Going, seq: int) -> Run:
+        """The cleanup step `seq` is over; what comes next."""
+        return self._clean(going, seq - len(going.plan.steps), self._facts.outcome(going.run.id), {})
+
+    def _clean(self, going: Going, index: int, outcome: dict[str, Any], saved: dict[str, Any]) -> Run:
+        """Begin the cleanup's steps from `index` on until one waits or the run ends as its `outcome` says."""
+        lookup = self._lookup(going, saved)
+        for seq, planned in enumerate(going.plan.cleanup[index:], len(going.plan.steps) + index + 1):
+            step = self._new_step(going.run, planned, seq, cleanup=True)
             try:
-                if isinstance(planned, ActionPlan):
-                    self._send_out(run, step, planned, queue, lookup)
-                    return replace(run, status=follow(RUN, run.status, "suspended"), updated_at=self._now)
-                saved[planned.save_as] = self._start_child(run, step, planned, lookup)
+                self._send_out(going, step, planned, lookup)
             except _StepFailed as failed:
-                error = {"type": failed.error_type, "message": str(failed)}
+                error = _named(failed.error_type, str(failed))
                 self.changes.append(StepCreated(step=self._ended(step, "failed", error=error)))
-                self._event(run, "step.failed", {"error": error}, step)
-                return self._ended_run(run, "failed", {"error": {**error, "step_key": step.step_key}})
-        return self._ended_run(run, "completed", {})
+                self._event(going.run, "step.failed", {"error": error}, step)
+            else:
+                return self._suspended(going.run)
+        self._clear_timer(going.run, "cleanup")
+        return self._ended_run(going, outcome["event"], outcome["payload"])
 
-    def _new_step(self, run: Run, planned: StepPlan, seq: int) -> Step:
+    # --- how steps begin
+
+    def _is_skipped(self, run: Run, planned: StepPlan, seq: int, lookup: templates.Lookup) -> bool:
+        """Raises _StepFailed."""
+        if not isinstance(planned, ChildPlan) or planned.condition is None:
+            return False
+        try:
+            if planned.condition.holds(lookup):
+                return False
+        except ConditionError as error:
+            raise _StepFailed("ConditionError", f"{planned.condition.text}: {error}") from error
         step = Step(
             id=self._new_id("step"),
             project_id=run.project_id,
@@ -288,17 +516,18 @@ class Engine:
             step_name=planned.name,
             save_as=planned.save_as,
             kind="action",
-            status=follow(STEP, "pending", "started"),
+            status=follow(STEP, "pending", "skipped"),
             seq=seq,
-            attempt=1,
+            attempt=0,
             created_at=self._now,
             updated_at=self._now,
-            started_at=self._now,
+            completed_at=self._now,
         )
-        self._event(run, "step.started", _without_none({"kind": step.kind, "step_name": step.step_name}), step)
-        return step
+        self.changes.append(StepCreated(step=step))
+        self._event(run, "step.skipped", {"condition": planned.condition.text}, step)
+        return True
 
-    def _send_out(self, run: Run, step: Step, planned: ActionPlan, queue: str, lookup: templates.Lookup) -> None:
+    def _send_out(self, going: Going, step: Step, planned: ActionPlan, lookup: templates.Lookup) -> None:
         parameters = _rendered(planned.parameters or {}, lookup)
         inputs = _rendered(planned.inputs, lookup)
         spec = {"parameters": parameters} if inputs is None else {"parameters": parameters, "inputs": inputs}
@@ -306,12 +535,13 @@ class Engine:
         if size > MAX_SPEC_BYTES:
             sentence = f"the rendered parameters are {size} bytes of JSON; a job carries at most {MAX_SPEC_BYTES}"
             raise _StepFailed("SpecTooLarge", sentence)
+        run = going.run
         job = Job(
             id=self._new_id("job"),
             project_id=run.project_id,
             kind="action_execution",
             origin=STEP_ORIGIN,
-            queue=queue,
+            queue=going.queue,
             status="pending",
             spec=spec,
             created_at=self._now,
@@ -351,13 +581,67 @@ class Engine:
         self._event(run, "step.completed", dict(result), step)
         return result
 
-    def _lookup(self, run: Run, plan: Plan, saved: dict[str, Any]) -> templates.Lookup:
-        keys = {planned.save_as: planned.key for planned in plan.steps}
+    def _sleep(self, run: Run, step: Step, planned: SleepPlan, lookup: templates.Lookup) -> dict[str, Any] | None:
+        try:
+            parameters = waits.rendered_sleep(planned, lookup)
+        except templates.TemplateError as error:
+            raise _StepFailed("TemplateError", str(error)) from error
+        try:
+            due = waits.wakes_at(parameters.get("duration"), parameters.get("until"), self._now)
+        except ValueError as error:
+            raise _StepFailed("InvalidSleep", str(error)) from error
+        step = replace(step, parameters=parameters)
+        if due <= self._now:
+            return self._completed_at_once(run, step, {}, {})
+        self._suspend(run, step, due, {"wake_at": rfc3339(due)})
+        return None
+
+    def _wait(self, run: Run, step: Step, planned: WaitPlan, lookup: templates.Lookup) -> dict[str, Any] | None:
+        match = _rendered(planned.match, lookup)
+        step = replace(step, parameters=without_none({"event_type": planned.event_type, "match": match}))
+        kept = self._facts.signal(run.id, planned.key)
+        if kept is not None:
+            self.changes.append(SignalTaken(run_id=run.id, step_key=planned.key))
+            try:
+                result = waits.accepted(planned, match, kept, lookup)
+            except waits.SignalRefused as refused:
+                self._event(run, "signal.refused", {"reason": str(refused)}, step)
+            else:
+                return self._completed_at_once(run, step, result, shown(result))
+        due = self._now + to_microseconds(planned.timeout)
+        self._suspend(run, step, due, {"event_type": planned.event_type, "timeout_at": rfc3339(due)})
+        return None
+
+    def _take_signal(self, opened: Open, step: Step, planned: WaitPlan, signal: dict[str, Any]) -> Run:
+        match = (step.parameters or {}).get("match")
+        try:
+            result = waits.accepted(planned, match, signal, self._lookup(opened, {}))
+        except waits.SignalRefused as refused:
+            raise Invalid("signal_refused", str(refused)) from refused
+        self._clear_timer(opened.run, "step")
+        return self._step_completed(opened, step, result, shown(result))
+
+    def _completed_at_once(
+        self, run: Run, step: Step, result: dict[str, Any], payload: dict[str, Any]
+    ) -> dict[str, Any]:
+        self.changes.append(StepCreated(step=self._ended(step, "completed", result=result)))
+        self._event(run, "step.completed", payload, step)
+        return result
+
+    def _suspend(self, run: Run, step: Step, due: int, payload: dict[str, Any]) -> None:
+        step = replace(step, status=follow(STEP, step.status, "suspended"))
+        self.changes.append(StepCreated(step=step))
+        self._set_timer(run, "step", due)
+        self._event(run, "step.suspended", payload, step)
+
+    def _lookup(self, going: Going, saved: dict[str, Any]) -> templates.Lookup:
+        run = going.run
+        keys = {planned.save_as: planned.key for planned in going.plan.steps}
 
         def look_up(path: templates.Path) -> Any:
             if path.root == "inputs":
                 return templates.descend(run.inputs, path)
-            if not path.keys or path.keys[0] not in keys:
+            if path.root != "context" or not path.keys or path.keys[0] not in keys:
                 raise templates.TemplateError(f"{path} names no step")
             save_as = path.keys[0]
             if save_as not in saved:
@@ -366,90 +650,6 @@ class Engine:
 
         return look_up
 
-    # --- records and events
-
-    def _ended(
-        self,
-        step: Step,
-        event: Literal["completed", "failed", "cancelled"],
-        *,
-        result: Any = None,
-        error: dict[str, str] | None = None,
-    ) -> Step:
-        return replace(
-            step,
-            status=follow(STEP, step.status, event),
-            result=result,
-            error_type=error["type"] if error else None,
-            error_message=error["message"] if error else None,
-            completed_at=self._now,
-            updated_at=self._now,
-        )
-
-    def _end_step(
-        self,
-        step: Step,
-        event: Literal["completed", "failed", "cancelled"],
-        *,
-        result: Any = None,
-        error: dict[str, str] | None = None,
-    ) -> Step:
-        ended = self._ended(step, event, result=result, error=error)
-        self.changes.append(StepUpdated(step=ended))
-        return ended
-
-    def _ended_run(self, run: Run, event: Literal["completed", "failed", "cancelled"], payload: dict[str, Any]) -> Run:
-        error = payload.get("error")
-        run = replace(
-            run,
-            status=follow(RUN, run.status, event),
-            error_type=error["type"] if error else None,
-            error_message=error["message"] if error else payload.get("reason"),
-            completed_at=self._now,
-            updated_at=self._now,
-        )
-        self._event(run, f"run.{event}", _without_none({"status": run.status, **payload}))
-        return run
-
-    def _end_run(self, run: Run, event: Literal["failed", "cancelled"], payload: dict[str, Any]) -> Run:
-        run = self._ended_run(run, event, payload)
-        self.changes.append(RunUpdated(run=run))
-        return run
-
-    def _event(self, run: Run, event_type: str, payload: dict[str, Any], step: Step | None = None) -> None:
-        self.changes.append(
-            EventAppended(
-                run_id=run.id,
-                event_type=event_type,
-                payload=payload,
-                step_id=step.id if step is not None else None,
-                step_key=step.step_key if step is not None else None,
-            )
-        )
-
-    def _job_event(self, job: Job, event_type: str, payload: dict[str, Any]) -> None:
-        about = {
-            "job_id": job.id,
-            "attempt": job.claim_attempt,
-            "worker_instance_id": job.worker_instance_id,
-            "action_name": job.action_name,
-        }
-        self.changes.append(
-            EventAppended(
-                run_id=job.run_id or "",
-                event_type=event_type,
-                payload={**_without_none(about), **payload},
-                step_id=job.step_id,
-                step_key=job.step_key,
-            )
-        )
-
-    def _announce_cancel(self, job: Job, reason: str | None) -> None:
-        if job.session_id is not None:
-            self.changes.append(
-                CancelAnnounced(job=job, session_id=job.session_id, reason=reason, requested_at=self._now)
-            )
-
 
 class _StepFailed(Exception):  # noqa: N818 - raised and caught here, as control flow
     """A step fails before it has a job."""
@@ -457,6 +657,11 @@ class _StepFailed(Exception):  # noqa: N818 - raised and caught here, as control
     def __init__(self, error_type: str, message: str) -> None:
         super().__init__(message)
         self.error_type = error_type
+
+
+def _is_cleaned(opened: Open) -> bool:
+    """Whether the run's end is decided and its cleanup goes on."""
+    return opened.step is not None and opened.step.kind == "cleanup"
 
 
 def _rendered(value: dict[str, Any] | None, lookup: templates.Lookup) -> Any:
@@ -469,17 +674,12 @@ def _rendered(value: dict[str, Any] | None, lookup: templates.Lookup) -> Any:
 
 
 def _error(job: Job) -> dict[str, str]:
-    return {"type": job.error_type or "Error", "message": job.error_message or ""}
+    return _named(job.error_type or "Error", job.error_message or "")
+
+
+def _named(error_type: str, message: str) -> dict[str, str]:
+    return {"type": error_type, "message": message}
 
 
 def _delay(job: Job) -> float:
     return (job.available_at - job.updated_at) / 1_000_000
-
-
-def _shown(result: Any) -> dict[str, Any]:
-    size = len(msgspec.json.encode(result))
-    return {"result": result} if size <= MAX_EVENT_RESULT_BYTES else {"result_omitted_bytes": size}
-
-
-def _without_none(payload: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in payload.items() if value is not None}

@@ -1,22 +1,30 @@
 """An automation's spec, as users write it, read into a plan. Every fault is a sentence that begins with its path.
 
-What a later release will run (agent, sleep, wait_for_event, conditions, triggers ...) is refused here, at
-publication, rather than ignored while a run goes on.
+What a later release will run (agent steps, triggers ...) is refused here, at publication, rather than ignored while a
+run goes on. docs/automations.md says what each part means.
 """
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
-from control_plane.domain import templates
+from control_plane.domain import conditions, templates
+from control_plane.domain.conditions import Condition
 from control_plane.domain.retries import DEFAULT_ATTEMPTS, DEFAULT_EXECUTION_TIMEOUT, MAX_ATTEMPTS
-from control_plane.domain.times import parse_duration
+from control_plane.domain.times import parse_duration, parse_time
 
 MAX_STEPS = 1000
+MAX_CLEANUP_STEPS = 20
 LONGEST_DURATION = 366 * 86_400
 """Seconds."""
+
+DEFAULT_WAIT_TIMEOUT = 30 * 86_400.0
+"""Seconds that a step waits for its signal when the spec does not say."""
+
+Concurrency = Literal["allow", "queue", "skip", "replace"]
+"""What a new run does while another of the automation goes on: beside it, after it, not at all, or instead of it."""
 
 INPUT_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -28,9 +36,13 @@ INPUT_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_EVENT_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _LONGEST_TEXT = 256
-_STEP_KINDS = ("action", "automation")
-_LATER_STEP_KINDS = ("agent", "sleep", "wait_for_event")
+_MOST_NAMES = 20
+_STEP_KINDS = ("action", "automation", "sleep", "wait_for_event")
+_LATER_STEP_KINDS = ("agent",)
+_STEP_KEYS = ("key", "name", "kind", "config", "input", "retry", "save_as", "timeout")
+_ROOTS = frozenset({"inputs", "context"})
 
 
 class ActionPlan(Struct, frozen=True, kw_only=True):
@@ -50,16 +62,41 @@ class ActionPlan(Struct, frozen=True, kw_only=True):
 
 
 class ChildPlan(Struct, frozen=True, kw_only=True):
-    """A step that starts a run of another automation and goes on."""
+    """A step that starts a run of another automation and goes on; it is skipped where the condition does not hold."""
 
     key: str
     save_as: str
     automation_handle: str
     name: str | None = None
     inputs: dict[str, Any] | None = None
+    condition: Condition | None = None
 
 
-StepPlan = ActionPlan | ChildPlan
+class SleepPlan(Struct, frozen=True, kw_only=True):
+    """A step that ends after `duration` or at `until`, whichever is set: the text of one, perhaps with templates."""
+
+    key: str
+    save_as: str
+    name: str | None = None
+    duration: str | None = None
+    until: str | None = None
+
+
+class WaitPlan(Struct, frozen=True, kw_only=True):
+    """A step that a signal ends. `match` are values that the signal must have, by the path of each within it;
+    `payload_mapping` is what the step's result is made of (None: it is the signal). `timeout` in seconds."""
+
+    key: str
+    save_as: str
+    event_type: str
+    name: str | None = None
+    match: dict[str, Any] | None = None
+    condition: Condition | None = None
+    payload_mapping: dict[str, str] | None = None
+    timeout: float = DEFAULT_WAIT_TIMEOUT
+
+
+StepPlan = ActionPlan | ChildPlan | SleepPlan | WaitPlan
 
 
 class InputPlan(Struct, frozen=True, kw_only=True):
@@ -72,10 +109,20 @@ class InputPlan(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """A valid spec, ready to be executed: steps run in order."""
+    """A valid spec, ready to be executed: steps run in order, then those of the cleanup.
+
+    `wall_clock_timeout` are the seconds from a run's start until it has to be over, None: it may take what it takes.
+    """
 
     steps: tuple[StepPlan, ...]
     inputs: dict[str, InputPlan]
+    cleanup: tuple[ActionPlan, ...] = ()
+    concurrency: Concurrency = "allow"
+    wall_clock_timeout: float | None = None
+
+    def at(self, seq: int) -> StepPlan:
+        """The step that runs as this seq of a run: the cleanup's follow the others."""
+        return (*self.steps, *self.cleanup)[seq - 1]
 
 
 def read(spec: Any) -> tuple[Plan | None, list[str]]:
@@ -85,12 +132,29 @@ def read(spec: Any) -> tuple[Plan | None, list[str]]:
     return (None if reader.errors else plan), reader.errors
 
 
+def unreadable(spec: dict[str, Any]) -> Plan:
+    """What is left of a spec that this server refuses and an older one has published: a run of it can be ended."""
+    kinds: tuple[Concurrency, ...] = get_args(Concurrency)
+    found = next((kind for kind in kinds if kind == spec.get("concurrency")), kinds[0])
+    return Plan(steps=(), inputs={}, concurrency=found)
+
+
 def merge_inputs(plan: Plan, *layers: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
-    """The run's inputs (declared defaults, then each layer over the one before) and what is wrong with them."""
+    """The run's inputs (declared defaults, then each layer over the one before) and what is wrong with them.
+
+    Where the spec declares inputs the last layer, which is the caller's, may have no others.
+    """
     merged = {name: declared.default for name, declared in plan.inputs.items() if declared.has_default}
     for layer in layers:
         merged.update(layer or {})
     errors = []
+    if plan.inputs and layers:
+        known = f"it declares {', '.join(list(plan.inputs)[:_MOST_NAMES])}"
+        errors += [
+            f"inputs.{name[:_LONGEST_TEXT]}: the automation declares no such input; {known}"
+            for name in layers[-1] or {}
+            if name not in plan.inputs
+        ]
     for name, declared in plan.inputs.items():
         if name not in merged:
             if declared.required:
@@ -188,15 +252,49 @@ class _Reader:
         self.check_templates(value, f"{where}.{key}")
         return value
 
-    def check_templates(self, value: Any, where: str) -> None:
+    def check_templates(self, value: Any, where: str, roots: frozenset[str] = _ROOTS) -> None:
         for place, path in templates.paths_in(value, where):
             if isinstance(path, templates.TemplateError):
                 self.fault(place, str(path))
-            elif path.keys and path.root == "inputs":
-                if self.input_names and path.keys[0] not in self.input_names:
-                    self.fault(place, f"{path} names an input that the spec does not declare")
-            elif path.root == "context" and (not path.keys or path.keys[0] not in self.saved):
-                self.fault(place, f"{path} names no save_as (or key) of an earlier step")
+            else:
+                self.check_path(path, place, roots)
+
+    def check_path(self, path: templates.Path, where: str, roots: frozenset[str]) -> None:
+        if path.root not in roots:
+            sentence = (
+                f"{path}: .event is the signal of a wait_for_event step, known in its condition and payload_mapping"
+            )
+            self.fault(where, sentence)
+        elif path.keys and path.root == "inputs":
+            if self.input_names and path.keys[0] not in self.input_names:
+                self.fault(where, f"{path} names an input that the spec does not declare")
+        elif path.root == "context" and (not path.keys or path.keys[0] not in self.saved):
+            self.fault(where, f"{path} names no save_as (or key) of an earlier step")
+
+    def condition(self, fields: dict[str, Any], where: str, roots: frozenset[str] = _ROOTS) -> Condition | None:
+        text = fields.get("condition")
+        where = f"{where}.condition"
+        if text is None or text == "":
+            return None
+        if not isinstance(text, str):
+            self.fault(where, f"expected a text such as '.inputs.amount > 100', got {_kind(text)}")
+            return None
+        if "{{" in text:
+            self.fault(where, "a condition has paths without braces, such as .inputs.amount > 100")
+            return None
+        try:
+            found = conditions.parse(text)
+        except conditions.ConditionError as error:
+            self.fault(where, str(error))
+            return None
+        for path in found.paths():
+            self.check_path(path, where, roots)
+        return found
+
+    def unfit(self, fields: dict[str, Any], where: str, names: Iterable[str], reason: str) -> None:
+        for name in names:
+            if fields.get(name):
+                self.fault(f"{where}.{name}", reason)
 
     # --- the parts
 
@@ -208,8 +306,9 @@ class _Reader:
         fields = self.object(spec, "spec", known)
         if "schema_version" in fields and fields["schema_version"] != "1":
             self.fault("schema_version", 'expected "1"')
-        if fields.get("concurrency", "allow") != "allow":
-            self.fault("concurrency", 'this server supports "allow" only')
+        concurrency = fields.get("concurrency", "allow")
+        if concurrency not in get_args(Concurrency):
+            self.fault("concurrency", f"expected one of {', '.join(get_args(Concurrency))}")
         self.not_yet(fields)
         inputs = self.inputs(fields.get("inputs", {}))
         steps = fields.get("steps")
@@ -221,16 +320,53 @@ class _Reader:
             steps = []
         keys: set[str] = set()
         plans = [self.step(step, f"steps[{index}]", keys) for index, step in enumerate(steps)]
-        return Plan(steps=tuple(plan for plan in plans if plan is not None), inputs=inputs)
+        return Plan(
+            steps=tuple(plan for plan in plans if plan is not None),
+            inputs=inputs,
+            cleanup=self.cleanup(fields.get("cleanup", []), keys),
+            concurrency=concurrency,
+            wall_clock_timeout=self.defaults(fields.get("defaults", {})),
+        )
 
     def not_yet(self, fields: dict[str, Any]) -> None:
-        for key in ("cleanup", "repositories", "defaults"):
-            if fields.get(key):
-                self.fault(key, "this server does not support it; leave it out")
+        if fields.get("repositories"):
+            self.fault("repositories", "this server does not support it; leave it out")
         triggers = fields.get("triggers") or []
         for index, trigger in enumerate(triggers if isinstance(triggers, list) else [triggers]):
             if not isinstance(trigger, dict) or trigger.get("kind") != "manual":
                 self.fault(f"triggers[{index}]", 'this server supports kind "manual" only: start runs through the API')
+            elif trigger.get("concurrency_policy", "allow") != "allow":
+                self.fault(
+                    f"triggers[{index}].concurrency_policy", "set the spec's concurrency, which holds for all runs"
+                )
+
+    def defaults(self, value: Any) -> float | None:
+        fields = self.object(value, "defaults", ("wall_clock_timeout", "agent_session", "environment"))
+        self.unfit(
+            fields, "defaults", ("agent_session", "environment"), "this server does not support it; leave it out"
+        )
+        timeout = self.duration(fields, "wall_clock_timeout", "defaults")
+        if timeout is not None and timeout <= 0:
+            self.fault("defaults.wall_clock_timeout", "expected more than nothing")
+        return timeout
+
+    def cleanup(self, value: Any, keys: set[str]) -> tuple[ActionPlan, ...]:
+        if not isinstance(value, list):
+            self.fault("cleanup", f"expected a list of steps, got {_kind(value)}")
+            return ()
+        if len(value) > MAX_CLEANUP_STEPS:
+            self.fault("cleanup", f"at most {MAX_CLEANUP_STEPS} steps, got {len(value)}")
+            return ()
+        plans = []
+        for index, raw in enumerate(value):
+            where = f"cleanup[{index}]"
+            known = tuple(key for key in _STEP_KEYS if key != "save_as")
+            fields = self.object(raw, where, known)
+            if fields.get("kind", "action") != "action":
+                self.fault(f"{where}.kind", 'expected "action": a cleanup step runs an action')
+            key = self.key(fields, where, keys)
+            plans.append(self.action(fields, where, key, key))
+        return tuple(plans)
 
     def inputs(self, value: Any) -> dict[str, InputPlan]:
         if not isinstance(value, dict):
@@ -260,32 +396,40 @@ class _Reader:
             )
         return declared
 
-    def step(self, value: Any, where: str, keys: set[str]) -> StepPlan | None:
-        fields = self.object(value, where, ("key", "name", "kind", "config", "input", "retry", "save_as", "timeout"))
-        if not fields:
-            return None
+    def key(self, fields: dict[str, Any], where: str, keys: set[str]) -> str:
         key = self.name(fields, "key", where, missing="a name that no other step of the spec has")
         if key in keys:
             self.fault(f"{where}.key", f"{key!r} is the key of an earlier step")
-        save_as = self.name(fields, "save_as", where) or key
-        if save_as is not None and save_as in self.saved:
-            self.fault(f"{where}.save_as", f"{save_as!r} is taken by an earlier step")
-        plan = self.step_of_kind(fields, where, key or "", save_as or "")
         keys.update({key} if key else ())
+        return key or ""
+
+    def step(self, value: Any, where: str, keys: set[str]) -> StepPlan | None:
+        fields = self.object(value, where, _STEP_KEYS)
+        if not fields:
+            return None
+        key = self.key(fields, where, keys)
+        save_as = self.name(fields, "save_as", where) or key
+        if save_as and save_as in self.saved:
+            self.fault(f"{where}.save_as", f"{save_as!r} is taken by an earlier step")
+        plan = self.step_of_kind(fields, where, key, save_as)
         # Only now: a step does not see its own result.
         self.saved.update({save_as} if save_as else ())
         return plan
 
     def step_of_kind(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> StepPlan | None:
-        kind = fields.get("kind")
-        if kind == "action":
-            return self.action(fields, where, key, save_as)
-        if kind == "automation":
-            return self.child(fields, where, key, save_as)
-        if kind in _LATER_STEP_KINDS:
-            self.fault(f"{where}.kind", f"this server does not run {kind} steps; it runs {' and '.join(_STEP_KINDS)}")
-        else:
-            self.fault(f"{where}.kind", f"required; one of {', '.join(_STEP_KINDS)}")
+        match fields.get("kind"):
+            case "action":
+                return self.action(fields, where, key, save_as)
+            case "automation":
+                return self.child(fields, where, key, save_as)
+            case "sleep":
+                return self.sleep(fields, where, key, save_as)
+            case "wait_for_event":
+                return self.wait(fields, where, key, save_as)
+            case str() as kind if kind in _LATER_STEP_KINDS:
+                self.fault(f"{where}.kind", f"this server does not run {kind} steps; it runs {', '.join(_STEP_KINDS)}")
+            case _:
+                self.fault(f"{where}.kind", f"required; one of {', '.join(_STEP_KINDS)}")
         return None
 
     def action(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> ActionPlan:
@@ -316,11 +460,8 @@ class _Reader:
     def child(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> ChildPlan:
         place = f"{where}.config"
         config = self.object(fields.get("config", {}), place, ("automation_handle", "condition", "inputs"))
-        if config.get("condition"):
-            self.fault(f"{place}.condition", "this server does not support conditions; leave it out")
-        for unfit in ("retry", "timeout", "input"):
-            if fields.get(unfit):
-                self.fault(f"{where}.{unfit}", "an automation step has none: its child run goes on by itself")
+        reason = "an automation step has none: its child run goes on by itself"
+        self.unfit(fields, where, ("retry", "timeout", "input"), reason)
         return ChildPlan(
             key=key,
             save_as=save_as,
@@ -330,7 +471,71 @@ class _Reader:
             )
             or "",
             inputs=self.json_object(config, "inputs", place),
+            condition=self.condition(config, place),
         )
+
+    def sleep(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> SleepPlan:
+        place = f"{where}.config"
+        config = self.object(fields.get("config", {}), place, ("duration", "until"))
+        self.unfit(fields, where, ("retry", "timeout", "input"), "a sleep step has none: it ends by itself")
+        if len(config) != 1:
+            self.fault(
+                place, 'expected either a duration such as "90s" or until, a time such as "2030-01-31T12:00:00Z"'
+            )
+        duration, until = self.text(config, "duration", place), self.text(config, "until", place)
+        if duration is not None and "{{" in duration:
+            self.check_templates(duration, f"{place}.duration")
+        elif duration is not None and self.duration(config, "duration", place) == 0:
+            self.fault(f"{place}.duration", "expected more than nothing")
+        if until is not None and "{{" in until:
+            self.check_templates(until, f"{place}.until")
+        elif until is not None:
+            try:
+                parse_time(until)
+            except ValueError as error:
+                self.fault(f"{place}.until", str(error))
+        return SleepPlan(
+            key=key, save_as=save_as, name=self.text(fields, "name", where), duration=duration, until=until
+        )
+
+    def wait(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> WaitPlan:
+        place = f"{where}.config"
+        known = ("event_type", "match", "condition", "payload_mapping", "source_id")
+        config = self.object(fields.get("config", {}), place, known)
+        self.unfit(fields, where, ("retry", "input"), "a wait_for_event step has none: it waits until its timeout")
+        reason = "this server has no event sources: a wait_for_event step is ended by a signal; leave it out"
+        self.unfit(config, place, ("source_id",), reason)
+        match = self.json_object(config, "match", place)
+        for path in match or {}:
+            if not _EVENT_PATH.fullmatch(path):
+                sentence = "expected the path of a value in the signal, such as order.id"
+                self.fault(f"{place}.match.{path[:_LONGEST_TEXT]}", sentence)
+        return WaitPlan(
+            key=key,
+            save_as=save_as,
+            name=self.text(fields, "name", where),
+            event_type=self.text(config, "event_type", place, missing="what the step waits for, for people to read")
+            or "",
+            match=match,
+            condition=self.condition(config, place, _ROOTS | {"event"}),
+            payload_mapping=self.payload_mapping(config, place),
+            timeout=self.timeout(fields.get("timeout", {}), f"{where}.timeout", DEFAULT_WAIT_TIMEOUT),
+        )
+
+    def payload_mapping(self, config: dict[str, Any], where: str) -> dict[str, str] | None:
+        mapping = config.get("payload_mapping")
+        where = f"{where}.payload_mapping"
+        if not mapping:
+            return None
+        if not isinstance(mapping, dict):
+            self.fault(where, f"expected an object, got {_kind(mapping)}")
+            return None
+        for name, template in mapping.items():
+            if not isinstance(template, str) or "{{" not in template:
+                self.fault(f"{where}.{name[:_LONGEST_TEXT]}", "expected a template such as {{ .event.order.id }}")
+                return None
+        self.check_templates(mapping, where, _ROOTS | {"event"})
+        return mapping
 
     def retry(self, value: Any, where: str) -> tuple[int, float, tuple[str, ...]]:
         fields = self.object(value, where, ("max_attempts", "delay", "non_retryable"))
@@ -344,11 +549,11 @@ class _Reader:
             listed = []
         return attempts, self.duration(fields, "delay", where) or 0.0, tuple(listed)
 
-    def timeout(self, value: Any, where: str) -> float:
+    def timeout(self, value: Any, where: str, default: float = DEFAULT_EXECUTION_TIMEOUT) -> float:
         fields = self.object(value, where, ("duration", "on_timeout"))
         if fields.get("on_timeout", "fail") != "fail":
             self.fault(f"{where}.on_timeout", 'expected "fail"')
         duration = self.duration(fields, "duration", where)
         if duration is not None and duration <= 0:
             self.fault(f"{where}.duration", "expected more than nothing")
-        return duration or DEFAULT_EXECUTION_TIMEOUT
+        return duration or default

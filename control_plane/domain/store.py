@@ -113,11 +113,18 @@ class KeyChanged(Fact, frozen=True):
     ends_at: int
 
 
+class TimerArmed(Fact, frozen=True, kw_only=True):
+    """Something is to happen to a run at `due_at` (microseconds)."""
+
+    due_at: int
+
+
 Committed = (
     JobClaimable
     | JobEnded
     | CancelRequested
     | RunChanged
+    | TimerArmed
     | SessionDrainRequested
     | SessionDrainLifted
     | SessionTaken
@@ -132,6 +139,19 @@ class Page(Struct, frozen=True, kw_only=True):
 
     items: list[Any]
     next_cursor: str | None = None
+
+
+class RunFilter(Struct, frozen=True, kw_only=True):
+    """Which runs are listed, beside their status and automation. Times are microseconds: created at `created_after` or
+    later, and before `created_before`."""
+
+    external_id: str | None = None
+    parent_run_id: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+
+
+EVERY_RUN = RunFilter()
 
 
 class LeaseTerms(Struct, frozen=True, kw_only=True):
@@ -252,6 +272,14 @@ class DeltaPage(Struct, frozen=True, kw_only=True):
     chunks: list[tuple[int, str]]
     newest: Position | None
     ended: Job | None = None
+
+
+class Fired(Struct, frozen=True, kw_only=True):
+    """What became of the timers that were due: `fired` have done what they were set for, `left` have not, because
+    somebody else was deciding about their runs or because they could not be decided."""
+
+    fired: int = 0
+    left: int = 0
 
 
 class SessionView(Struct, frozen=True, kw_only=True):
@@ -399,15 +427,23 @@ class Store(Protocol):
         """Creates the run and starts its first step. An `external_id` of a run that has not ended gives that run.
 
         Raises NotFound, Invalid("invalid_inputs"), Conflict("not_published" | "automation_paused" |
-        "automation_archived" | "external_id_conflict"; the last with details run_id and status)."""
+        "automation_archived" | "external_id_conflict" | "run_skipped"; the last two with details run_id and status)."""
 
     async def run(self, project_id: str, run_id: str) -> Run:
         """Raises NotFound."""
 
     async def runs(
-        self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
+        self,
+        project_id: str,
+        *,
+        status: str | None,
+        automation_id: str | None,
+        cursor: str | None,
+        limit: int,
+        more: RunFilter = EVERY_RUN,
     ) -> Page:
-        """Page of Run, without `result` and `context` (a single `run` has them). Raises Invalid("invalid_cursor")."""
+        """Page of Run, without `result` and `context` (a single `run` has them), and shorter than `limit` where inputs
+        are large. Raises Invalid("invalid_cursor")."""
 
     async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
         """A terminal run is returned as it is. Raises NotFound."""
@@ -417,6 +453,23 @@ class Store(Protocol):
 
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """Events with sequence > since, in order. Raises NotFound."""
+
+    # --- runs that wait
+
+    async def signal_run(
+        self, project_id: str, run_id: str, step_key: str, result: dict[str, Any], *, now: int | None = None
+    ) -> Run:
+        """Ends the step that waits for it; kept when the step has not begun to wait.
+
+        Raises NotFound("not_found" | "unknown_step"), Invalid("not_a_wait_step" | "signal_refused"),
+        Conflict("run_ended" | "already_signalled")."""
+
+    async def fire_timers(self, *, limit: int, now: int | None = None) -> Fired:
+        """What is due happens, the oldest first: steps wake, waits and runs reach their deadlines, queued runs start.
+        Each is looked at again in the transaction in which it happens, so that any number of processes may ask."""
+
+    async def next_timer_at(self) -> int | None:
+        """When the next timer is due; None when there is none."""
 
     # --- sessions
 

@@ -9,7 +9,8 @@ from msgspec import Struct
 
 from wire.depth import MAX_DEPTH, is_deeper
 
-ROOTS = ("inputs", "context")
+ROOTS = ("inputs", "context", "event")
+"""`event` is the signal of a step that waits for one; specs.py says where it may stand."""
 
 MAX_INSERTED_BYTES = 1024 * 1024
 """More than a job's spec may have (768 KiB), so that a spec that is too large is named as such."""
@@ -113,6 +114,11 @@ def descend(value: Any, path: Path) -> Any:
             so_far = Path(path.root, path.keys[:position])
             raise TemplateError(f"{path}: {so_far} has no {key!r}")
     return value
+
+
+def parse_path(text: str) -> Path:
+    """The path. Raises TemplateError."""
+    return _parse(text)
 
 
 def _parse(inside: str) -> Path:

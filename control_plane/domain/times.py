@@ -1,5 +1,6 @@
 """Times and durations as users write and read them."""
 
+import contextlib
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +22,15 @@ def rfc3339(microseconds: int) -> str:
 def to_microseconds(seconds: float) -> int:
     """A duration in the store's unit."""
     return round(seconds * MICROSECONDS)
+
+
+def parse_time(text: str) -> int:
+    """Store time of an RFC 3339 text, which says its offset from UTC. Raises ValueError with a sentence."""
+    with contextlib.suppress(ValueError):
+        found = datetime.fromisoformat(text) if len(text) <= _LONGEST_TEXT and "T" in text.upper() else None
+        if found is not None and found.tzinfo is not None:
+            return (found - _EPOCH) // timedelta(microseconds=1)
+    raise ValueError(f'expected a time such as "2030-01-31T12:00:00Z", not {text[:_LONGEST_TEXT]!r}')
 
 
 def parse_duration(text: str) -> float:

@@ -2,9 +2,11 @@
 
 import base64
 import binascii
+from collections.abc import Generator
 from typing import Any
 
-from control_plane.domain.store import Page
+from control_plane.domain.store import Page, RunFilter
+from control_plane.domain.times import to_microseconds
 from control_plane.errors import Invalid
 from control_plane.store.lanes import NEVER
 
@@ -14,6 +16,54 @@ MOST_EVENT_BYTES = 8 * 1024 * 1024
 
 MOST_LOOKED_AT = 5000
 """Jobs that one page of a listing looks at: those that it looks for may be rare."""
+
+
+MOST_RUN_BYTES = 8 * 1024 * 1024
+"""Of inputs in one page of runs."""
+
+DISORDER = to_microseconds(5)
+"""Runs are created in the order of their keys, but for what two replicas do at the same moment."""
+
+Found = tuple[int, int] | None
+Search = Generator[int, Found, int]
+
+
+def first_since(lowest: int, highest: int, time: int) -> Search:
+    """The smallest key from which on runs were created at `time` or later. It yields keys, and is sent the key and time
+    of the newest run that has this key or a smaller one."""
+    while lowest <= highest:
+        middle = (lowest + highest) // 2
+        found = yield middle
+        if found is None or found[1] < time:
+            lowest = middle + 1
+        else:
+            highest = found[0] - 1
+    return lowest
+
+
+def created_between(ends: tuple[int | None, int | None], more: RunFilter) -> Generator[int, Found, tuple[int, int]]:
+    """Keys between which the runs are that were created then: the first, and the one behind the last. `ends` are the
+    smallest and the largest key that there are; yields as `first_since` does."""
+    lowest, highest = ends
+    if lowest is None or highest is None:
+        return 0, 0
+    first, behind = lowest, highest + 1
+    if more.created_after is not None:
+        first = yield from first_since(lowest, highest, more.created_after - DISORDER)
+    if more.created_before is not None:
+        behind = yield from first_since(lowest, highest, more.created_before + DISORDER)
+    return first, behind
+
+
+def runs_statement(status: str | None, automation_id: str | None, more: RunFilter) -> str:
+    """The name of the statement that lists runs by the index that leaves the fewest."""
+    if more.external_id is not None:
+        return "runs_of_external_id"
+    if more.parent_run_id is not None:
+        return "runs_of_parent"
+    if automation_id is not None:
+        return "runs_of_automation"
+    return "runs_of_project" if status is None else "runs_by_status"
 
 
 def position(cursor: str | None) -> int:
@@ -27,10 +77,10 @@ def position(cursor: str | None) -> int:
     return min(max(found, 0), NEVER)
 
 
-def page(found: list[tuple[int, Any]], limit: int) -> Page:
-    """The page of what was found, with keys; `found` has one more than `limit` when there is a next page."""
+def page(found: list[tuple[int, Any]], limit: int, *, more: bool = False) -> Page:
+    """The page of what was found, with keys; there is a next page when `found` has one more than `limit`, or `more`."""
     shown = found[:limit]
-    more = len(found) > limit
+    more = more or len(found) > limit
     return Page(items=[item for _, item in shown], next_cursor=_cursor(shown[-1][0]) if more and shown else None)
 
 

@@ -35,9 +35,11 @@ from control_plane.domain.model import (
     Version,
 )
 from control_plane.domain.store import (
+    EVERY_RUN,
     ClaimOrder,
     Committed,
     DeltaPage,
+    Fired,
     HeartbeatOutcome,
     JobClaimable,
     JobFilter,
@@ -51,6 +53,7 @@ from control_plane.domain.store import (
     Page,
     Reaped,
     ReportOutcome,
+    RunFilter,
     SessionTaken,
     SessionView,
 )
@@ -69,6 +72,7 @@ from control_plane.store.postgres_batch import (
     Ping,
     Report,
     RetryJob,
+    Signal,
     StartRun,
 )
 from control_plane.store.postgres_connections import Connection, Database
@@ -81,6 +85,7 @@ from control_plane.store.postgres_queries import Queries
 from control_plane.store.postgres_registry import Registry
 from control_plane.store.postgres_replicas import Replicas
 from control_plane.store.postgres_sweep import Sweep
+from control_plane.store.postgres_timers import Firing
 from control_plane.store.postgres_writer import Writer
 from control_plane.store.statements import load_statements
 
@@ -333,10 +338,17 @@ class PostgresStore:
         return await self._read(self._queries.run, project_id, run_id)
 
     async def runs(
-        self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
+        self,
+        project_id: str,
+        *,
+        status: str | None,
+        automation_id: str | None,
+        cursor: str | None,
+        limit: int,
+        more: RunFilter = EVERY_RUN,
     ) -> Page:
         """See Store."""
-        return await self._read(self._queries.runs, project_id, status, automation_id, cursor, limit)
+        return await self._read(self._queries.runs, project_id, status, automation_id, cursor, limit, more)
 
     async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
         """See Store."""
@@ -351,6 +363,32 @@ class PostgresStore:
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """See Store."""
         return await self._read(self._queries.events, project_id, run_id, since, limit)
+
+    # --- runs that wait
+
+    async def signal_run(
+        self, project_id: str, run_id: str, step_key: str, result: dict[str, Any], *, now: int | None = None
+    ) -> Run:
+        """See Store."""
+        command = Signal(project_id=project_id, run_id=run_id, step_key=step_key, result=result)
+        run: Run = await self._writer.submit(command, now)
+        return run
+
+    async def fire_timers(self, *, limit: int, now: int | None = None) -> Fired:
+        """See Store."""
+        at = now if now is not None else self.now()
+
+        async def fire(connection: Connection) -> tuple[Fired, list[Committed]]:
+            one = Firing(self._known, at, limit)
+            return await one.run(connection, self._pool.run, time.monotonic()), one.facts
+
+        fired, facts = await self._pool.transact(fire)
+        self._announce(facts)
+        return fired
+
+    async def next_timer_at(self) -> int | None:
+        """See Store."""
+        return await self._read(self._queries.next_timer_at)
 
     # --- sessions
 

@@ -1,11 +1,11 @@
 """The commands on jobs and runs, many in one transaction: lock, load, decide, write.
 
-The lock order is what keeps transactions of all replicas from waiting for each other in a circle: external ids, then
-runs, then claimed and pending jobs, each in the order of its keys. Claims come last and wait for nobody.
+The lock order is what keeps transactions of all replicas from waiting for each other in a circle: external ids, turns
+of automations, then runs, then claimed and pending jobs, each in the order of its keys. Claims come last and wait for
+nobody.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,13 @@ from control_plane.domain.model import Job, Run
 from control_plane.domain.runs import Engine, already_started
 from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, Lease, ReportOutcome
 from control_plane.domain.times import to_microseconds
-from control_plane.errors import NotFound
+from control_plane.errors import DomainError, NotFound
 from control_plane.keys import hash_secret
 from control_plane.store.lanes import Lane
 from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
-from control_plane.store.postgres_facts import LoadedJob
+from control_plane.store.postgres_facts import LoadedJob, Missing, lock_key, turn_key
 from control_plane.store.postgres_held import Finishing, HeldReport
 
 CLAIM_AGAIN = 0.003
@@ -127,6 +127,15 @@ class CancelRun(Command, frozen=True):
     reason: str | None = None
 
 
+class Signal(Command, frozen=True):
+    """See Store.signal_run."""
+
+    project_id: str
+    run_id: str
+    step_key: str
+    result: dict[str, Any]
+
+
 class Asked:
     """A command and what becomes of it. `now` is None for the store's clock, `tries` counts how often it was put off.
 
@@ -191,6 +200,8 @@ class Batch:
         self._facts = self._decisions.facts
         self._finishing = Finishing(known.sql["finish_held"], known.terms.pending_deadline)
         self._busy: set[str] = set()
+        self._turns: set[str] = set()
+        self._in_line: set[tuple[str, str]] = set()
         self._made: list[tuple[Asked, Decision]] = []
         self.begun = False
         """Whether there is a transaction to commit."""
@@ -207,9 +218,10 @@ class Batch:
         await self._connection.execute("BEGIN")
         self.begun = True
         await self._lock_external_ids(works)
+        await self._load_published(works)
+        await self._lock_turns(works)
         await self._lock_and_load(works)
         await self._finish(works)
-        await self._load_published(works)
         claims = await self._find_candidates(works)
         for asked in works:
             if asked.put_off is None:
@@ -263,7 +275,7 @@ class Batch:
     async def _lock_external_ids(self, works: Sequence[Asked]) -> None:
         keys: set[int] = set()
         for asked in works:
-            named = {_lock_key(*name) for name in _names(asked.command)}
+            named = {lock_key(*name) for name in _names(asked.command)}
             if named & keys:
                 asked.again(0.0)
             keys |= named
@@ -272,23 +284,28 @@ class Batch:
 
     async def _lock_and_load(self, works: Sequence[Asked]) -> None:
         job_ids = [asked.command.job_id for asked in works if isinstance(asked.command, Report | CancelJob | RetryJob)]
-        cancels = {
-            (asked.command.project_id, asked.command.run_id) for asked in works if isinstance(asked.command, CancelRun)
+        named = self._in_line | {
+            (asked.command.project_id, asked.command.run_id)
+            for asked in works
+            if isinstance(asked.command, CancelRun | Signal)
         }
-        if not (job_ids or cancels):
-            return
-        run_ids = [run_id for _, run_id in cancels]
+        if job_ids or named:
+            await self._lock_runs_and_jobs(job_ids, named)
+            reports = (asked.command for asked in works if isinstance(asked.command, Report))
+            lost = {report.job_id for report in reports if jobs.tells_of_loss(report.reported)}
+            if lost:
+                loaded = (item.job for item in self._facts.jobs.values() if item.job.id in lost)
+                await self._facts.load_only_once(self._connection, loaded)
+        await self._facts.load_lines(self._connection, sorted(self._turns))
+
+    async def _lock_runs_and_jobs(self, job_ids: Sequence[str], named: Iterable[tuple[str, str]]) -> None:
+        run_ids = [run_id for _, run_id in named]
         found = await self._connection.fetch(self._sql["lock_jobs"], job_ids, run_ids)
         seqs = {row[2] for row in found}
-        if cancels:
-            await self._facts.load_runs(self._connection, cancels)
+        if named:
+            await self._facts.load_runs(self._connection, named)
             seqs |= {loaded.job_seq for loaded in self._facts.runs.values() if loaded.job_seq is not None}
         await self._facts.load_jobs(self._connection, sorted(seqs))
-        reports = (asked.command for asked in works if isinstance(asked.command, Report))
-        lost = {report.job_id for report in reports if jobs.tells_of_loss(report.reported)}
-        if lost:
-            loaded = (item.job for item in self._facts.jobs.values() if item.job.id in lost)
-            await self._facts.load_only_once(self._connection, loaded)
 
     async def _finish(self, works: Sequence[Asked]) -> None:
         finishing = [(asked, asked.command) for asked in works if isinstance(asked.command, Finish)]
@@ -297,6 +314,33 @@ class Batch:
         await self._finishing.write(self._connection)
         for asked, finish in finishing:
             asked.result = [report.seq in self._finishing.left for report in finish.reports]
+
+    async def _lock_turns(self, works: Sequence[Asked]) -> None:
+        """Starts of automations of which one run goes on at a time: one start of each a transaction."""
+        for asked in works:
+            if isinstance(asked.command, StartRun) and asked.put_off is None:
+                automation_id = await self._limited(asked.command)
+                if automation_id is not None:
+                    if automation_id in self._turns:
+                        asked.again(0.0)
+                    self._turns.add(automation_id)
+        if self._turns:
+            await self._connection.execute(self._sql["lock_keys"], sorted(turn_key(each) for each in self._turns))
+            lines = await self._facts.find_lines(self._connection, sorted(self._turns))
+            self._in_line = {(project_id, run_id) for _, _, run_id, project_id, _ in lines}
+
+    async def _limited(self, start: StartRun) -> str | None:
+        """The automation, if its published version takes turns."""
+        for _ in range(2):
+            try:
+                target = self._facts.published(start.project_id, start.handle)
+            except Missing as missing:
+                await self._facts.load(self._connection, [missing.key])
+            except DomainError:
+                return None  # which is for the decision to say
+            else:
+                return target.automation.id if target.plan.concurrency != "allow" else None
+        return None
 
     async def _load_published(self, works: Sequence[Asked]) -> None:
         """What starts and jobs handed in ask for: loaded before, so that they are decided once."""
@@ -323,15 +367,32 @@ class Batch:
         if isinstance(command, Report | CancelJob | RetryJob):
             self._prepare_job(asked, command)
         elif isinstance(command, StartRun):
-            self._decide(asked, command.project_id, self._now(asked, None), partial(self._start, command))
+            self._prepare_start(asked, command)
         elif isinstance(command, Enqueue):
             self._decide(asked, command.project_id, self._now(asked, None), partial(self._enqueue, command))
-        elif isinstance(command, CancelRun):
+        elif isinstance(command, CancelRun | Signal):
             if self._reserve(command.run_id):
                 now = self._now(asked, command.run_id)
-                self._decide(asked, command.project_id, now, partial(self._cancel, command))
+                self._decide(asked, command.project_id, now, partial(self._end_or_signal, command))
             else:
                 asked.again(0.0)
+
+    def _prepare_start(self, asked: Asked, command: StartRun) -> None:
+        now = self._now(asked, None)
+        if self._turns:
+            automation_id = self._automation_of(command)
+            others = self._facts.runs_in_line(automation_id) if automation_id in self._turns else set()
+            if not all(self._reserve(run_id) for run_id in others):
+                asked.again(0.0)
+                return
+            now = max([now, *(self._now(asked, run_id) for run_id in others)])
+        self._decide(asked, command.project_id, now, partial(self._start, command))
+
+    def _automation_of(self, command: StartRun) -> str:
+        try:
+            return self._facts.automation(command.project_id, command.handle).id
+        except NotFound:
+            return ""
 
     def _prepare_job(self, asked: Asked, command: Report | CancelJob | RetryJob) -> None:
         keys = self._facts.job_keys.get(command.job_id)
@@ -390,12 +451,14 @@ class Batch:
                 earlier[external_id] = job_id
         return engine.enqueue(command.project_id, command.jobs, earlier)
 
-    def _cancel(self, command: CancelRun, engine: Engine) -> Run:
+    def _end_or_signal(self, command: CancelRun | Signal, engine: Engine) -> Run:
         loaded = self._facts.runs.get(command.run_id)
         if loaded is None or loaded.run.project_id != command.project_id:
             raise NotFound(f"no run {command.run_id} in this project")
-        job = self._facts.jobs[loaded.job_seq].job if loaded.job_seq is not None else None
-        return engine.cancel(loaded.run, loaded.step, job, command.reason)
+        opened = self._facts.opened(command.run_id)
+        if isinstance(command, CancelRun):
+            return engine.cancel(opened, command.reason)
+        return engine.signal(opened, command.step_key, command.result)
 
     # --- claims
 
@@ -509,8 +572,3 @@ def _names(command: Command) -> Iterator[tuple[str, str, str]]:
     elif isinstance(command, Enqueue):
         for external_id in external_ids(command.jobs):
             yield command.project_id, "", external_id
-
-
-def _lock_key(project_id: str, handle: str, external_id: str) -> int:
-    text = f"{project_id}\0{handle}\0{external_id}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

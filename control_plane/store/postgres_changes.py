@@ -25,7 +25,7 @@ from control_plane.domain.changes import (
 )
 from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
 from control_plane.domain.store import CancelRequested, Committed, JobClaimable, JobEnded, RunChanged
-from control_plane.store import rows
+from control_plane.store import postgres_waits, rows
 from control_plane.store.lanes import NEVER
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts
@@ -35,14 +35,13 @@ _encoder = msgspec.json.Encoder()
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "insert_new",
     "leave_pending", "leave_claimed", "leave_finished", "insert_pending", "insert_claimed", "insert_finished",
-    "update_pending",
-    "request_cancel", "insert_attempts", "insert_events",
+    "update_pending", "request_cancel", "insert_attempts", "insert_events", *postgres_waits.PARTS,
 )  # fmt: skip
 
 # What holds a lock on a row of these takes it in the order of their keys.
-_IN_ORDER = frozenset(
-    {"leave_pending", "leave_claimed", "leave_finished", "update_pending", "request_cancel", "update_runs"}
-)
+_IN_ORDER = postgres_waits.IN_ORDER | {
+    "leave_pending", "leave_claimed", "leave_finished", "update_pending", "request_cancel", "update_runs",
+}  # fmt: skip
 
 
 class FenceBrokenError(RuntimeError):
@@ -91,7 +90,7 @@ class Writing:
         self._facts = facts
         self._new_id = new_id
         self._watched = watched
-        self._parts: dict[str, list[Sequence[Any]]] = {name: [] for name in PARTS}
+        self._parts: dict[str, list[Any]] = {name: [] for name in PARTS}
         self._kinds: dict[tuple[Any, ...], int] = {}
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
@@ -100,6 +99,7 @@ class Writing:
         self._events: list[tuple[EventAppended, int, int, str]] = []
         self._updated_runs: dict[str, Run] = {}
         self._updated_steps: dict[str, Step] = {}
+        self._waits = postgres_waits.Waits()
         self.finished: dict[str, str] = {}
         """The last job that each session has finished here, by session id."""
 
@@ -135,7 +135,7 @@ class Writing:
         parameters = [as_json(self._document(name)) for name in used]
         row = await connection.fetchrow(self._statements.of(used), *parameters)
         for name, count in zip(used, row[1:], strict=True):
-            if count != len(self._parts[name]):
+            if count != len(self._parts[name]) and name not in postgres_waits.UNCOUNTED:
                 raise FenceBrokenError(f"{name}: {count} rows of {len(self._parts[name])}")
         return str(row[0])
 
@@ -199,6 +199,9 @@ class Writing:
             )
         )
 
+    def _wait(self, change: postgres_waits.AnyWait, facts: list[Committed], now: int) -> None:
+        self._waits.add(change, facts, now)
+
     _ADD: ClassVar[dict[type, Any]] = {
         RunCreated: _create_run,
         RunUpdated: _update_run,
@@ -209,6 +212,7 @@ class Writing:
         JobChanged: _change_job,
         AttemptFailed: _keep_attempt,
         CancelAnnounced: _announce_cancel,
+        **dict.fromkeys(postgres_waits.CHANGES, _wait),
     }
 
     # --- rows
@@ -241,6 +245,7 @@ class Writing:
             self._create(job, lane_of)
         for before, after in self._moves:
             self._move(before, after, lane_of)
+        self._waits.fill(self._parts, run_seqs)
         for change, sequence, now, event_id in self._events:
             head = (run_seqs[change.run_id], sequence, event_id, change.event_type, now)
             self._put("insert_events", *head, change.step_id, change.step_key, rows.to_json(change.payload))

@@ -6,7 +6,8 @@ from typing import Any
 import structlog
 
 from control_plane.domain.model import Job
-from control_plane.domain.runs import Engine, Published
+from control_plane.domain.recording import Line, Published
+from control_plane.domain.runs import Engine
 from control_plane.domain.store import Committed, LeaseTerms
 from control_plane.errors import ControlPlaneError
 from control_plane.keys import Identifiers
@@ -53,7 +54,7 @@ class Decision:
 
 
 class _FactsOfProject:
-    """See domain.runs.Facts."""
+    """See domain.recording.Facts."""
 
     def __init__(self, facts: Facts, project_id: str) -> None:
         self._facts = facts
@@ -64,6 +65,15 @@ class _FactsOfProject:
 
     def saved(self, run_id: str, step_key: str) -> Any:
         return self._facts.saved(run_id, step_key)
+
+    def signal(self, run_id: str, step_key: str) -> dict[str, Any] | None:
+        return self._facts.signal(run_id, step_key)
+
+    def outcome(self, run_id: str) -> dict[str, Any]:
+        return self._facts.outcome(run_id)
+
+    def line(self, automation_id: str) -> Line:
+        return self._facts.line(automation_id)
 
 
 class Decisions:

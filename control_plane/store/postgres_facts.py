@@ -4,6 +4,7 @@ A decision is pure, so one that asks for a fact that is not there is simply made
 and what all decisions of a transaction miss is loaded by one statement a kind.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,10 +13,14 @@ from msgspec import Struct
 from control_plane.domain import specs
 from control_plane.domain.automations import check_startable
 from control_plane.domain.model import Automation, Job, Run, Step, Version
-from control_plane.domain.runs import Published, Running, queue_of
+from control_plane.domain.recording import Line, Open, Published, Running
+from control_plane.domain.runs import queue_of
 from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
 from control_plane.store.postgres_connections import Connection
+
+LONGEST_LINE = 100
+"""Runs that wait for their turn and are looked at together."""
 
 _MOST_VERSIONS = 2000
 _JOB_COLUMNS = rows.JOB_KEYS + len(rows.JOB)
@@ -25,8 +30,8 @@ _STEP_COLUMNS = len(rows.STEP)
 
 class Missing(Exception):  # noqa: N818 - raised and caught here, as control flow
     """A decision needs a fact that is not loaded. `key` says which: ("published", project_id, handle),
-    ("external", automation_id, external_id), ("job", project_id, external_id), ("version", version_id) or
-    ("saved", run_id, step_key)."""
+    ("external", automation_id, external_id), ("job", project_id, external_id), ("version", version_id),
+    ("saved", run_id, step_key), ("signal", run_id, step_key) or ("outcome", run_id)."""
 
     def __init__(self, *key: str) -> None:
         super().__init__(key)
@@ -43,11 +48,12 @@ class LoadedJob(Struct, kw_only=True):
 
 
 class LoadedRun(Struct, kw_only=True):
-    """A run as stored, its step that is not terminal, and the key of that step's job."""
+    """A run as stored, its step that is not terminal, the key of that step's job, and the queue of its actions."""
 
     run: Run
     step: Step | None = None
     job_seq: int | None = None
+    queue: str = ""
 
 
 class Versions:
@@ -66,6 +72,13 @@ class Versions:
             # A newer server may be stricter than the one that published it.
             raise Conflict("invalid_version", f"the published version is not valid here: {errors[0]}")
         return version, plan
+
+    def plan_or_less(self, version_id: str) -> specs.Plan:
+        """Also of a version that is not valid here. Raises Missing."""
+        try:
+            return self.get(version_id)[1]
+        except Conflict:
+            return specs.unreadable(self._known[version_id][0].spec)
 
     def add(self, version: Version) -> None:
         """Remember it."""
@@ -92,11 +105,14 @@ class Facts:
         self._jobs_by_external_id: dict[tuple[str, ...], str | None] = {}
         self._only_once: set[tuple[str, str | None]] = set()
         self._saved: dict[tuple[str, str], Any] = {}
+        self._signals: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._outcomes: dict[str, dict[str, Any]] = {}
+        self._lines: dict[str, list[tuple[bool, str]]] = {}
 
     # --- asked by decisions
 
     def running(self, loaded: LoadedJob) -> Running | None:
-        """See domain.runs.Running. Raises Missing."""
+        """See domain.recording.Running. Raises Missing."""
         if loaded.run is None:
             if loaded.job.run_id is not None:
                 raise RuntimeError(f"the run of {loaded.job.id} is not there")
@@ -131,7 +147,7 @@ class Facts:
         return (job.project_id, job.action_name) in self._only_once
 
     def published(self, project_id: str, handle: str) -> Published:
-        """See domain.runs.Facts. Raises Missing, NotFound, Conflict."""
+        """See domain.recording.Facts. Raises Missing, NotFound, Conflict."""
         automation, version_id = self._startable(project_id, handle)
         number = check_startable(automation)
         if version_id is None:
@@ -140,13 +156,50 @@ class Facts:
         return Published(automation=automation, version=version, plan=plan)
 
     def saved(self, run_id: str, step_key: str) -> Any:
-        """See domain.runs.Facts. Raises Missing."""
+        """See domain.recording.Facts. Raises Missing."""
         if run_id not in self.run_seqs:
             return None  # it is being created: nothing of it is stored
         key = (run_id, step_key)
         if key not in self._saved:
             raise Missing("saved", run_id, step_key)
         return self._saved[key]
+
+    def signal(self, run_id: str, step_key: str) -> dict[str, Any] | None:
+        """See domain.recording.Facts. Raises Missing."""
+        if run_id not in self.run_seqs:
+            return None
+        key = (run_id, step_key)
+        if key not in self._signals:
+            raise Missing("signal", run_id, step_key)
+        return self._signals[key]
+
+    def outcome(self, run_id: str) -> dict[str, Any]:
+        """See domain.recording.Facts. Raises Missing."""
+        if run_id not in self._outcomes:
+            raise Missing("outcome", run_id)
+        return self._outcomes[run_id]
+
+    def opened(self, run_id: str) -> Open:
+        """The run, with what it waits for. Raises Missing."""
+        loaded = self.runs[run_id]
+        job = self.jobs[loaded.job_seq].job if loaded.job_seq is not None else None
+        plan = self._versions.plan_or_less(loaded.run.version_id)
+        return Open(run=loaded.run, plan=plan, queue=loaded.queue, step=loaded.step, job=job)
+
+    def line(self, automation_id: str) -> Line:
+        """See domain.recording.Facts. Raises Missing."""
+        holder, waiting = None, []
+        for holds, run_id in self._lines[automation_id]:
+            opened = self.opened(run_id)
+            if holds:
+                holder = opened
+            else:
+                waiting.append(opened)
+        return Line(holder=holder, waiting=tuple(waiting))
+
+    def runs_in_line(self, automation_id: str) -> set[str]:
+        """The ids of those whom `line` tells of."""
+        return {run_id for _, run_id in self._lines.get(automation_id, ())}
 
     def _startable(self, project_id: str, handle: str) -> tuple[Automation, str | None]:
         key = (project_id, handle)
@@ -194,10 +247,33 @@ class Facts:
             row = tuple(record)
             run = self._take_run(row[:_RUN_COLUMNS])
             step_row = row[_RUN_COLUMNS : _RUN_COLUMNS + _STEP_COLUMNS]
-            last_sequence, last_at, job_seq = row[_RUN_COLUMNS + _STEP_COLUMNS :]
+            last_sequence, last_at, job_seq, settings = row[_RUN_COLUMNS + _STEP_COLUMNS :]
             self._take_last(run.id, last_sequence, last_at)
             step = rows.step(step_row) if step_row[0] is not None else None
-            self.runs[run.id] = LoadedRun(run=run, step=step, job_seq=job_seq)
+            queue = queue_of(rows.from_json(settings))
+            self.runs[run.id] = LoadedRun(run=run, step=step, job_seq=job_seq, queue=queue)
+
+    async def load_open_runs(self, connection: Connection, asked: Iterable[tuple[str, str]]) -> None:
+        """The runs of these projects and ids with the jobs that they wait for."""
+        await self.load_runs(connection, asked)
+        seqs = sorted({loaded.job_seq for loaded in self.runs.values() if loaded.job_seq is not None})
+        if seqs:
+            await self.load_jobs(connection, seqs)
+
+    async def find_lines(
+        self, connection: Connection, automation_ids: Sequence[str]
+    ) -> list[tuple[str, bool, str, str, int]]:
+        """Who stands in line for these: automation, whether it has the turn, run, project and key of the run."""
+        found = await connection.fetch(self._sql["lines"], automation_ids, LONGEST_LINE)
+        return [tuple(row) for row in found]
+
+    async def load_lines(self, connection: Connection, automation_ids: Sequence[str]) -> None:
+        """The lines of these, as far as their runs are loaded, which means locked. Whoever has come since will ask."""
+        if automation_ids:
+            self._lines.update({automation_id: [] for automation_id in automation_ids})
+            for automation_id, holds, run_id, _, _ in await self.find_lines(connection, automation_ids):
+                if run_id in self.runs:
+                    self._lines[automation_id].append((holds, run_id))
 
     async def load_only_once(self, connection: Connection, jobs: Iterable[Job]) -> None:
         """What is recorded of the actions of these jobs, where it counts."""
@@ -222,6 +298,12 @@ class Facts:
                 self._versions.add(rows.version(tuple(row)))
         if "saved" in kinds:
             await self._load_saved(connection, kinds["saved"])
+        if "signal" in kinds:
+            await self._load_signals(connection, kinds["signal"])
+        if "outcome" in kinds:
+            ids = {self.run_seqs[key[0]]: key[0] for key in kinds["outcome"]}
+            for run_seq, text in await connection.fetch(self._sql["outcomes"], sorted(ids)):
+                self._outcomes[ids[run_seq]] = rows.from_json(text)
 
     async def _load_published(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
         projects, handles = zip(*keys, strict=True)
@@ -255,6 +337,13 @@ class Facts:
         for run_seq, step_key, text in await connection.fetch(self._sql["step_results"], seqs, step_keys):
             self._saved[run_ids[run_seq], step_key] = rows.from_json(text)
 
+    async def _load_signals(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        run_ids = {self.run_seqs[run_id]: run_id for run_id, _ in keys}
+        self._signals.update({(run_id, step_key): None for run_id, step_key in keys})  # noqa: C420 - pairs, for mypy
+        seqs, step_keys = zip(*((self.run_seqs[run_id], step_key) for run_id, step_key in keys), strict=True)
+        for run_seq, step_key, text in await connection.fetch(self._sql["kept_signals"], seqs, step_keys):
+            self._signals[run_ids[run_seq], step_key] = rows.from_json(text)
+
     def _take_job(self, row: rows.Row) -> None:
         job = rows.job(row[:_JOB_COLUMNS], {})
         self._take_keys(job, row)
@@ -283,3 +372,14 @@ class Facts:
 
     def _take_last(self, run_id: str, sequence: int | None, at: int | None) -> None:
         self._last[run_id] = (sequence or 0, at or 0)
+
+
+def turn_key(automation_id: str) -> int:
+    """The lock of those who take turns in an automation."""
+    return lock_key("turn", automation_id)
+
+
+def lock_key(*names: str | None) -> int:
+    """The key of an advisory lock for what these name."""
+    text = "\0".join(name or "" for name in names)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

@@ -18,9 +18,19 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
-from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, JobFilter, JobView, Load, Page, SessionView
+from control_plane.domain.store import (
+    COUNTED_UP_TO,
+    JobClaimable,
+    JobFilter,
+    JobView,
+    Load,
+    Page,
+    RunFilter,
+    SessionView,
+)
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
+from control_plane.store.lanes import NEVER
 from control_plane.store.pages import page, position
 from control_plane.store.postgres_connections import Connection
 
@@ -98,12 +108,12 @@ class Queries:
         row = await self._one(connection, "run_with_results", run_id, project_id)
         if row is None:
             raise NotFound(f"no run {run_id} in this project")
-        *columns, names, texts = row
+        *columns, names, texts, wake_at = row
         run = rows.run(columns)
         saved = {name: rows.from_json(text) for name, text in zip(names, texts, strict=True)}
         if run.status == "completed":
             return replace(run, result=saved)
-        return run if run.status in TERMINAL_RUN else replace(run, context=saved)
+        return run if run.status in TERMINAL_RUN else replace(run, context=saved, wake_at=wake_at)
 
     async def runs(
         self,
@@ -113,19 +123,34 @@ class Queries:
         automation_id: str | None,
         cursor: str | None,
         limit: int,
+        more: RunFilter,
     ) -> Page:
         """See Store.runs."""
         before = position(cursor)
-        if automation_id is None and status is None:
-            found = await self._all(connection, "runs_of_project", project_id, before, limit + 1)
-        elif automation_id is None:
-            found = await self._all(connection, "runs_by_status", project_id, status, before, limit + 1)
-        elif status is None:
-            found = await self._all(connection, "runs_of_automation", automation_id, project_id, before, limit + 1)
-        else:
-            bindings = (automation_id, project_id, status, before, limit + 1)
-            found = await self._all(connection, "runs_of_automation_by_status", *bindings)
-        return page([(row[0], rows.run(row)) for row in found], limit)
+        first, behind = await self._created_between(connection, more)
+        asked = (project_id, min(before, behind), first, status, automation_id, more.parent_run_id)
+        rest = (more.external_id, more.created_after, more.created_before, limit + 1, pages.MOST_RUN_BYTES)
+        found = await self._all(connection, pages.runs_statement(status, automation_id, more), *asked, *rest)
+        cut = bool(found) and found[0][-1] > len(found)
+        return page([(row[0], rows.run(row[:-2])) for row in found], limit, more=cut)
+
+    async def _created_between(self, connection: Connection, more: RunFilter) -> tuple[int, int]:
+        """Keys of runs; see pages.created_between."""
+        if more.created_after is None and more.created_before is None:
+            return 0, NEVER
+        search = pages.created_between(await self._one(connection, "run_ends"), more)
+        try:
+            key = next(search)
+            while True:
+                key = search.send(await self._one(connection, "run_at_or_before", key))
+        except StopIteration as found:
+            first, behind = found.value
+            return first, behind
+
+    async def next_timer_at(self, connection: Connection) -> int | None:
+        """See Store.next_timer_at."""
+        found = (await self._one(connection, "next_timer"))[0]
+        return None if found is None else int(found)
 
     async def steps(self, connection: Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""

@@ -39,8 +39,10 @@ from control_plane.domain.model import (
     Version,
 )
 from control_plane.domain.store import (
+    EVERY_RUN,
     ClaimOrder,
     DeltaPage,
+    Fired,
     HeartbeatOutcome,
     JobClaimable,
     JobFilter,
@@ -53,6 +55,7 @@ from control_plane.domain.store import (
     Page,
     Reaped,
     ReportOutcome,
+    RunFilter,
     SessionView,
 )
 from control_plane.domain.times import to_microseconds
@@ -65,6 +68,7 @@ from control_plane.store import (
     sqlite_keys,
     sqlite_presence,
     sqlite_registry,
+    sqlite_timers,
 )
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite_queries import Queries
@@ -401,10 +405,17 @@ class SqliteStore:
         return await self._read(self._queries.run, project_id, run_id)
 
     async def runs(
-        self, project_id: str, *, status: str | None, automation_id: str | None, cursor: str | None, limit: int
+        self,
+        project_id: str,
+        *,
+        status: str | None,
+        automation_id: str | None,
+        cursor: str | None,
+        limit: int,
+        more: RunFilter = EVERY_RUN,
     ) -> Page:
         """See Store."""
-        return await self._read(self._queries.runs, project_id, status, automation_id, cursor, limit)
+        return await self._read(self._queries.runs, project_id, status, automation_id, cursor, limit, more)
 
     async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
         """See Store."""
@@ -417,6 +428,22 @@ class SqliteStore:
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """See Store."""
         return await self._read(self._queries.events, project_id, run_id, since, limit)
+
+    # --- runs that wait
+
+    async def signal_run(
+        self, project_id: str, run_id: str, step_key: str, result: dict[str, Any], *, now: int | None = None
+    ) -> Run:
+        """See Store."""
+        return await self._write(sqlite_timers.signal_run(self._known, project_id, run_id, step_key, result), now)
+
+    async def fire_timers(self, *, limit: int, now: int | None = None) -> Fired:
+        """See Store."""
+        return await self._write(sqlite_timers.fire(self._known, limit), now)
+
+    async def next_timer_at(self) -> int | None:
+        """See Store."""
+        return await self._read(self._queries.next_timer_at)
 
     # --- sessions
 

@@ -274,11 +274,8 @@ def cancel_run(known: Known, project_id: str, run_id: str, reason: str | None) -
 
     def command(writing: Writing) -> Run:
         unit = Unit(known, writing)
-        run = unit.run(project_id, run_id)
-        step = unit.open_step(run)
-        job = unit.job(project_id, step.job_id) if step is not None and step.job_id is not None else None
         engine = unit.engine(project_id)
-        run = engine.cancel(run, step, job, reason)
+        run = engine.cancel(unit.opened(unit.run_row(project_id, run_id)), reason)
         unit.apply(engine.changes)
         return run
 

@@ -19,9 +19,19 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
-from control_plane.domain.store import COUNTED_UP_TO, JobClaimable, JobFilter, JobView, Load, Page, SessionView
+from control_plane.domain.store import (
+    COUNTED_UP_TO,
+    JobClaimable,
+    JobFilter,
+    JobView,
+    Load,
+    Page,
+    RunFilter,
+    SessionView,
+)
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
+from control_plane.store.lanes import NEVER
 from control_plane.store.pages import page, position
 
 
@@ -100,7 +110,10 @@ class Queries:
         saved = {name: rows.from_json(text) for name, text in self._all(connection, "step_results", row[0])}
         if run.status == "completed":
             return replace(run, result=saved)
-        return run if run.status in TERMINAL_RUN else replace(run, context=saved)
+        if run.status in TERMINAL_RUN:
+            return run
+        wakes = self._one(connection, "timer", row[0], "step")
+        return replace(run, context=saved, wake_at=wakes[0] if wakes is not None else None)
 
     def runs(
         self,
@@ -110,19 +123,36 @@ class Queries:
         automation_id: str | None,
         cursor: str | None,
         limit: int,
+        more: RunFilter,
     ) -> Page:
         """See Store.runs."""
         before = position(cursor)
-        if automation_id is None and status is None:
-            found = self._all(connection, "runs_of_project", project_id, before, limit + 1)
-        elif automation_id is None:
-            found = self._all(connection, "runs_by_status", project_id, status, before, limit + 1)
-        elif status is None:
-            found = self._all(connection, "runs_of_automation", automation_id, project_id, before, limit + 1)
-        else:
-            bindings = (automation_id, project_id, status, before, limit + 1)
-            found = self._all(connection, "runs_of_automation_by_status", *bindings)
-        return page([(row[0], rows.run(row)) for row in found], limit)
+        with connection:
+            first, behind = self._created_between(connection, more)
+            asked = (project_id, min(before, behind), first, status, automation_id, more.parent_run_id)
+            times = (more.external_id, more.created_after, more.created_before, limit + 1)
+            statement = self._sql[pages.runs_statement(status, automation_id, more)]
+            found: list[tuple[int, Run]] = []
+            size = 0
+            for row in connection.execute(statement, (*asked, *times)):
+                size += len(row[-1])
+                if found and size > pages.MOST_RUN_BYTES:
+                    return page(found, limit, more=True)
+                found.append((row[0], rows.run(row)))
+        return page(found, limit)
+
+    def _created_between(self, connection: apsw.Connection, more: RunFilter) -> tuple[int, int]:
+        """Keys of runs; see pages.created_between."""
+        if more.created_after is None and more.created_before is None:
+            return 0, NEVER
+        search = pages.created_between(self._one(connection, "run_ends"), more)
+        try:
+            key = next(search)
+            while True:
+                key = search.send(self._one(connection, "run_at_or_before", key))
+        except StopIteration as found:
+            first, behind = found.value
+            return first, behind
 
     def steps(self, connection: apsw.Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""
@@ -142,6 +172,11 @@ class Queries:
                 break
             events.append(rows.event(project_id, run_id, row))
         return events
+
+    def next_timer_at(self, connection: apsw.Connection) -> int | None:
+        """See Store.next_timer_at."""
+        found = self._one(connection, "next_timer")[0]
+        return None if found is None else int(found)
 
     def _run_seq(self, connection: apsw.Connection, project_id: str, run_id: str) -> int:
         row = self._one(connection, "run_seq", run_id, project_id)

@@ -24,13 +24,15 @@ from control_plane.domain.changes import (
     StepCreated,
     StepUpdated,
 )
-from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, Run, Step
-from control_plane.domain.runs import Engine, Published, Running, queue_of
+from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, Run
+from control_plane.domain.recording import Open, Published, Running
+from control_plane.domain.runs import Engine, queue_of
 from control_plane.domain.store import CancelRequested, JobClaimable, JobEnded, LeaseTerms, RunChanged
 from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
 from control_plane.store.lanes import NEVER, Lanes
+from control_plane.store.sqlite_waits import Waits
 from control_plane.store.sqlite_writer import Writing
 
 _MOST_PLANS = 512
@@ -67,7 +69,7 @@ class FenceBrokenError(RuntimeError):
     """A row was not as the decision found it: impossible with one writer, and a bug if it happens."""
 
 
-class Unit:
+class Unit(Waits):
     """Facts and changes of one command for one project."""
 
     def __init__(self, known: Known, writing: Writing) -> None:
@@ -167,20 +169,31 @@ class Unit:
 
     def run(self, project_id: str, run_id: str) -> Run:
         """Raises NotFound."""
-        row = self.one("run_by_id", run_id, project_id)
-        if row is None:
-            raise NotFound(f"no run {run_id} in this project")
-        return self._run(row)
+        return self._run(self.run_row(project_id, run_id))
 
     def run_of_external_id(self, automation_id: str, external_id: str) -> Run | None:
         """The run that was started with it, ended or not."""
         row = self.one("run_by_external_id", automation_id, external_id)
         return None if row is None else self._run(row)
 
-    def open_step(self, run: Run) -> Step | None:
-        """The step of the run that is not terminal."""
-        row = self.one("open_step", self._run_seqs[run.id])
-        return None if row is None else rows.step(row)
+    def run_row(self, project_id: str, run_id: str) -> rows.Row:
+        """The columns of the run. Raises NotFound."""
+        row: rows.Row | None = self.one("run_by_id", run_id, project_id)
+        if row is None:
+            raise NotFound(f"no run {run_id} in this project")
+        return row
+
+    def opened(self, row: rows.Row) -> Open:
+        """The run of these columns, with what it waits for; also when its version is not valid here any more."""
+        run = self._run(row)
+        if run.status in TERMINAL_RUN:
+            return Open(run=run, plan=self._plan_or_less(run.version_id))
+        found = self.one("open_step", self._run_seqs[run.id])
+        step = None if found is None else rows.step(found)
+        job = self.job(run.project_id, step.job_id) if step is not None and step.job_id is not None else None
+        automation = rows.automation(self.one("automation_by_id", run.automation_id))
+        plan = self._plan_or_less(run.version_id)
+        return Open(run=run, plan=plan, queue=queue_of(automation.settings), step=step, job=job)
 
     def automation(self, project_id: str, handle: str) -> Automation:
         """Raises NotFound."""
@@ -190,14 +203,14 @@ class Unit:
         return rows.automation(row)
 
     def published(self, handle: str) -> Published:
-        """See domain.runs.Facts: what can be started now. Raises NotFound, Conflict."""
+        """See domain.recording.Facts: what can be started now. Raises NotFound, Conflict."""
         automation = self.automation(self._project_id, handle)
         version = rows.version(self.one("version", automation.id, check_startable(automation)))
         return Published(automation=automation, version=version, plan=self._plan(version.id))
 
     def saved(self, run_id: str, step_key: str) -> Any:
-        """See domain.runs.Facts: the result of a completed step."""
-        row = self.one("step_result", self._run_seqs[run_id], step_key)
+        """See domain.recording.Facts: the result of a completed step."""
+        row = self.one("step_result", self._run_seqs.get(run_id), step_key)
         return None if row is None else rows.from_json(row[0])
 
     def _run(self, row: rows.Row) -> Run:
@@ -218,6 +231,12 @@ class Unit:
                 self._known.plans.clear()
             self._known.plans[version_id] = plan
         return plan
+
+    def _plan_or_less(self, version_id: str) -> specs.Plan:
+        try:
+            return self._plan(version_id)
+        except Conflict:
+            return specs.unreadable(rows.version(self.one("version_by_id", version_id)).spec)
 
     # --- changes
 
@@ -397,6 +416,7 @@ class Unit:
         JobChanged: _change_job,
         AttemptFailed: _keep_attempt,
         CancelAnnounced: _announce_cancel,
+        **Waits.APPLY,
     }
 
 

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 from msgspec import UNSET
 
-from control_plane.web import actions_api, generations_api, jobs_api, key_api, sessions_api, shapes, why_api
+from control_plane.web import actions_api, generations_api, jobs_api, key_api, runs_api, sessions_api, shapes, why_api
 from control_plane.web.error_status import HttpError
 from control_plane.web.events import EventStream
 from control_plane.web.routes import Call, Route
@@ -110,21 +110,6 @@ async def start_run(call: Call[shapes.NoQuery, shapes.StartRunRequest]) -> shape
         external_id=body.external_id or None,
     )
     return shapes.run_shape(run)
-
-
-async def list_runs(call: Call[shapes.RunsQuery, None]) -> shapes.RunListResponse:
-    """One page of runs. No run is started by an event, so a `source_event_id` selects none."""
-    query = call.query
-    if query.source_event_id:
-        return shapes.RunListResponse(items=[], has_more=False)
-    page = await call.store.runs(
-        call.project_id,
-        status=query.status or None,
-        automation_id=query.automation_id or None,
-        cursor=query.cursor or None,
-        limit=query.limit,
-    )
-    return shapes.run_page(page)
 
 
 async def get_run(call: Call[shapes.NoQuery, None]) -> shapes.RunResponse:
@@ -251,7 +236,7 @@ ROUTES = (
     Route(
         method="GET",
         path=_PROJECT + "/runs",
-        handler=list_runs,
+        handler=runs_api.list_runs,
         query=shapes.RunsQuery,
         response=shapes.RunListResponse,
     ),
@@ -261,6 +246,13 @@ ROUTES = (
         path=_RUN + "/cancellations",
         handler=cancel_run,
         body=shapes.CancelRunRequest,
+        response=shapes.RunResponse,
+    ),
+    Route(
+        method="POST",
+        path=_RUN + "/signals",
+        handler=runs_api.signal_run,
+        body=shapes.SignalRunRequest,
         response=shapes.RunResponse,
     ),
     Route(

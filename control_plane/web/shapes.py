@@ -31,7 +31,7 @@ from control_plane.domain.model import (
     Version,
     VersionStatus,
 )
-from control_plane.domain.store import Page, SessionView
+from control_plane.domain.store import Page, RunFilter, SessionView
 from control_plane.domain.times import to_microseconds
 from wire.frames import ModelCapability
 
@@ -45,6 +45,7 @@ TagValue = Annotated[str, Meta(max_length=256)]
 Limit = Annotated[int, Meta(ge=1, le=200)]
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Cursor = Annotated[str, Meta(max_length=512)]
+Moment = Annotated[datetime, Meta(tz=True)]
 JsonObject = dict[str, Any]
 
 
@@ -80,10 +81,15 @@ class AutomationsQuery(Request, frozen=True):
 
 
 class RunsQuery(Request, frozen=True):
-    """`source_event_id` selects the runs that this event started."""
+    """All that is given must fit. `source_event_id` selects the runs that this event started, `created_after` those
+    created then or later, `created_before` those created before."""
 
     status: RunStatus | UnsetType = UNSET
     automation_id: str | UnsetType = UNSET
+    external_id: str | UnsetType = UNSET
+    parent_run_id: str | UnsetType = UNSET
+    created_after: Moment | UnsetType = UNSET
+    created_before: Moment | UnsetType = UNSET
     source_event_id: str | UnsetType = UNSET
     cursor: Cursor | UnsetType = UNSET
     limit: Limit = 50
@@ -187,6 +193,13 @@ class CancelRunRequest(Request, frozen=True):
     """The reason reaches the handler that runs."""
 
     reason: Text | UnsetType = UNSET
+
+
+class SignalRunRequest(Request, frozen=True):
+    """What the step was waiting for, in `result`; its match, condition and payload_mapping work on that."""
+
+    step_key: Name
+    result: JsonObject | UnsetType = UNSET
 
 
 # --- response bodies ------------------------------------------------------------------------------------------------
@@ -304,6 +317,7 @@ class RunResponse(Response, frozen=True):
     error_type: str | UnsetType = UNSET
     error_message: str | UnsetType = UNSET
     wall_clock_deadline_at: datetime | UnsetType = UNSET
+    wake_at: datetime | UnsetType = UNSET
     started_at: datetime | UnsetType = UNSET
     completed_at: datetime | UnsetType = UNSET
 
@@ -354,6 +368,7 @@ class StepResponse(Response, frozen=True):
     created_at: datetime
     updated_at: datetime
     step_name: str | UnsetType = UNSET
+    wait_id: str | UnsetType = UNSET
     job_id: str | UnsetType = UNSET
     inputs: JsonObject | UnsetType = UNSET
     parameters: JsonObject | UnsetType = UNSET
@@ -568,6 +583,7 @@ def run_shape(run: Run) -> RunResponse:
         error_type=_set(run.error_type),
         error_message=_set(run.error_message),
         wall_clock_deadline_at=_moment_if_set(run.wall_clock_deadline_at),
+        wake_at=_moment_if_set(run.wake_at),
         started_at=_moment_if_set(run.started_at),
         completed_at=_moment_if_set(run.completed_at),
     )
@@ -613,6 +629,7 @@ def step_shape(step: Step) -> StepResponse:
         created_at=moment(step.created_at),
         updated_at=moment(step.updated_at),
         step_name=_set(step.step_name),
+        wait_id=step.id.replace("step_", "wait_", 1) if step.kind == "wait_for_event" else UNSET,
         job_id=_set(step.job_id),
         inputs=_set(step.inputs),
         parameters=_set(step.parameters),
@@ -738,6 +755,20 @@ def drain_shape(drain: Drain, views: list[SessionView], *, now: int, stands: boo
 def changes_of(request: Request) -> dict[str, Any]:
     """The fields that a request sets, by name."""
     return {name: value for name in request.__struct_fields__ if (value := getattr(request, name)) is not UNSET}
+
+
+def run_filter(query: RunsQuery) -> RunFilter:
+    """What the query asks beside status and automation."""
+    return RunFilter(
+        external_id=query.external_id or None,
+        parent_run_id=query.parent_run_id or None,
+        created_after=_microseconds(query.created_after),
+        created_before=_microseconds(query.created_before),
+    )
+
+
+def _microseconds(time: datetime | UnsetType) -> int | None:
+    return None if isinstance(time, UnsetType) else (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def run_source(source: RunSource | UnsetType) -> JsonObject | None:

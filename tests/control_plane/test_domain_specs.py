@@ -8,6 +8,14 @@ def action(key="one", **fields):
     return {"key": key, "kind": "action", "config": {"action_name": "print"}, **fields}
 
 
+def sleep(**config):
+    return {"key": "s", "kind": "sleep", "config": config}
+
+
+def wait(**config):
+    return {"key": "w", "kind": "wait_for_event", "config": {"event_type": "approved", **config}}
+
+
 def errors_of(spec):
     plan, errors = specs.read(spec)
     assert (plan is None) == bool(errors)
@@ -71,8 +79,19 @@ def test_a_client_may_send_null_for_what_it_leaves_out():
         ({}, "steps: required"),
         ({"steps": []}, "steps: required"),
         ({"steps": [action()], "step": 1}, "step: unknown key; expected one of schema_version"),
-        ({"steps": [action()], "concurrency": "queue"}, 'concurrency: this server supports "allow" only'),
-        ({"steps": [action()], "cleanup": [{}]}, "cleanup: this server does not support it"),
+        ({"steps": [action()], "concurrency": "two"}, "concurrency: expected one of allow, queue, skip, replace"),
+        ({"steps": [action()], "repositories": [{}]}, "repositories: this server does not support it"),
+        ({"steps": [action()], "defaults": {"environment": {"x": 1}}}, "defaults.environment: this server does not"),
+        ({"steps": [action()], "defaults": {"wall_clock_timeout": "0s"}}, "defaults.wall_clock_timeout: expected more"),
+        ({"steps": [action()], "cleanup": {}}, "cleanup: expected a list of steps, got object"),
+        ({"steps": [action()], "cleanup": [action()]}, "cleanup[0].key: 'one' is the key of an earlier step"),
+        ({"steps": [action()], "cleanup": [action("c", save_as="x")]}, "cleanup[0].save_as: unknown key"),
+        ({"steps": [action()], "cleanup": [action("c", kind="sleep")]}, 'cleanup[0].kind: expected "action"'),
+        ({"steps": [action()], "cleanup": [action(f"c{n}") for n in range(21)]}, "cleanup: at most 20 steps, got 21"),
+        (
+            {"steps": [action()], "triggers": [{"kind": "manual", "concurrency_policy": "skip"}]},
+            "triggers[0].concurrency_policy: set the spec's concurrency",
+        ),
         ({"steps": [action()], "triggers": [{"kind": "schedule"}]}, "triggers[0]: this server supports kind"),
         ({"steps": [{"key": "a", "kind": "action", "config": {}}]}, "steps[0].config.action_name: required"),
         ({"steps": [action(retires=1)]}, "steps[0].retires: unknown key"),
@@ -91,17 +110,57 @@ def test_a_client_may_send_null_for_what_it_leaves_out():
         ({"steps": [action(timeout={"duration": "99999h"})]}, "steps[0].timeout.duration: expected at most 8784h"),
         ({"steps": [action(timeout={"on_timeout": "skip"})]}, 'steps[0].timeout.on_timeout: expected "fail"'),
         (
-            {"steps": [{"key": "a", "kind": "sleep", "config": {}}]},
-            "steps[0].kind: this server does not run sleep steps",
+            {"steps": [{"key": "a", "kind": "agent", "config": {}}]},
+            "steps[0].kind: this server does not run agent steps; it runs action, automation, sleep, wait_for_event",
         ),
         (
             {"steps": [{"key": "a", "kind": "dance", "config": {}}]},
-            "steps[0].kind: required; one of action, automation",
+            "steps[0].kind: required; one of action, automation, sleep, wait_for_event",
         ),
+        ({"steps": [sleep()]}, "steps[0].config: expected either a duration"),
+        (
+            {"steps": [sleep(duration="1s", until="2030-01-01T00:00:00Z")]},
+            "steps[0].config: expected either a duration",
+        ),
+        ({"steps": [sleep(duration="soon")]}, "steps[0].config.duration: expected a duration"),
+        ({"steps": [sleep(duration="0s")]}, "steps[0].config.duration: expected more than nothing"),
+        ({"steps": [sleep(duration="9999h")]}, "steps[0].config.duration: expected at most 8784h"),
+        ({"steps": [sleep(until="2030-01-01T00:00:00")]}, "steps[0].config.until: expected a time"),
+        ({"steps": [sleep(until="2030-01-01")]}, "steps[0].config.until: expected a time"),
+        ({"steps": [sleep(duration="{{ .event.x }}")]}, "steps[0].config.duration: .event.x: .event is the signal"),
+        (
+            {"steps": [{**sleep(duration="1s"), "timeout": {"duration": "1s"}}]},
+            "steps[0].timeout: a sleep step has none",
+        ),
+        ({"steps": [wait(event_type=None)]}, "steps[0].config.event_type: required"),
+        ({"steps": [wait(source_id="x")]}, "steps[0].config.source_id: this server has no event sources"),
+        ({"steps": [wait(match={"a b": 1})]}, "steps[0].config.match.a b: expected the path of a value"),
+        ({"steps": [wait(match={"a": "{{ .event.b }}"})]}, "steps[0].config.match.a: .event.b: .event is the signal"),
+        ({"steps": [wait(condition=".event.a = 1")]}, "steps[0].config.condition: '= 1' is not understood"),
+        ({"steps": [wait(condition=".context.x")]}, "steps[0].config.condition: .context.x names no save_as"),
+        ({"steps": [wait(payload_mapping={"a": "b"})]}, "steps[0].config.payload_mapping.a: expected a template"),
+        ({"steps": [wait(payload_mapping=["b"])]}, "steps[0].config.payload_mapping: expected an object"),
+        ({"steps": [{**wait(), "retry": {"max_attempts": 2}}]}, "steps[0].retry: a wait_for_event step has none"),
         ({"steps": [{"key": "a", "kind": "automation", "config": {}}]}, "steps[0].config.automation_handle: required"),
         (
             {"steps": [{"key": "a", "kind": "automation", "config": {"automation_handle": "b", "condition": "x"}}]},
-            "steps[0].config.condition: this server does not support conditions",
+            "steps[0].config.condition: expected a path such as .inputs.a",
+        ),
+        (
+            {
+                "steps": [
+                    {"key": "a", "kind": "automation", "config": {"automation_handle": "b", "condition": ".event.x"}}
+                ]
+            },
+            "steps[0].config.condition: .event.x: .event is the signal",
+        ),
+        (
+            {
+                "steps": [
+                    {"key": "a", "kind": "automation", "config": {"automation_handle": "b", "condition": "{{ .a }}"}}
+                ]
+            },
+            "steps[0].config.condition: a condition has paths without braces",
         ),
         (
             {"steps": [{**action(), "config": {"action_name": "p", "execution_location": "managed"}}]},
@@ -190,3 +249,39 @@ def test_input_types(kind, value, good):
 def test_a_missing_required_input_is_named():
     _, errors = specs.merge_inputs(plan_with({"x": {"required": True}}), None, {})
     assert errors == ["inputs.x: required, and the automation has no default for it"]
+
+
+def test_what_waits_and_what_cleans_up_becomes_part_of_the_plan():
+    child = {"automation_handle": "b", "condition": ".context.w.ok && .inputs.n > 1"}
+    plan, errors = specs.read(
+        {
+            "steps": [
+                sleep(duration="90s"),
+                {**wait(condition=".event.ok", match={"order.id": "{{ .inputs.n }}"}), "timeout": {"duration": "1h"}},
+                {"key": "c", "kind": "automation", "config": child},
+            ],
+            "cleanup": [action("tidy", input={"a": "{{ .context.w }}"})],
+            "concurrency": "replace",
+            "defaults": {"wall_clock_timeout": "2h"},
+        }
+    )
+    assert errors == []
+    assert [plan.at(seq).key for seq in (1, 2, 3, 4)] == ["s", "w", "c", "tidy"]
+    assert (plan.steps[0].duration, plan.steps[1].timeout) == ("90s", 3600.0)
+    assert plan.steps[2].condition.text == child["condition"]
+    assert (plan.concurrency, plan.wall_clock_timeout) == ("replace", 7200.0)
+
+
+def test_a_spec_that_is_not_valid_here_keeps_its_concurrency():
+    assert specs.unreadable({"steps": 5, "concurrency": "skip"}).concurrency == "skip"
+    assert specs.unreadable({"concurrency": ["x"]}).concurrency == "allow"
+
+
+def test_inputs_that_a_spec_does_not_declare_are_refused_where_it_declares_any():
+    plan, _ = specs.read({"steps": [action()], "inputs": {"x": {}}})
+    assert specs.merge_inputs(plan, {"default": 1}, {"x": 1, "y": 2})[1] == [
+        "inputs.y: the automation declares no such input; it declares x"
+    ]
+    assert specs.merge_inputs(plan, {"default": 1}, {"x": 1}) == ({"default": 1, "x": 1}, [])
+    plan, _ = specs.read({"steps": [action()]})
+    assert specs.merge_inputs(plan, None, {"y": 2}) == ({"y": 2}, [])

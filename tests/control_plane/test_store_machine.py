@@ -12,12 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN
-from control_plane.errors import Conflict
+from control_plane.errors import Conflict, Invalid, NotFound
 from control_plane.keys import hash_secret
 from tests.support.postgres_cluster import shared_cluster
 from tests.support.store_scenario import LEASE, PostgresPlace, Scenario, SqlitePlace, action, at, scenario
 
-HANDLES = ("once", "thrice", "parent")
+HANDLES = ("once", "thrice", "parent", "waiting", "queue", "replace", "skip")
 ERRORS = ("Boom", "NonRetryableError", "WorkerOverCapacity", "WorkerCrashed")
 
 
@@ -36,6 +36,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.acknowledged_runs = []
         self.direct = []
         self.external = {}
+        self.signalled = {}
         self.interrupted = False
 
     def wait_for(self, awaitable):
@@ -56,6 +57,14 @@ class StoreMachine(RuleBasedStateMachine):
         await self.s.publish("thrice", [action("one", retry=retried, timeout={"duration": "3m"}), action("two")])
         child = {"key": "child", "kind": "automation", "config": {"automation_handle": "once"}}
         await self.s.publish("parent", [child, action("last", retry={"max_attempts": 2})])
+        nap = {"key": "nap", "kind": "sleep", "config": {"duration": "30s"}}
+        ok = {"key": "ok", "kind": "wait_for_event", "config": {"event_type": "x"}, "timeout": {"duration": "100s"}}
+        deadline = {"wall_clock_timeout": "150s"}
+        await self.s.publish("waiting", [nap, ok, action("one")], cleanup=[action("tidy")], defaults=deadline)
+        await self.s.publish("queue", [ok], cleanup=[action("tidy")], defaults=deadline, concurrency="queue")
+        await self.s.publish("replace", [nap, action("one")], concurrency="replace")
+        again = {"key": "again", "kind": "automation", "config": {"automation_handle": "queue"}}
+        await self.s.publish("skip", [again, ok], concurrency="skip")
 
     def teardown(self):
         self.wait_for(self.context.__aexit__(None, None, None))
@@ -66,7 +75,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(handle=st.sampled_from(HANDLES))
     def start(self, handle):
-        self.acknowledged_runs.append(self.wait_for(self.s.start(handle, now=self.now)).id)
+        code = "started"
+        try:
+            self.acknowledged_runs.append(self.wait_for(self.s.start(handle, now=self.now)).id)
+        except Conflict as refused:
+            code = refused.code
+        assert code == "started" or (handle, code) == ("skip", "run_skipped")
 
     @rule(number=st.integers(1, 3), data=st.data())
     def enqueue(self, number, data):
@@ -155,9 +169,36 @@ class StoreMachine(RuleBasedStateMachine):
     def cancel(self, data):
         run_id = data.draw(st.sampled_from(self.acknowledged_runs))
         run = self.wait_for(self.s.store.cancel_run(self.s.project.id, run_id, "stop", now=at(self.now)))
-        assert run.status in TERMINAL_RUN
+        # What has to be cleaned up is done first.
+        cleaned = self.read(f"SELECT s.kind FROM steps s WHERE s.run_id = '{run_id}' AND s.status = 'suspended'")
+        assert run.status in TERMINAL_RUN or cleaned == [("cleanup",)]
 
-    @rule(seconds=st.sampled_from([1, 5, LEASE / 2, LEASE + 1, 200]))
+    @precondition(lambda self: self.acknowledged_runs)
+    @rule(data=st.data())
+    def signal(self, data):
+        run_id = data.draw(st.sampled_from(self.acknowledged_runs[-6:]))
+        number = next(self.numbers)
+        code = "taken"
+        try:
+            self.wait_for(
+                self.s.store.signal_run(self.s.project.id, run_id, "ok", {"number": number}, now=at(self.now))
+            )
+        except (Conflict, Invalid, NotFound) as refused:
+            code = refused.code
+        assert code in ("taken", "run_ended", "already_signalled", "unknown_step")
+        if code == "taken":
+            assert (run_id, "ok") not in self.signalled
+            self.signalled[run_id, "ok"] = number
+
+    @rule()
+    def fire(self):
+        self.wait_for(self.s.fire(self.now))
+        assert self.read(f"SELECT run_seq FROM run_timers WHERE due_at <= {at(self.now)}") == []
+        # Nobody waits for a turn that nobody has.
+        held = {row[0] for row in self.read("SELECT automation_id FROM run_turns WHERE holds")}
+        assert {row[0] for row in self.read("SELECT automation_id FROM run_turns WHERE NOT holds")} <= held
+
+    @rule(seconds=st.sampled_from([1, 5, LEASE / 2, LEASE + 1, 100, 200]))
     def time_passes(self, seconds):
         self.now += seconds
 
@@ -241,16 +282,38 @@ class StoreMachine(RuleBasedStateMachine):
             assert results == (1 if status in ("completed", "failed") else 0)
 
     @invariant()
-    def a_suspended_run_waits_for_exactly_one_job(self):
+    def a_suspended_run_waits_for_exactly_one_thing(self):
         rows = self.read(
             "SELECT r.status, (SELECT count(*) FROM steps s JOIN jobs j ON j.id = s.job_id"
             " WHERE s.run_seq = r.seq AND s.status = 'suspended' AND ("
             "EXISTS (SELECT 1 FROM jobs_pending p WHERE p.seq = j.seq) OR"
-            " EXISTS (SELECT 1 FROM jobs_claimed c WHERE c.seq = j.seq))) FROM runs r"
+            " EXISTS (SELECT 1 FROM jobs_claimed c WHERE c.seq = j.seq)))"
+            " + (SELECT count(*) FROM run_timers t WHERE t.run_seq = r.seq AND t.kind = 'step')"
+            " + (SELECT count(*) FROM run_turns w WHERE w.run_seq = r.seq AND NOT w.holds),"
+            " (SELECT count(*) FROM steps s WHERE s.run_seq = r.seq AND s.status IN ('running', 'suspended')),"
+            " (SELECT count(*) FROM run_timers t WHERE t.run_seq = r.seq AND t.kind <> 'turn') FROM runs r"
         )
-        for status, waiting in rows:
-            assert status in TERMINAL_RUN | {"suspended"}
-            assert waiting == (1 if status == "suspended" else 0)
+        for status, waiting, open_steps, timers in rows:
+            assert status in TERMINAL_RUN | {"suspended", "queued"}
+            assert waiting == (0 if status in TERMINAL_RUN else 1)
+            assert open_steps == (1 if status == "suspended" else 0)
+            assert timers == 0 or status == "suspended"
+
+    @invariant()
+    def of_an_automation_that_takes_turns_one_run_goes_on(self):
+        rows = self.read(
+            "SELECT a.handle, count(*), count(w.run_seq) FROM runs r JOIN automations a ON a.id = r.automation_id"
+            " LEFT JOIN run_turns w ON w.run_seq = r.seq AND w.holds WHERE r.status = 'suspended' GROUP BY a.handle"
+        )
+        for handle, going_on, holding in rows:
+            assert (holding == going_on == 1) if handle in ("queue", "replace", "skip") else holding == 0
+
+    @invariant()
+    def a_signal_comes_to_its_step_once(self):
+        for run_id, number in self.read(
+            "SELECT s.run_id, s.result FROM steps s WHERE s.step_key = 'ok' AND s.status = 'completed'"
+        ):
+            assert number == f'{{"number":{self.signalled[run_id, "ok"]}}}'
 
 
 class SqliteMachine(StoreMachine):

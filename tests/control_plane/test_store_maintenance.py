@@ -10,7 +10,7 @@ import pytest
 
 from control_plane.domain.store import LeaseTerms
 from control_plane.errors import CannotCreate, StoreInUse, StoreRefused
-from control_plane.store import maintenance
+from control_plane.store import audit, maintenance
 from control_plane.store.postgres_migrations import TABLE
 from control_plane.store.sqlite import SqliteStore
 from control_plane.store.statements import load_migrations
@@ -116,8 +116,11 @@ async def test_a_store_that_has_lived_is_as_it_should_be(place):
         ("DELETE FROM jobs_claimed", "every job is in exactly one state"),
         ("DELETE FROM events WHERE sequence = 2", "the events of every run are without gaps"),
         ("DELETE FROM jobs", "every state is a job's"),
-        ("DELETE FROM runs", "every step, event and job belongs to a run"),
-        ("UPDATE steps SET status = 'completed'", "every run that goes on waits for a job"),
+        ("DELETE FROM runs", "every step, event, job, timer and signal belongs to a run"),
+        (
+            "UPDATE steps SET status = 'completed'",
+            "every run that goes on waits for a job, a time, a signal or its turn",
+        ),
     ],
 )
 async def test_what_is_broken_is_counted(place, damage, rule):
@@ -208,7 +211,7 @@ async def test_a_copy_is_the_same_store_on_the_other_database(cluster, tmp_path)
         before, project, session = await told(s.store, s.project), s.project, s.session
     copied = await maintenance.copy(source.url, target.url, None)
     assert (copied["runs"], copied["api_keys"]) == (8, 1)
-    assert [finding.faults for finding in await maintenance.check(target.url, None)][3:].count(0) == 5
+    assert [finding.faults for finding in await maintenance.check(target.url, None)][3:].count(0) == len(audit.RULES)
     async with scenario(target, prepared=False) as s:
         s.project, s.session = project, session
         assert await told(s.store, project) == before

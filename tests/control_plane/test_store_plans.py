@@ -17,7 +17,10 @@ LANES = 10
 LARGE = ("jobs", "jobs_pending", "jobs_finished", "runs", "steps", "events")
 """What grows without end. The claimed jobs are as many as the workers take, and are swept over."""
 
-FRAGMENTS = ("_columns", "_names", "_body", "_state", "_tables", "last_event", "open_step_of_run")
+FRAGMENTS = (
+    "_columns", "_names", "_body", "_state", "_tables", "last_event", "open_step_of_run", "_filter", "_page_begin",
+    "_page_end", "saving_step",
+)  # fmt: skip
 COUNTED = ("load",)
 """Reads a bounded number of rows of whichever comes first."""
 

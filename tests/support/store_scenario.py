@@ -145,11 +145,11 @@ class Scenario:
             now=at(0),
         )
 
-    async def publish(self, handle, steps, *, inputs=None, settings=None, default_inputs=None):
-        """An automation with these steps, active."""
+    async def publish(self, handle, steps, *, inputs=None, settings=None, default_inputs=None, **more):
+        """An automation with these steps, active. `more` is what else its spec has."""
         fields = {"settings": settings, "default_inputs": default_inputs}
         await self.store.create_automation(self.project.id, handle, handle.title(), fields, now=at(0))
-        spec = {"steps": steps, **({"inputs": inputs} if inputs is not None else {})}
+        spec = {"steps": steps, **({"inputs": inputs} if inputs is not None else {}), **more}
         version = await self.store.create_version(self.project.id, handle, spec, None, now=at(0))
         assert version.validation == {"valid": True, "errors": []}
         return await self.store.publish_version(self.project.id, handle, version.version, now=at(0))
@@ -220,6 +220,22 @@ class Scenario:
     def writes_held(self):
         """As long as this is entered no write comes back."""
         return self.place.writes_held(self.store)
+
+    async def fire(self, now):
+        """What is due happens, until nothing is."""
+        fired = 0
+        while (found := await self.store.next_timer_at()) is not None and found <= at(now):
+            fired += (await self.store.fire_timers(limit=100, now=at(now))).fired
+        return fired
+
+    async def signal(self, run, step_key, result=None, *, now=0.0):
+        return await self.store.signal_run(self.project.id, run.id, step_key, result or {}, now=at(now))
+
+    async def cancel(self, run, *, now=0.0, reason=None):
+        return await self.store.cancel_run(self.project.id, run.id, reason, now=at(now))
+
+    async def statuses(self, *runs):
+        return [(await self.run(run)).status for run in runs]
 
     async def reap(self, now):
         return await self.store.reap(limit=100, now=at(now))

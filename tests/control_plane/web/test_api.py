@@ -244,7 +244,7 @@ async def test_projects_never_see_each_other(plane: Serving, http: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v2/projects", f"{P}/environments", f"{P}/runs/", f"{P}/runs/x/signals", f"{P}//"]
+    "path", ["/", "/v2/projects", f"{P}/environments", f"{P}/runs/", f"{P}/runs/x/signal", f"{P}//"]
 )
 async def test_unknown_paths(http: httpx.AsyncClient, path: str) -> None:
     refused(await http.get(path), 404, "not_found")

@@ -21,12 +21,19 @@ SELECT (SELECT count(*) FROM steps s WHERE NOT EXISTS (SELECT 1 FROM runs r WHER
     + (SELECT count(*) FROM events e WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = e.run_seq))
     + (SELECT count(*) FROM jobs j WHERE j.run_seq IS NOT NULL
        AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = j.run_seq))
+    + (SELECT count(*) FROM run_timers t WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = t.run_seq))
+    + (SELECT count(*) FROM run_signals k WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = k.run_seq))
+    + (SELECT count(*) FROM run_turns w WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = w.run_seq))
 
 -- name: open_runs_without_job
 SELECT count(*) FROM runs r WHERE r.status NOT IN ('completed', 'failed', 'cancelled') AND NOT EXISTS (
     SELECT 1 FROM steps s JOIN jobs j ON j.id = s.job_id WHERE s.run_seq = r.seq AND s.status = 'suspended'
     AND NOT EXISTS (SELECT 1 FROM jobs_finished f WHERE f.seq = j.seq)
-)
+) AND NOT EXISTS (SELECT 1 FROM run_timers t WHERE t.run_seq = r.seq AND t.kind = 'step')
+AND NOT EXISTS (SELECT 1 FROM run_turns w WHERE w.run_seq = r.seq AND NOT w.holds)
+
+-- name: turns_held_twice
+SELECT count(*) FROM (SELECT automation_id FROM run_turns WHERE holds GROUP BY automation_id HAVING count(*) > 1) held
 
 -- name: projects
 SELECT count(*) FROM projects

@@ -182,3 +182,45 @@ INSERT INTO events (run_seq, sequence, id, event_type, created_at, step_id, step
 SELECT
     (n->>0)::bigint, (n->>1)::bigint, n->>2, n->>3, (n->>4)::bigint, n->>5, n->>6, n->>7
 FROM jsonb_array_elements($1::jsonb) AS rows (n)
+
+-- name: begin_runs
+UPDATE runs SET status = n.status, updated_at = n.updated_at, completed_at = n.completed_at,
+    error_type = n.error_type, error_message = n.error_message, started_at = n.started_at,
+    wall_clock_deadline_at = n.wall_clock_deadline_at
+FROM (
+    SELECT
+        (n->>0)::bigint AS seq, n->>1 AS status, (n->>2)::bigint AS updated_at, (n->>3)::bigint AS completed_at,
+        n->>4 AS error_type, n->>5 AS error_message, (n->>6)::bigint AS started_at,
+        (n->>7)::bigint AS wall_clock_deadline_at
+    FROM jsonb_array_elements($1::jsonb) AS rows (n)
+) AS n
+WHERE runs.seq = n.seq
+
+-- name: set_timers
+INSERT INTO run_timers (run_seq, kind, due_at, payload)
+SELECT (n->>0)::bigint, n->>1, (n->>2)::bigint, n->>3 FROM jsonb_array_elements($1::jsonb) AS rows (n)
+ON CONFLICT (run_seq, kind) DO UPDATE SET due_at = excluded.due_at, payload = excluded.payload
+
+-- name: clear_timers
+DELETE FROM run_timers USING (
+    SELECT (n->>0)::bigint AS run_seq, n->>1 AS kind FROM jsonb_array_elements($1::jsonb) AS rows (n)
+) AS n WHERE run_timers.run_seq = n.run_seq AND run_timers.kind = n.kind
+
+-- name: keep_signals
+INSERT INTO run_signals (run_seq, step_key, result, created_at)
+SELECT (n->>0)::bigint, n->>1, n->>2, (n->>3)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)
+
+-- name: take_signals
+DELETE FROM run_signals USING (
+    SELECT (n->>0)::bigint AS run_seq, n->>1 AS step_key FROM jsonb_array_elements($1::jsonb) AS rows (n)
+) AS n WHERE run_signals.run_seq = n.run_seq AND run_signals.step_key = n.step_key
+
+-- name: set_turns
+INSERT INTO run_turns (run_seq, automation_id, holds)
+SELECT (n->>0)::bigint, n->>1, (n->>2)::boolean FROM jsonb_array_elements($1::jsonb) AS rows (n)
+ON CONFLICT (run_seq) DO UPDATE SET holds = excluded.holds
+
+-- name: leave_turns
+DELETE FROM run_turns USING (
+    SELECT (n->>0)::bigint AS run_seq FROM jsonb_array_elements($1::jsonb) AS rows (n)
+) AS n WHERE run_turns.run_seq = n.run_seq

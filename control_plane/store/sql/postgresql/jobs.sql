@@ -63,9 +63,10 @@ LEFT JOIN automations a ON a.id = r.automation_id
 LEFT JOIN LATERAL {last_event} last ON true
 
 -- name: load_runs
-SELECT {run_columns}, {step_columns}, last.sequence, last.created_at, j.seq
+SELECT {run_columns}, {step_columns}, last.sequence, last.created_at, j.seq, a.settings
 FROM unnest($1::text[], $2::text[]) AS asked (project_id, id)
 JOIN runs r ON r.id = asked.id AND r.project_id = asked.project_id
+LEFT JOIN automations a ON a.id = r.automation_id
 LEFT JOIN LATERAL ({open_step_of_run}) s ON true
 LEFT JOIN jobs j ON j.id = s.job_id
 LEFT JOIN LATERAL {last_event} last ON true

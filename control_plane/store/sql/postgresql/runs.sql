@@ -6,29 +6,63 @@ r.parent_automation_id, r.parent_step_key, r.error_type, r.error_message, r.sour
 -- name: run_by_id
 SELECT {run_columns} FROM runs r WHERE r.id = $1 AND r.project_id = $2
 
+-- name: saving_step
+s.run_seq = r.seq AND s.status = 'completed' AND s.kind <> 'cleanup'
+
 -- name: run_with_results
 SELECT {run_columns},
-    ARRAY(SELECT s.save_as FROM steps s WHERE s.run_seq = r.seq AND s.status = 'completed' ORDER BY s.seq),
-    ARRAY(SELECT s.result FROM steps s WHERE s.run_seq = r.seq AND s.status = 'completed' ORDER BY s.seq)
+    ARRAY(SELECT s.save_as FROM steps s WHERE {saving_step} ORDER BY s.seq),
+    ARRAY(SELECT s.result FROM steps s WHERE {saving_step} ORDER BY s.seq),
+    (SELECT t.due_at FROM run_timers t WHERE t.run_seq = r.seq AND t.kind = 'step')
 FROM runs r WHERE r.id = $1 AND r.project_id = $2
 
 -- name: run_seq
 SELECT seq FROM runs WHERE id = $1 AND project_id = $2
 
+-- What a listing may ask beside that by which it looks.
+-- name: run_filter
+r.seq < $2 AND r.seq >= $3 AND ($4::text IS NULL OR r.status = $4) AND ($5::text IS NULL OR r.automation_id = $5)
+AND ($6::text IS NULL OR r.parent_run_id = $6) AND ($7::text IS NULL OR r.external_id = $7)
+AND ($8::bigint IS NULL OR r.created_at >= $8) AND ($9::bigint IS NULL OR r.created_at < $9)
+ORDER BY r.seq DESC LIMIT $10
+
+-- As many as fit into so many bytes of inputs, but one at least; the last column is how many there would be.
+-- name: runs_page_begin
+SELECT * FROM (
+    SELECT *, sum(octet_length(inputs)) OVER (ORDER BY seq DESC) - octet_length(inputs) AS before,
+        count(*) OVER () AS found
+    FROM (
+
+-- name: runs_page_end
+    ) page
+) measured
+WHERE before = 0 OR before + octet_length(inputs) <= $11
+ORDER BY seq DESC
+
 -- name: runs_of_project
-SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.seq < $2 ORDER BY r.seq DESC LIMIT $3
+{runs_page_begin} SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND {run_filter} {runs_page_end}
 
 -- name: runs_by_status
-SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.status = $2 AND r.seq < $3 ORDER BY r.seq DESC LIMIT $4
+{runs_page_begin} SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.status = $4 AND {run_filter}
+{runs_page_end}
 
 -- name: runs_of_automation
-SELECT {run_columns} FROM runs r WHERE r.automation_id = $1 AND r.project_id = $2 AND r.seq < $3
-ORDER BY r.seq DESC LIMIT $4
+{runs_page_begin} SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.automation_id = $5 AND {run_filter}
+{runs_page_end}
 
--- name: runs_of_automation_by_status
-SELECT {run_columns} FROM runs r
-WHERE r.automation_id = $1 AND r.project_id = $2 AND r.status = $3 AND r.seq < $4
-ORDER BY r.seq DESC LIMIT $5
+-- name: runs_of_parent
+{runs_page_begin} SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.parent_run_id = $6 AND {run_filter}
+{runs_page_end}
+
+-- name: runs_of_external_id
+{runs_page_begin} SELECT {run_columns} FROM runs r WHERE r.project_id = $1 AND r.external_id = $7 AND {run_filter}
+{runs_page_end}
+
+-- name: run_ends
+SELECT (SELECT min(seq) FROM runs), (SELECT max(seq) FROM runs)
+
+-- name: run_at_or_before
+SELECT seq, created_at FROM runs WHERE seq <= $1 ORDER BY seq DESC LIMIT 1
 
 -- name: runs_by_external_id
 SELECT {run_columns} FROM runs r

@@ -15,18 +15,35 @@ SELECT {run_columns} FROM runs WHERE automation_id = ? AND external_id = ?
 -- name: run_seq
 SELECT seq FROM runs WHERE id = ? AND project_id = ?
 
+-- What a listing may ask beside that by which it looks.
+-- name: run_filter
+seq < ?2 AND seq >= ?3 AND (?4 IS NULL OR +status = ?4) AND (?5 IS NULL OR +automation_id = ?5)
+AND (?6 IS NULL OR +parent_run_id = ?6) AND (?7 IS NULL OR +external_id = ?7)
+AND (?8 IS NULL OR created_at >= ?8) AND (?9 IS NULL OR created_at < ?9)
+
 -- name: runs_of_project
-SELECT {run_columns} FROM runs WHERE project_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?
+SELECT {run_columns} FROM runs WHERE project_id = ?1 AND {run_filter} ORDER BY seq DESC LIMIT ?10
 
 -- name: runs_by_status
-SELECT {run_columns} FROM runs WHERE project_id = ? AND status = ? AND seq < ? ORDER BY seq DESC LIMIT ?
+SELECT {run_columns} FROM runs WHERE project_id = ?1 AND status = ?4 AND {run_filter} ORDER BY seq DESC LIMIT ?10
 
 -- name: runs_of_automation
-SELECT {run_columns} FROM runs WHERE automation_id = ? AND project_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?
+SELECT {run_columns} FROM runs WHERE +project_id = ?1 AND automation_id = ?5 AND {run_filter}
+ORDER BY seq DESC LIMIT ?10
 
--- name: runs_of_automation_by_status
-SELECT {run_columns} FROM runs WHERE automation_id = ? AND project_id = ? AND +status = ? AND seq < ?
-ORDER BY seq DESC LIMIT ?
+-- name: runs_of_parent
+SELECT {run_columns} FROM runs WHERE +project_id = ?1 AND parent_run_id = ?6 AND {run_filter}
+ORDER BY seq DESC LIMIT ?10
+
+-- name: runs_of_external_id
+SELECT {run_columns} FROM runs WHERE project_id = ?1 AND external_id = ?7 AND {run_filter}
+ORDER BY seq DESC LIMIT ?10
+
+-- name: run_ends
+SELECT (SELECT min(seq) FROM runs), (SELECT max(seq) FROM runs)
+
+-- name: run_at_or_before
+SELECT seq, created_at FROM runs WHERE seq <= ? ORDER BY seq DESC LIMIT 1
 
 -- name: insert_run
 INSERT INTO runs (
@@ -56,7 +73,7 @@ ORDER BY seq DESC LIMIT 1
 SELECT result FROM steps WHERE run_seq = ? AND step_key = ? AND status = 'completed'
 
 -- name: step_results
-SELECT save_as, result FROM steps WHERE run_seq = ? AND status = 'completed' ORDER BY seq
+SELECT save_as, result FROM steps WHERE run_seq = ? AND status = 'completed' AND kind <> 'cleanup' ORDER BY seq
 
 -- name: step_name
 SELECT coalesce(step_name, step_key) FROM steps WHERE run_seq = ? AND seq = ?
