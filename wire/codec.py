@@ -59,7 +59,8 @@ _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
 
 def decode_from_worker(data: bytes | str) -> FromWorker:
     """One frame that a worker sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
-    _check_size(data, MAX_FRAME_TO_SERVER)
+    if len(data) > MAX_FRAME_TO_SERVER:
+        raise _too_large(data, MAX_FRAME_TO_SERVER)
     if has_more_elements(data, MAX_ELEMENTS):
         return _report_of_too_much(data)
     try:
@@ -77,7 +78,8 @@ def decode_from_worker(data: bytes | str) -> FromWorker:
 
 def decode_from_server(data: bytes | str) -> FromServer:
     """One frame that a server sent. Raises RemoteFrameError, and nothing else, on anything that is not one."""
-    _check_size(data, MAX_FRAME_TO_WORKER)
+    if len(data) > MAX_FRAME_TO_WORKER:
+        raise _too_large(data, MAX_FRAME_TO_WORKER)
     try:
         return _from_server.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -123,9 +125,8 @@ def _report_of_too_much(data: bytes | str) -> Report:
     )
 
 
-def _check_size(data: bytes | str, limit: int) -> None:
-    if len(data) > limit:
-        raise RemoteFrameError(f"frame of {len(data)} bytes is larger than the limit of {limit}")
+def _too_large(data: bytes | str, limit: int) -> RemoteFrameError:
+    return RemoteFrameError(f"frame of {len(data)} bytes is larger than the limit of {limit}")
 
 
 def _remote_fault(error: Exception, data: bytes | str) -> RemoteFrameError:

@@ -53,7 +53,6 @@ class Context:
         "_cancelled",
         "_job",
         "_log",
-        "action",
         "lease_lost",
         "times_out_at",
         "worker_instance_id",
@@ -65,9 +64,13 @@ class Context:
         self._cancelled: Cancelled | None = None
         self._log: Any = None
         self.times_out_at = times_out_at
-        self.action = job.work
         self.lease_lost = False
         self.worker_instance_id = worker_instance_id
+
+    @property
+    def action(self) -> str:
+        """The action's name; of a generation `provider/model`."""
+        return self._job.work
 
     @property
     def job_id(self) -> str:
@@ -169,6 +172,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None
     idempotent: bool
     isolation: Isolation
+    suspends: bool = True
+    """Whether its code may wait for something; false only for a coroutine that awaits nothing."""
 
     def convert(self, parameters: Any) -> Any:
         """The job's `spec.parameters` as the handler's type. Raises ValidationError, which names the field."""
@@ -223,6 +228,7 @@ class Registry:
                         timeout=timeout_seconds(timeout),
                         idempotent=idempotent,
                         isolation=_isolation(isolation, asynchronous=signature.asynchronous),
+                        suspends=signature.suspends or not signature.asynchronous,
                     )
                 )
             except (TypeError, ValueError, OverflowError) as error:
@@ -242,6 +248,10 @@ class Registry:
                 f"action {action.name!r} is defined twice, by {first} and by {second}: rename one{remedy}"
             )
         self._actions[action.name] = action
+
+    def find(self, name: str | None) -> Action | None:
+        """The action of that name, if there is one."""
+        return self._actions.get(name)  # type: ignore[arg-type]
 
     def get(self, name: str) -> Action:
         """Raises UnknownAction."""

@@ -91,6 +91,7 @@ async def _live(start: job_messages.Start, channel: socket.socket) -> Outcome:
     channel.setblocking(False)  # noqa: FBT003 - the standard library's signature
     loop.add_reader(channel.fileno(), _told, loop, channel, runner)
     runner.start(_EXECUTION, start.job, times_out_at=start.times_out_at)
+    runner.begin()
     return await over
 
 

@@ -175,13 +175,22 @@ class Journal:
             return
         self._owes = False
         records, self._buffer = self._buffer, []
-        if self._mode == "off" or (self.degraded and self._rewrite is None):
+        rewrite = self._rewrite
+        if self._mode == "off" or (self.degraded and rewrite is None):
             return
         data = journal_records.encode(records)
-        if self._rewrite is not None:
-            self._rewrite.tail.append(data)
-        if not self.degraded:
-            self._write(data)
+        if rewrite is not None:
+            rewrite.tail.append(data)
+        if self.degraded:
+            return
+        try:
+            _write_all(self._descriptor, data)
+            self.size += len(data)
+        except OSError as error:
+            # What got there of it must not stand before what comes next.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
+            self.degrade("write", error)
 
     def sync(self, rewrite: Rewrite | None = None) -> None:
         """Waits until what was flushed survives a loss of power, then writes `rewrite`. Blocks, raises OSError.
@@ -349,16 +358,6 @@ class Journal:
                 raise
             # A predecessor wrote the journal anew while we waited: what we have locked is the old file.
             os.close(descriptor)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            _write_all(self._descriptor, data)
-            self.size += len(data)
-        except OSError as error:
-            # What got there of it must not stand before what comes next.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.size)
-            self.degrade("write", error)
 
 
 def _open(path: Path, flags: int = 0) -> int:

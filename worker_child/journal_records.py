@@ -4,7 +4,7 @@ One group is what was written at once; it is there as a whole or not at all. Pur
 """
 
 import struct
-import zlib
+from zlib import crc32
 
 import msgspec
 from msgspec import Struct
@@ -35,7 +35,8 @@ class Recovered(Struct, frozen=True, kw_only=True):
 
 Record = JournalClaimed | Reported | JournalSettled
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
+_pack = _GROUP.pack
 _decoder = msgspec.msgpack.Decoder(list[Record])
 _json = msgspec.json.Encoder()
 _report = msgspec.json.Decoder(frames.Report)
@@ -43,13 +44,11 @@ _report = msgspec.json.Decoder(frames.Report)
 
 def encode(records: list[Record]) -> bytes:
     """The records as the file has them. One checksum for many records costs a seventh of one for each."""
-    if len(records) > _MOST_RECORDS:
+    if not 0 < len(records) <= _MOST_RECORDS:
         starts = range(0, len(records), _MOST_RECORDS)
         return b"".join(encode(records[start : start + _MOST_RECORDS]) for start in starts)
-    if not records:
-        return b""
-    payload = _encoder.encode(records)
-    return _GROUP.pack(len(payload), zlib.crc32(payload)) + payload
+    payload = _encode(records)
+    return _pack(len(payload), crc32(payload)) + payload
 
 
 def frame_of(report: frames.Report) -> bytes:
@@ -95,7 +94,7 @@ def _group_at(data: bytes, position: int) -> tuple[int, list[Record] | None]:
     payload = data[start:end]
     if len(payload) != length:
         return len(data), None
-    if zlib.crc32(payload) != checksum:
+    if crc32(payload) != checksum:
         return end, None
     try:
         return end, _decoder.decode(payload)

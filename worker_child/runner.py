@@ -14,7 +14,7 @@ from wire.codec import MAX_FRAME_TO_SERVER
 from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
 from wire.frames import ClaimedJob
 from wire.verdicts import LOST, NON_RETRYABLE, OVER_CAPACITY
-from worker_child import signatures
+from worker_child import first_steps, signatures
 from worker_child.actions import Action, Context, Isolation, Registry, current
 from worker_child.catalogue import NOTHING, Catalogue
 from worker_child.decisions import Outcome
@@ -62,37 +62,21 @@ class Processes(Protocol):
         """Tells the code that its lease is gone."""
 
 
-class _Execution:
+class _Execution(msgspec.Struct, eq=False):
     """One run of one job."""
 
-    __slots__ = (
-        "action",
-        "cancel_reason",
-        "context",
-        "done",
-        "given_up_at",
-        "job",
-        "number",
-        "started",
-        "task",
-        "timed_out",
-        "timer",
-        "times_out_at",
-    )
-
-    def __init__(self, number: int, job: ClaimedJob, times_out_at: float | None) -> None:
-        self.number = number
-        self.job = job
-        self.times_out_at = times_out_at
-        self.action: Action | None = None
-        self.context: Context | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.cancel_reason: str | None = None
-        self.given_up_at: float | None = None
-        self.started = False
-        self.timed_out = False
-        self.done = False
+    number: int
+    job: ClaimedJob
+    times_out_at: float | None
+    action: Action | None = None
+    context: Context | None = None
+    task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    cancel_reason: str | None = None
+    given_up_at: float | None = None
+    started: bool = False
+    timed_out: bool = False
+    done: bool = False
 
     @property
     def isolation(self) -> Isolation:
@@ -136,12 +120,30 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="job")
         self._executions: dict[int, _Execution] = {}
+        self.unbegun: list[_Execution] = []
+        """What was started and waits for `begin`."""
 
     def start(self, number: int, job: ClaimedJob, *, times_out_at: float | None = None) -> None:
-        """Runs a job as a task of its own. `times_out_at` (seconds since the epoch) is for the handler to see alone."""
+        """Takes a job, whose code runs from `begin` on. `times_out_at` (seconds since the epoch) is for the handler to
+        see alone."""
         execution = _Execution(number, job, times_out_at)
         self._executions[number] = execution
-        execution.task = self._loop.create_task(self._run(execution))
+        self.unbegun.append(execution)
+
+    def begin(self) -> None:
+        """Runs the jobs that were started, as a task each. Their first steps are made before this returns, and some
+        jobs have their outcomes then, unless this is called by a task: then they come in the loop's next turn."""
+        unbegun, self.unbegun = self.unbegun, []
+        by_task = asyncio.current_task(self._loop) is not None
+        for execution in unbegun:
+            if execution.done:
+                continue
+            if by_task:
+                execution.task = self._loop.create_task(self._run(execution))
+            elif (action := self._registry.find(execution.job.action_name)) is None or action.suspends:
+                execution.task = first_steps.task(self._loop, self._run(execution))
+            else:
+                first_steps.only(self._run(execution))
 
     @property
     def idle(self) -> bool:
@@ -189,15 +191,13 @@ class Runner:
         try:
             action, context = self._prepare(execution)
             arguments = _arguments(action, context, execution.job)
-            if action.isolation == "process":
+            if action.isolation == "task":
+                outcome = _completed(await action.handler(*arguments), action.result_decoder)
+            elif action.isolation == "thread":
+                outcome = _completed(await self._in_thread(action, arguments), action.result_decoder)
+            else:
                 # They are made again there: here they show, before anything is forked, that they can be.
                 outcome = await self._in_process(execution, context)
-            else:
-                if action.isolation == "task":
-                    value = await action.handler(*arguments)
-                else:
-                    value = await self._in_thread(action, arguments)
-                outcome = _completed(value, action.result_decoder)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, sys.exit() too, is its job's outcome
             outcome = _failed(execution, error)
         self._executions.pop(execution.number, None)
@@ -208,10 +208,10 @@ class Runner:
 
     def _prepare(self, execution: _Execution) -> tuple[Action, Context]:
         job = execution.job
-        if job.kind == "llm_generation":
-            action = self._catalogue.action(job, functools.partial(self._produced, execution.number))
-        elif job.kind == "action_execution":
+        if job.kind == "action_execution":
             action = self._registry.get(job.action_name or "")
+        elif job.kind == "llm_generation":
+            action = self._catalogue.action(job, functools.partial(self._produced, execution.number))
         else:
             raise UnknownAction(f"this worker cannot do jobs of the kind {job.kind!r}")
         execution.action = action
@@ -233,7 +233,7 @@ class Runner:
             return _timed_out(execution)
         return msgspec.structs.replace(outcome, status="cancelled") if execution.cancel_reason else outcome
 
-    async def _in_thread(self, action: Action, arguments: list[Any]) -> Any:
+    async def _in_thread(self, action: Action, arguments: tuple[Any, ...]) -> Any:
         inherited = contextvars.copy_context()
 
         def call() -> tuple[Any, BaseException | None]:
@@ -292,15 +292,15 @@ class Runner:
         self._finished(execution.number, outcome, returned)
 
 
-def _arguments(action: Action, context: Context, job: ClaimedJob) -> list[Any]:
-    arguments: list[Any] = []
-    for argument in action.arguments:
-        if argument == "context":
-            arguments.append(context)
-        else:
-            given = job.spec.get("parameters")
-            arguments.append(action.convert({} if given is None else given))
-    return arguments
+def _arguments(action: Action, context: Context, job: ClaimedJob) -> tuple[Any, ...]:
+    wanted = action.arguments
+    if "parameters" not in wanted:
+        return (context,) if wanted else ()
+    given = job.spec.get("parameters")
+    parameters = action.convert({} if given is None else given)
+    if len(wanted) == 1:
+        return (parameters,)
+    return (parameters, context) if wanted[0] == "parameters" else (context, parameters)
 
 
 def _completed(value: Any, decoder: Any = None) -> Outcome:
@@ -314,22 +314,27 @@ def _completed(value: Any, decoder: Any = None) -> Outcome:
         raise NonRetryableError(f"the result cannot be sent as JSON: {error}") from error
     if decoder is not None:
         signatures.check_result(encoded, decoder)
-    if not encoded.startswith(b"{"):
+    if encoded[:1] != b"{":
         encoded = b'{"output":%b}' % encoded
     if len(encoded) > MAX_RESULT:
         raise ResultTooLarge(f"the result has {len(encoded)} bytes as JSON, more than the limit of {MAX_RESULT}")
-    if has_more_elements(encoded, MAX_ELEMENTS - ELEMENTS_OF_A_FRAME):
-        raise ResultTooLarge(
-            f"the result has more than the limit of {MAX_ELEMENTS - ELEMENTS_OF_A_FRAME} values and keys"
-        )
-    if is_deeper(encoded, MAX_DEPTH):
-        raise NonRetryableError(f"the result is nested more deeply than the limit of {MAX_DEPTH} levels")
+    if len(encoded) > MAX_DEPTH:
+        _check_extent(encoded)
     try:
         # Not all that can be written can be read: a number of 5000 digits, a msgspec.Raw that holds something else.
         _json_object.decode(encoded)
     except (ValueError, msgspec.MsgspecError) as error:
         raise NonRetryableError(f"the result cannot be sent as JSON: {error}") from error
     return Outcome(status="completed", result=msgspec.Raw(encoded))
+
+
+def _check_extent(encoded: bytes) -> None:
+    if has_more_elements(encoded, MAX_ELEMENTS - ELEMENTS_OF_A_FRAME):
+        raise ResultTooLarge(
+            f"the result has more than the limit of {MAX_ELEMENTS - ELEMENTS_OF_A_FRAME} values and keys"
+        )
+    if is_deeper(encoded, MAX_DEPTH):
+        raise NonRetryableError(f"the result is nested more deeply than the limit of {MAX_DEPTH} levels")
 
 
 def _failed(execution: _Execution, error: BaseException) -> Outcome:

@@ -4,16 +4,17 @@ Nothing here reads a clock, draws a random number or does any I/O: `now` is mono
 in comments are those of the worker-socket contract.
 """
 
-import bisect
 import enum
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
 from wire import frames, pipe
+from wire.pipe import DURATION_BUCKETS
 from wire.verdicts import OVER_CAPACITY
 from worker_child.backoff import Backoff
 from worker_child.decisions import (
@@ -151,12 +152,6 @@ class _Job(Struct, eq=False):
     cancel_asked: bool = False
     stream: DeltaStream | None = None
 
-    @classmethod
-    def taken(cls, execution: int, job: frames.ClaimedJob, now: float) -> Self:
-        """A job that was claimed just now."""
-        cadence, duration = job.heartbeat_cadence_seconds, job.lease_duration_seconds
-        return cls(execution, job.id, job.work, job.lease_token, now, cadence, duration, now + cadence, now + duration)
-
     def lease(self, job: frames.ClaimedJob, now: float) -> None:
         """The terms of a (new) claim of this job."""
         self.lease_lost = False
@@ -174,12 +169,12 @@ class _Tally:
 
     def __init__(self) -> None:
         self._outcomes: Counter[str] = Counter()
-        self._durations = [0] * (len(pipe.DURATION_BUCKETS) + 1)
+        self._durations = [0] * (len(DURATION_BUCKETS) + 1)
         self._seconds = 0.0
 
     def add(self, status: str, seconds: float) -> None:
         self._outcomes[status] += 1
-        self._durations[bisect.bisect_left(pipe.DURATION_BUCKETS, seconds)] += 1
+        self._durations[bisect_left(DURATION_BUCKETS, seconds)] += 1
         self._seconds += seconds
 
     def counts(self) -> pipe.ActionCounts:
@@ -223,7 +218,7 @@ class Session:
         """Set by the shell whenever bytes arrive; every read has a rolling deadline."""
         self._backoff = backoff
         self._token: str | None = None
-        self._id_prefix = settings.id_prefix
+        self._id_prefix, self._concurrency = settings.id_prefix, settings.concurrency
         self._ids = 0
         self._executions = 0
         self._cadence = 20.0
@@ -289,7 +284,7 @@ class Session:
         solitude = self.solitude
         if solitude.alone is not None or solitude.waiting:
             return 0
-        return max(0, self.settings.concurrency - len(self._jobs) - self._slots_kept - len(self._stuck))
+        return max(0, self._concurrency - len(self._jobs) - self._slots_kept - len(self._stuck))
 
     def outstanding(self) -> tuple[list[JournalClaimed], list[frames.Report]]:
         """All that a journal must hold now: the jobs in hand and the reports that are not settled."""
@@ -351,7 +346,7 @@ class Session:
         """
         if self.state is State.ENDED:
             owed_since = self._ended_at
-        elif self._room()[0] > 0:
+        elif self._may_claim and self._room()[0] > 0:
             owed_since = min(self.next_deadline(), self._last_acknowledgement)
         else:
             owed_since = self.next_deadline()
@@ -431,9 +426,8 @@ class Session:
         """Frames of the server that arrived together; one claim is made for all the slots that they free."""
         decisions: list[Decision] = []
         for frame in received:
-            handler = self._FRAME_HANDLERS.get(type(frame))
-            if handler is not None and self.state in _LIVE:
-                decisions += handler(self, frame, now)
+            if self.state in _LIVE:
+                decisions += self._FRAME_HANDLERS[type(frame)](self, frame, now)
         return self._concluded(decisions, now)
 
     # --- events of jobs ---------------------------------------------------------------------------------------------
@@ -470,13 +464,15 @@ class Session:
             self.counts[outcome.status] += 1
             self._tally(job.action, outcome.status, now - job.claimed_at)
         frame = self._keep(job.id, job.token, outcome, now, slot_until=now + job.lease_duration)
-        # The last deltas wait for nothing: what the report completes comes before it.
-        last: list[Decision] = []
+        decisions: list[Decision] = [JournalReported(frame)]
+        reporting = self.state in _REPORTING
         if job.stream is not None:
             self._kept[str(frame.message_id)].stream = job.stream
-            if self.state in _REPORTING:
-                last = _as_frames(job.id, job.token, self._deltas.flush(job.stream, now))
-        decisions = [JournalReported(frame), *last, *self._send_report(frame)]
+            if reporting:
+                # The last deltas wait for nothing: what the report completes comes before it.
+                decisions += _as_frames(job.id, job.token, self._deltas.flush(job.stream, now))
+        if reporting:
+            decisions.append(Send(frame))
         if was_alone:
             decisions.append(ClearSuspect(job.id))
         if self.solitude.waiting:
@@ -689,18 +685,17 @@ class Session:
 
     def _on_claimed(self, frame: frames.Claimed, now: float) -> list[Decision]:
         answered = frame.message_id is None or frame.message_id == self._claim_id
-        if answered:
-            self._claim_answered()
         self._last_acknowledgement = now
+        self._claim_wanted = True
         decisions: list[Decision] = []
         started = len(self._jobs)
         for job in frame.jobs:
             decisions += self._take(job, now)
-        if len(self._jobs) == started and answered and not self._hinted:
-            self._pause_claims(now)
         if answered:
+            self._claim_answered()
+            if len(self._jobs) == started and not self._hinted:
+                self._pause_claims(now)
             self._hinted = False
-        self._claim_wanted = True
         return decisions
 
     def _on_work_available(self, _frame: frames.WorkAvailable, _now: float) -> list[Decision]:
@@ -777,9 +772,11 @@ class Session:
         """One claim, when one may be made and something could come of it."""
         if self._is_old:
             return self._exchange_if_old(now)
+        if not self._may_claim or len(self._jobs) + self._slots_kept >= self._concurrency:
+            return []
         slots, actions = self._room()
         if slots <= 0:
-            return self._announce_ready() if self._may_claim and not self._offers_anything else []
+            return self._announce_ready() if not (self._ready_announced or self._offers_anything) else []
         self._claim_id = self._message_id()
         self._claim_deadline = now + max(2 * self._cadence, CLAIM_DEADLINE_FLOOR)
         claim = Send(
@@ -794,8 +791,8 @@ class Session:
         return [claim, *self._announce_ready()]
 
     def _room(self) -> tuple[int, list[str]]:
-        """How many jobs may be claimed now, and of which actions; 0 when no claim may be made."""
-        slots = self.free_slots if self._may_claim else 0
+        """How many jobs there is room for, and of which actions."""
+        slots = self.free_slots
         if not slots:
             return 0, []
         actions = self._all_actions
@@ -848,32 +845,36 @@ class Session:
     def _take(self, job: frames.ClaimedJob, now: float) -> list[Decision]:
         """One claimed job: started, handed back, or known already."""
         job_id = job.id
-        known = self._by_id.get(job_id)
-        if known is not None:
-            return self._adopt(known, job, now)
+        if job_id in self._by_id:
+            return self._adopt(self._by_id[job_id], job, now)
         if job_id in self._kept_by_job:
             done = self._kept[self._kept_by_job[job_id]].frame
             if done.lease_token == job.lease_token:
                 return []
             if done.status == "completed":
                 return self._report_again(done, job, now)
-        is_suspect = job_id in self.solitude.suspects
-        if is_suspect and (why := self.solitude.suspects[job_id]) is not None:
+        suspects = self.solitude.suspects
+        is_suspect = job_id in suspects
+        if is_suspect and (why := suspects[job_id]) is not None:
             return self._refuse_poison(job, why, now)
         if self._drain_asked or not self.free_slots or (self._limits and not self._has_room(job.action_name or "")):
             return self._hand_back(job_id, job.lease_token, now)
         if is_suspect and (self._jobs or self._stuck) and not self.solitude.is_patient(now):
             return self._hand_back(job_id, job.lease_token, now)
         execution = self._executions = self._executions + 1
-        taken = _Job.taken(execution, job, now)
-        self._jobs[execution] = taken
-        self._by_id[job_id] = taken
-        self._count_running(taken.action, 1)
-        self._scan_at = min(self._scan_at, taken.heartbeat_at, taken.lease_until)
+        action, token = job.work, job.lease_token
+        cadence, duration = job.heartbeat_cadence_seconds, job.lease_duration_seconds
+        heartbeat_at, lease_until = now + cadence, now + duration
+        self._jobs[execution] = self._by_id[job_id] = _Job(
+            execution, job_id, action, token, now, cadence, duration, heartbeat_at, lease_until
+        )
+        if self._limits:
+            self._count_running(action, 1)
+        self._scan_at = min(self._scan_at, heartbeat_at, lease_until)
         if is_suspect:
             self.solitude.wait(execution, job, now)
             return [Note("warning", "session.suspect_waits", {"job_id": job_id, "jobs_in_hand": len(self._jobs) - 1})]
-        return [JournalClaimed(job_id, taken.token, taken.action), StartJob(execution, job)]
+        return [JournalClaimed(job_id, token, action), StartJob(execution, job)]
 
     def _adopt(self, known: _Job, job: frames.ClaimedJob, now: float) -> list[Decision]:
         """A job that is in hand here was leased to us once more: the work goes on, under the newer lease."""
@@ -974,7 +975,8 @@ class Session:
         del self._by_id[job.id]
         if self.solitude.forget(job.execution):
             self._claim_wanted = True
-        self._count_running(job.action, -1)
+        if self._limits:
+            self._count_running(job.action, -1)
 
     def _count_running(self, action: str, change: int) -> None:
         if action in self._limits:

@@ -3,6 +3,7 @@
 Everything here raises SignatureError with a sentence for whoever wrote the handler.
 """
 
+import dis
 import functools
 import inspect
 import typing
@@ -26,12 +27,13 @@ class SignatureError(TypeError):
 class Signature(Struct, frozen=True, kw_only=True):
     """`arguments` are "parameters" and "context" in the handler's order.
 
-    `parameters_holder` is a Struct whose one field, `parameters`, has the handler's type; None: they are taken as they
-    come. `result_decoder` reads the result's JSON as the declared type; None when nothing is declared that JSON could
-    be compared with.
+    `suspends`: its coroutine may wait for something. `parameters_holder` is a Struct whose one field, `parameters`, has
+    the handler's type; None: they are taken as they come. `result_decoder` reads the result's JSON as the declared
+    type; None when nothing is declared that JSON could be compared with.
     """
 
     asynchronous: bool
+    suspends: bool
     arguments: tuple[str, ...]
     parameters_holder: type[Struct] | None
     result_decoder: Any
@@ -50,6 +52,7 @@ def read(handler: Callable[..., Any], context_type: type) -> Signature:
     arguments, parameters_type = _arguments(list(parameters), hints, context_type)
     return Signature(
         asynchronous=inspect.iscoroutinefunction(called),
+        suspends=_suspends(handler),
         arguments=arguments,
         parameters_holder=holder_of(parameters_type, "parameters"),
         result_decoder=_result_decoder(hints),
@@ -110,6 +113,12 @@ def _place(handler: Callable[..., Any]) -> tuple[str, int]:
     """File and line; an empty file where that cannot be known."""
     code = getattr(inspect.unwrap(_called(handler)), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else ("", 0)
+
+
+def _suspends(handler: Callable[..., Any]) -> bool:
+    """False only if it certainly does not: a function of Python's whose code awaits nothing."""
+    code = handler.__code__ if inspect.isfunction(handler) else None
+    return code is None or any(instruction.opname == "YIELD_VALUE" for instruction in dis.get_instructions(code))
 
 
 def _called(handler: Callable[..., Any]) -> Any:

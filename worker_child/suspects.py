@@ -31,6 +31,7 @@ class Suspects:
 
     def __init__(self, journal: Path | None, slot: str) -> None:
         self._folder = journal.parent / FOLDER if journal is not None else None
+        self._folder_name = str(self._folder)
         self._slot = slot
         self._seen = -1
         self._current = _NOTHING
@@ -38,10 +39,12 @@ class Suspects:
 
     def current(self) -> Mapping[str, str | None]:
         """Job id -> None for a suspect, or why the job is not run again. Cheap while nothing changes."""
-        if self._folder is None:
+        # Asked for every answer that has jobs, and nearly always there is none: an error of `stat` takes as long as a
+        # report to encode.
+        if self._folder is None or not os.access(self._folder_name, os.F_OK):
             return _NOTHING
         try:
-            changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116 - once for every answer that has jobs
+            changed = os.stat(self._folder_name).st_mtime_ns  # noqa: PTH116 - see above
         except OSError:
             return _NOTHING
         if changed != self._seen:

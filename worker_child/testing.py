@@ -268,6 +268,7 @@ async def _attempt(
         timers.append(loop.call_later(wishes.lose_lease_after, _lose_lease, runner, action))
     with _captured() as log:
         runner.start(_EXECUTION, job)
+        runner.begin()
         outcome, returned = await over
     for timer in timers:
         timer.cancel()
@@ -332,7 +333,7 @@ def _watched(action: Action, raised: list[BaseException]) -> Action:
 
     isolation: Any = "task" if action.asynchronous else "thread"
     watched = coroutine if action.asynchronous else function
-    return msgspec.structs.replace(action, handler=watched, isolation=isolation)
+    return msgspec.structs.replace(action, handler=watched, isolation=isolation, suspends=True)
 
 
 @contextlib.contextmanager

@@ -30,10 +30,10 @@ _GOING_AWAY = frozenset({1001, 1012})
 _WHOLE_TEXT = 0x80 | Opcode.TEXT
 """First byte of a frame that is a whole text message: the final one of its message, without extensions."""
 _MASKED = 0x80
+_SMALL = [bytes((_WHOLE_TEXT, _MASKED | size)) for size in range(126)]
+"""Headers of short messages from a client, by their sizes."""
 _MEDIUM = struct.Struct("!BBH")
 _LARGE = struct.Struct("!BBQ")
-_EXTENSION = {126: 2, 127: 8}
-"""Bytes in which a longer message's size follows; any other value says that it is masked, which no server may do."""
 _MASK_SIZE = 4
 
 _REFUSALS = {
@@ -117,6 +117,8 @@ class Connection(ClientConnection):
     _messages: list[bytes]
     """Whole messages of the chunk that is read, not delivered yet."""
     _fragments: list[bytes] | None = None
+    _in_pieces = True
+    """Whether the core may have a part of the stream; at first it has what came with the handshake."""
     _opcode = Opcode.TEXT
     _written = 0
     _taken = 0
@@ -126,14 +128,15 @@ class Connection(ClientConnection):
         """Sends text messages with one write. Does nothing once the connection is closing."""
         if self.protocol.state is not OPEN:
             return
-        masks = os.urandom(_MASK_SIZE * len(messages))
-        parts: list[bytes] = []
-        at = 0
-        for message in messages:
-            mask = masks[at : at + _MASK_SIZE]
-            at += _MASK_SIZE
-            parts += (_header(len(message)), mask, apply_mask(message, mask))
-        self._write(b"".join(parts))
+        if len(messages) == 1:
+            # Somebody waits for it: what a loop over many needs takes longer than all that is done to one.
+            message = messages[0]
+            mask = os.urandom(_MASK_SIZE)
+            data = _header(len(message)) + mask + apply_mask(message, mask)
+        else:
+            data = _masked(messages)
+        self._written += len(data)
+        self.transport.write(data)
 
     def ping(self) -> None:  # type: ignore[override]
         """Sends a ping; any byte that comes back is the answer."""
@@ -180,14 +183,15 @@ class Connection(ClientConnection):
             return
         receiver.last_read = time.monotonic()
         messages: list[bytes] = []
-        self._messages = messages
-        if not self.protocol.reader.buffer and self.protocol.current_size is None:
+        if not self._in_pieces:
             end = _cut(data, messages)
             if end == len(data):
                 receiver.messages_received(messages)
                 return
             data = data[end:]
+        self._messages = messages
         super().data_received(data)
+        self._in_pieces = bool(self.protocol.reader.buffer) or self.protocol.current_size is not None
         self._deliver()
         if self.receiver is not None and self.protocol.state is not OPEN:
             # The peer said goodbye, or broke the protocol: the answer is written, and nothing is waited for.
@@ -262,10 +266,22 @@ class Connection(ClientConnection):
 def _header(size: int) -> bytes:
     """The header of a whole text message from a client, up to its mask (RFC 6455, section 5.2)."""
     if size < 126:
-        return bytes((_WHOLE_TEXT, _MASKED | size))
+        return _SMALL[size]
     if size < 1 << 16:
         return _MEDIUM.pack(_WHOLE_TEXT, _MASKED | 126, size)
     return _LARGE.pack(_WHOLE_TEXT, _MASKED | 127, size)
+
+
+def _masked(messages: list[bytes]) -> bytes:
+    """Whole text messages as a client sends them."""
+    masks = os.urandom(_MASK_SIZE * len(messages))
+    parts: list[bytes] = []
+    at = 0
+    for message in messages:
+        mask = masks[at : at + _MASK_SIZE]
+        at += _MASK_SIZE
+        parts += (_header(len(message)), mask, apply_mask(message, mask))
+    return b"".join(parts)
 
 
 def _cut(data: bytes, messages: list[bytes]) -> int:
@@ -276,11 +292,17 @@ def _cut(data: bytes, messages: list[bytes]) -> int:
     position, end = 0, len(data)
     while position + 2 <= end and data[position] == _WHOLE_TEXT:
         size, start = data[position + 1], position + 2
-        if size >= 126:
-            start += _EXTENSION.get(size, 0)
+        if size == 126:
+            start += 2
             size = int.from_bytes(data[position + 2 : start])
-            if size > MAX_FRAME_TO_WORKER or start == position + 2:
-                break
+        elif size == 127:
+            start += 8
+            size = int.from_bytes(data[position + 2 : start])
+        elif size > 127:
+            # Masked, which no server may do.
+            break
+        if size > MAX_FRAME_TO_WORKER:
+            break
         stop = start + size
         if stop > end:
             break

@@ -68,6 +68,8 @@ class Worker:
             catalogue=catalogue,
         )
         self._catalogue = catalogue
+        self.last_read = 0.0
+        """When bytes were last read, for the session's rolling read deadline."""
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
@@ -77,6 +79,8 @@ class Worker:
         self._last_frame: frames.FromWorker | None = None
         self._last_data: bytes | None = None
         self._turn_over_scheduled = False
+        self._beginning = False
+        """Whether jobs are making their first steps: what comes of those is told together."""
         self._unsynced = False
         self._rewrite_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -87,7 +91,7 @@ class Worker:
         self._journal_retry_at = 0.0
         self._perform: dict[type[Decision], Callable[[Any], None]] = {
             decisions.Send: self._send,
-            decisions.StartJob: lambda start: self._runner.start(start.execution, start.job),
+            decisions.StartJob: self._start,
             decisions.JournalReported: self._journal_reported,
             decisions.JournalClaimed: self._journal.claimed,
             decisions.JournalSettled: self._journal.settled,
@@ -106,15 +110,6 @@ class Worker:
     def isolate(self, processes: JobProcesses) -> None:
         """Where jobs run whose action asks for a process for each. Before `run`; without, such a job fails."""
         self._runner.processes = processes
-
-    @property
-    def last_read(self) -> float:
-        """When bytes were last read, for the session's rolling read deadline."""
-        return self._session.last_read
-
-    @last_read.setter
-    def last_read(self, now: float) -> None:
-        self._session.last_read = now
 
     async def run(self) -> End:
         """Works until the session ends; returns why it did. What is unsettled by then is in the journal."""
@@ -181,6 +176,8 @@ class Worker:
 
     def _job_finished(self, execution: int, outcome: Outcome, returned: bool) -> None:  # noqa: FBT001 - the runner's word
         self._finished.append((execution, outcome, returned))
+        if self._beginning:
+            return
         if self._runner.idle:
             # Nothing runs that could finish in this turn of the loop too.
             self._step(self._session.jobs_finished, self._take_finished())
@@ -213,10 +210,25 @@ class Worker:
                 self._carry_out(self._session.jobs_finished(self._take_finished(), now))
             self._carry_out(event(*facts, now))
             self._write()
+            while self._runner.unbegun:
+                self._begin()
             # Only now, as what was decided is on its way.
             self._set_timer(now)
         except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
             self._fail(error)
+
+    def _start(self, start: decisions.StartJob) -> None:
+        self._runner.start(start.execution, start.job)
+
+    def _begin(self) -> None:
+        """First steps of the jobs that were started, which are in the journal by now, and the outcomes that some have
+        already."""
+        self._beginning = True
+        self._runner.begin()
+        self._beginning = False
+        if self._finished:
+            self._carry_out(self._session.jobs_finished(self._take_finished(), time.monotonic()))
+            self._write()
 
     def _carry_out(self, decided: list[Decision]) -> None:
         perform = self._perform
@@ -241,29 +253,29 @@ class Worker:
 
     def _tick(self) -> None:
         self._timer, self._timer_at = None, float("inf")
+        self._session.last_read = max(self._session.last_read, self.last_read)
         self._step(self._session.tick)
 
     def _send(self, send: decisions.Send) -> None:
         if self._connection is None or (send.repeated and self._connection.unsent):
             return
-        data = self._encoded(send.frame)
+        # A report is written down and sent as the same bytes: it is encoded once for both.
+        data = self._last_data if send.frame is self._last_frame else self._encoded(send.frame)
         if data is not None:
             self._outgoing.append(data)
 
     def _encoded(self, frame: frames.FromWorker) -> bytes | None:
-        """A report is written down and sent as the same bytes: it is encoded once for both."""
-        if frame is not self._last_frame:
-            self._last_frame, self._last_data = frame, None
-            try:
-                self._last_data = codec.encode_to_server(frame)
-            except codec.LocalFrameError:
-                self._log.exception("worker.frame_not_sent", frame=type(frame).__name__)
-        return self._last_data
+        try:
+            return codec.encode_to_server(frame)
+        except codec.LocalFrameError:
+            self._log.exception("worker.frame_not_sent", frame=type(frame).__name__)
+            return None
 
     def _journal_reported(self, reported: decisions.JournalReported) -> None:
-        data = self._encoded(reported.report)
+        self._last_frame = report = reported.report
+        self._last_data = data = self._encoded(report)
         if data is not None:
-            self._journal.reported(reported.report, data)
+            self._journal.reported(report, data)
             self._unsynced = True
 
     def _turn_over(self) -> None:
@@ -275,8 +287,7 @@ class Worker:
     def _write(self) -> None:
         """One write to the journal, then one to the socket, for everything that was decided together.
 
-        The jobs that were started with it take their first step in a later turn of the loop: they are in the journal
-        by then.
+        The jobs that were started with it make their first steps only afterwards.
         """
         self._journal.flush()
         if self._unsynced and self._journal.must_sync:

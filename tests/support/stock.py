@@ -40,6 +40,7 @@ class Environment:
         self._outcomes[number] = asyncio.get_running_loop().create_future()
         job = msgspec.structs.replace(claimed_job(number, action=action), spec={"parameters": parameters})
         self._runner.start(number, job)
+        self._runner.begin()
         return self._outcomes[number]
 
     def cancel(self) -> None:

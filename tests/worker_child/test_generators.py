@@ -41,6 +41,7 @@ class Bench:
             catalogue=Catalogue([], self.generators, []),
         )
         runner.start(1, claimed_generation(1, spec={} if request is None else {"request": request}))
+        runner.begin()
         return runner
 
     def _produced(self, execution: int, delta: dict[str, Any]) -> None:

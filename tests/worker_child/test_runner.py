@@ -76,6 +76,7 @@ class Bench:
             self.registry.action("work", **options)(handler)
         spec = {} if parameters is None else {"parameters": parameters}
         self.runner.start(execution, msgspec.structs.replace(claimed_job(execution), spec=spec))
+        self.runner.begin()
 
     async def outcome(self, execution: int = 1) -> Outcome:
         await self.until(lambda: execution in self.outcomes)
@@ -348,6 +349,7 @@ async def test_an_action_that_is_not_there_is_unknown(bench: Bench) -> None:
 async def test_a_generation_is_unknown(bench: Bench) -> None:
     job = msgspec.structs.replace(claimed_job(1), kind="llm_generation", provider="p", model="m")
     bench.runner.start(1, job)
+    bench.runner.begin()
     outcome = await bench.outcome()
     assert outcome.error_type == "UnknownAction"
     assert "p/m" in str(outcome.error_message)
@@ -355,6 +357,7 @@ async def test_a_generation_is_unknown(bench: Bench) -> None:
 
 async def test_a_kind_of_job_that_nobody_knows_yet_is_unknown(bench: Bench) -> None:
     bench.runner.start(1, msgspec.structs.replace(claimed_job(1), kind="dream_execution"))
+    bench.runner.begin()
     outcome = await bench.outcome()
     assert (outcome.status, outcome.error_type) == ("failed", "UnknownAction")
     assert "'dream_execution'" in str(outcome.error_message)

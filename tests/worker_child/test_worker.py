@@ -96,8 +96,8 @@ async def test_one_write_of_the_journal_and_one_of_the_socket_for_many_jobs(
         await asyncio.wait_for(rig.started.acquire(), 20)
     writes: list[int] = []
     transmitted: list[int] = []
-    write, transmit = rig.journal._write, transport.Connection.transmit
-    monkeypatch.setattr(rig.journal, "_write", lambda data: (writes.append(len(data)), write(data))[1])
+    write, transmit = journal_module._write_all, transport.Connection.transmit
+    monkeypatch.setattr(journal_module, "_write_all", lambda file, data: (writes.append(file), write(file, data))[1])
     monkeypatch.setattr(
         transport.Connection, "transmit", lambda self, data: (transmitted.append(len(data)), transmit(self, data))[1]
     )
@@ -114,6 +114,43 @@ async def test_the_journal_has_a_report_before_the_server_has(rig: Rig) -> None:
     await rig.server.receive(frames.Claim)
     report = await rig.server.receive(frames.Report)
     assert report.lease_token.encode() in rig.journal._path.read_bytes()
+
+
+@pytest.mark.parametrize("suspends", [True, False])
+async def test_the_journal_has_a_job_before_its_first_step(rig: Rig, *, suspends: bool) -> None:
+    found: list[bytes] = []
+
+    async def waits() -> None:
+        found.append(rig.journal._path.read_bytes())
+        await asyncio.sleep(0)
+
+    async def does_not_wait() -> None:
+        found.append(rig.journal._path.read_bytes())
+
+    rig.registry.action("looks")(waits if suspends else does_not_wait)
+    assert rig.registry.get("looks").suspends == suspends
+    await rig.server.register()
+    await rig.server.answer_claim(claimed_job(1, action="looks"))
+    await rig.server.receive(frames.Claim)
+    await rig.server.receive(frames.Report)
+    assert [b"lease-1" in data for data in found] == [True]
+
+
+async def test_short_jobs_that_came_together_are_reported_together(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    @rig.registry.action("short")
+    async def short() -> None:
+        pass
+
+    await rig.server.register()
+    transmitted: list[int] = []
+    transmit = transport.Connection.transmit
+    monkeypatch.setattr(
+        transport.Connection, "transmit", lambda self, data: (transmitted.append(len(data)), transmit(self, data))[1]
+    )
+    await rig.server.answer_claim(*(claimed_job(number, action="short") for number in (1, 2, 3)))
+    for _ in range(3):
+        await rig.server.receive(frames.Report)
+    assert transmitted[-1] == 3
 
 
 async def test_with_fsync_nothing_is_sent_before_the_sync_and_one_sync_covers_many(
