@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -63,6 +64,9 @@ SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 REPLACED = 4000
 """Close code for a socket whose session, or whose identity, has a newer socket."""
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 _LATER_ORIGINS = {"automation_action_step": "loop_action_step"}
 """How the loops and org dialects say it."""
@@ -839,7 +843,7 @@ class Connection:
             origin=job.origin if self.peer.dialect == "automations" else _LATER_ORIGINS.get(job.origin, job.origin),
             executor_kind="customer_worker",
             queue=job.queue,
-            spec={**job.spec, "mobius": _our_own(job)},
+            spec=_spec_with_our_own(lease),
             lease_token=lease.lease_token,
             claim_attempt=job.claim_attempt,
             lease_duration_seconds=_whole(self._registry.terms.lease_duration),
@@ -868,6 +872,14 @@ def _key(frame: frames.Frame) -> Key:
 
 _deadline_text = lru_cache(maxsize=1024)(rfc3339)
 """The jobs of one claim mostly have the same."""
+
+
+def _spec_with_our_own(lease: Lease) -> Any:
+    """The spec as it is stored, with `mobius` at its end: it is not read to be written again."""
+    spec, own = lease.spec, _encoder.encode(_our_own(lease.job)).decode()
+    if '"mobius"' in spec:
+        return {**_decoder.decode(spec), "mobius": _our_own(lease.job)}
+    return msgspec.Raw(f'{spec[:-1]}{"," if len(spec) > len("{}") else ""}"mobius":{own}}}'.encode())
 
 
 def _our_own(job: Job) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
-from wire.frames import FROM_SERVER, FROM_WORKER, FromServer, FromWorker, MessageId, Report
+from wire.frames import FROM_SERVER, FROM_WORKER, Claimed, ClaimedJob, FromServer, FromWorker, MessageId, Report
 from wire.verdicts import RESULT_TOO_LARGE
 
 MAX_FRAME_TO_WORKER = 1024 * 1024
@@ -47,6 +47,15 @@ class _ReportAsWritten(Report, frozen=True, tag="job.report"):
     result: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
 
 
+class _ClaimedJobAsWritten(ClaimedJob, frozen=True):
+    # Its spec was read when it was handed in.
+    spec: msgspec.Raw  # type: ignore[assignment]
+
+
+class _ClaimedAsWritten(Claimed, frozen=True, tag="jobs.claimed"):
+    jobs: list[_ClaimedJobAsWritten]  # type: ignore[assignment]
+
+
 _encoder = msgspec.json.Encoder()
 _from_worker: "msgspec.json.Decoder[FromWorker]" = msgspec.json.Decoder(FromWorker)
 _from_server: "msgspec.json.Decoder[FromServer]" = msgspec.json.Decoder(FromServer)
@@ -55,6 +64,7 @@ _correlation = msgspec.json.Decoder(_Correlation)
 _read_back_to_server: dict[type, Any] = dict.fromkeys(FROM_WORKER, _from_worker)
 _read_back_to_server[Report] = msgspec.json.Decoder(_ReportAsWritten)
 _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
+_read_back_to_worker[Claimed] = msgspec.json.Decoder(_ClaimedAsWritten)
 
 
 def decode_from_worker(data: bytes | str) -> FromWorker:

@@ -67,8 +67,8 @@ def read_report(report: JobReport) -> Reported:
 
 def frame_size(job: Job, spec_text: str) -> int:
     """Bytes that the job takes in the frame of a claim at the most: JSON may write a character as six bytes."""
-    names = sum(len(name or "") for name in (job.queue, job.action_name, job.environment_id))
-    return FRAME_OVERHEAD + len(spec_text.encode()) + 6 * names
+    names = len(job.queue) + len(job.action_name or "") + len(job.environment_id or "")
+    return FRAME_OVERHEAD + (len(spec_text) if spec_text.isascii() else len(spec_text.encode())) + 6 * names
 
 
 def claimed(job: Job, claimant: Claimant, lease_duration: float, now: int) -> Job | None:

@@ -179,9 +179,11 @@ class ClaimOrder(Struct, frozen=True, kw_only=True):
 
 
 class Lease(Struct, frozen=True, kw_only=True):
-    """A job as claimed, with the token that only its holder knows."""
+    """A job as claimed, with the token that only its holder knows. Its spec is apart, as JSON text: it is handed on as
+    it is stored, and the job's own is empty."""
 
     job: Job
+    spec: str
     lease_token: str
 
 

@@ -528,7 +528,7 @@ class Batch:
                 continue
             engine.claimed(before, after)
             self._known.held.leased(self._facts.job_keys[after.id][0], after)
-            leases.append(Lease(job=after, lease_token=token))
+            leases.append(Lease(job=after, spec=text, lease_token=token))
             if len(leases) == order.limit:
                 break
         return leases

@@ -233,7 +233,7 @@ class Facts:
         for record in await connection.fetch(self._sql["load_candidates"], seqs):
             row = tuple(record)
             text = row[_JOB_COLUMNS]
-            job = rows.job(row[:_JOB_COLUMNS], rows.from_json(text))
+            job = rows.job(row[:_JOB_COLUMNS], {})
             self._take_keys(job, row)
             if job.run_id is not None and row[1] is not None:
                 self._take_last(job.run_id, *row[_JOB_COLUMNS + 1 :])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from control_plane.domain.model import (
     ApiKey,
@@ -68,9 +69,30 @@ JOB_KEYS = 3
 """A job's row begins with its seq, run_seq and step_seq."""
 
 
+class _JobInOrder(Job, array_like=True, frozen=True):
+    """As an array of its fields: SQLite makes it and msgspec reads it in half the time of an object with names."""
+
+
+class PendingJob(Struct, array_like=True, frozen=True):
+    """One of pending_jobs. `spec` None: it is long."""
+
+    seq: int
+    run_seq: int | None
+    step_seq: int | None
+    spec: str | None
+    reported_token_hash: str
+    job: _JobInOrder
+
+
+_pending_jobs = msgspec.json.Decoder(list[PendingJob])
+_places = msgspec.json.Decoder(list[tuple[int, int]])
+
+
 def to_json(value: Any) -> str | None:
     """JSON text of a value; None stays NULL."""
-    return None if value is None else _encoder.encode(value).decode()
+    if value is None or value == []:
+        return None if value is None else "[]"
+    return _encoder.encode(value).decode()
 
 
 def from_json(text: str | None) -> Any:
@@ -206,6 +228,25 @@ def action_row(record: RecordedAction) -> Row:
 def action_changes(record: RecordedAction) -> Row:
     """For update_action."""
     return _encoded(_ACTION_CHANGES, record, _ACTION_JSON)
+
+
+def pending_job_fields(body: str, state: str) -> str:
+    """The columns of a pending job (the texts of job_body and pending_state) in the order of Job's fields, for
+    pending_jobs. Hashes are left out: JSON knows no bytes."""
+    columns = [column.strip() for column in f"{body}, {state}".split(",")][JOB_KEYS:]
+    fields = dict(zip(JOB, columns, strict=True)) | {"spec": "json('{}')", "non_retryable": "json(j.non_retryable)"}
+    fields |= {"lease_token_hash": "NULL", "reported_token_hash": "NULL"}
+    return ", ".join(fields[name] for name in Job.__struct_fields__)
+
+
+def pending_jobs(text: str) -> list[PendingJob]:
+    """Of pending_jobs."""
+    return _pending_jobs.decode(text)
+
+
+def places(text: str) -> list[tuple[int, int]]:
+    """Of lane_head: times and keys."""
+    return _places.decode(text)
 
 
 ATTEMPT = (

@@ -11,6 +11,7 @@ from control_plane.domain.runs import Engine, already_started
 from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reaped, ReportOutcome
 from control_plane.domain.times import to_microseconds
 from control_plane.keys import hash_secret, same_hash
+from control_plane.store import rows
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import FAULTS, Writing
 
@@ -47,7 +48,7 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
             if after is None:
                 continue
             engine.claimed(before, after)
-            leases.append(Lease(job=after, lease_token=token))
+            leases.append(Lease(job=after, spec=text, lease_token=token))
             if len(leases) == order.limit:
                 break
         unit.apply(engine.changes)
@@ -71,7 +72,8 @@ def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
             priority, heads = lane.priority, []
         if known.lanes.quiet(lane.id, writing.now):
             continue
-        head = list(writing.execute(known.sql["lane_head"], (lane.id, writing.now, wanted)))
+        ((text,),) = writing.execute(known.sql["lane_head"], (lane.id, writing.now, wanted))
+        head = rows.places(text)
         heads += head
         if not head:
             ((following,),) = writing.execute(known.sql["lane_next"], (lane.id,))

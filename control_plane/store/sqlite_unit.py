@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import apsw
+from msgspec.structs import replace
 
 from control_plane.domain import specs
 from control_plane.domain.automations import check_startable
@@ -43,7 +44,9 @@ class Known:
     """What the writer keeps between transactions."""
 
     def __init__(self, statements: dict[str, str], terms: LeaseTerms) -> None:
-        self.sql = statements
+        fields = rows.pending_job_fields(statements["job_body"], statements["pending_state"])
+        pending_jobs = statements["pending_jobs"].replace("NULL /* pending_job_fields */", fields)
+        self.sql = {**statements, "pending_jobs": pending_jobs}
         self.terms = terms
         self.identifiers = Identifiers()
         self.lanes = Lanes(statements)
@@ -139,21 +142,23 @@ class Unit(Waits):
         return job
 
     def pending_jobs(self, seqs: Sequence[int]) -> Iterator[tuple[Job, str]]:
-        """Those of them that are pending, in this order, each with its spec as JSON text too."""
+        """Those of them that are pending, in this order, each without its spec and with that as JSON text."""
         if not seqs:
             return
-        cursor = self._execute(self._sql["pending_jobs"], (apsw.carray(array("q", seqs)),))
-        try:
-            for row in cursor:
-                text = row[-1]
-                job = rows.job(row[:-1], rows.from_json(text))
-                self._job_keys[job.id] = row[: rows.JOB_KEYS]
-                if job.run_id is not None:
-                    self._run_seqs[job.run_id] = row[1]
-                    self._run_projects[job.run_id] = job.project_id
-                yield job, text
-        finally:
-            cursor.close(force=True)
+        ((text,),) = self._execute(self._known.sql["pending_jobs"], (apsw.carray(array("q", seqs)),))
+        found = {pending.seq: pending for pending in rows.pending_jobs(text)}
+        for seq in seqs:
+            pending = found.get(seq)
+            if pending is None:
+                continue
+            job: Job = pending.job
+            if pending.reported_token_hash:
+                job = replace(job, reported_token_hash=bytes.fromhex(pending.reported_token_hash))
+            self._job_keys[job.id] = (seq, pending.run_seq, pending.step_seq)
+            if job.run_id is not None and pending.run_seq is not None:
+                self._run_seqs[job.run_id] = pending.run_seq
+                self._run_projects[job.run_id] = job.project_id
+            yield job, pending.spec if pending.spec is not None else self.one("spec_of_job", seq)[0]
 
     def running(self, job: Job) -> Running | None:
         """The run and step that wait for the job."""

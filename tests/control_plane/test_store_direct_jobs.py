@@ -1,6 +1,7 @@
 """Jobs that belong to no run, on real stores. Time is fed."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -40,7 +41,7 @@ async def test_a_batch_is_claimed_reported_and_kept(s):
     assert len(s.announced(JobClaimable)) == 5
     leases = await s.claim(now=2)
     assert [lease.job.id for lease in leases] == enqueued.ids
-    assert [lease.job.spec for lease in leases] == specs
+    assert [json.loads(lease.spec) for lease in leases] == specs
     job = leases[0].job
     assert (job.run_id, job.step_id, job.origin, job.claim_attempt) == (None, None, "direct_action_invoke", 1)
     assert await s.report(leases[0], result={"n": 1}, now=3) == "accepted"
@@ -57,7 +58,7 @@ async def test_batches_at_the_same_time_keep_their_own_order(s):
         *(s.enqueue([new(spec={"parameters": {"b": b, "n": n}}) for n in range(20)]) for b in range(10))
     )
     assert len({job_id for batch in batches for job_id in batch.ids}) == 200
-    specs = {lease.job.id: lease.job.spec["parameters"] for lease in await s.claim(limit=300)}
+    specs = {lease.job.id: json.loads(lease.spec)["parameters"] for lease in await s.claim(limit=300)}
     for b, batch in enumerate(batches):
         assert [specs[job_id] for job_id in batch.ids] == [{"b": b, "n": n} for n in range(20)]
 
@@ -173,7 +174,7 @@ async def test_generations_go_to_whoever_offers_the_model(s):
     await s.enqueue([job])
     assert await s.claim() == []
     lease = await s.claim_one(selector=Selector(models=(("ollama", "llama3"),)))
-    assert (lease.job.kind, lease.job.action_name, lease.job.spec) == ("llm_generation", None, spec)
+    assert (lease.job.kind, lease.job.action_name, json.loads(lease.spec)) == ("llm_generation", None, spec)
 
 
 async def test_listings_filter_and_page(s):

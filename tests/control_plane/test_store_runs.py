@@ -1,5 +1,7 @@
 """Automations, versions, runs, steps and sessions on real stores."""
 
+import json
+
 import pytest
 
 from control_plane.domain.model import Selector
@@ -38,12 +40,12 @@ async def test_steps_run_in_order_and_see_what_came_before(s):
     assert [step.status for step in await s.steps(run)] == ["suspended"]
 
     first = await s.claim_one()
-    assert first.job.spec == {"parameters": {"url": "http://x", "width": 640}}
+    assert json.loads(first.spec) == {"parameters": {"url": "http://x", "width": 640}}
     await s.report(first, result={"body": {"title": "Hi"}})
     assert (await s.run(run)).context == {"page": {"body": {"title": "Hi"}}}
 
     second = await s.claim_one()
-    assert second.job.spec == {"parameters": {"text": "page: Hi"}}
+    assert json.loads(second.spec) == {"parameters": {"text": "page: Hi"}}
     await s.report(second)
     run = await s.run(run)
     assert (run.status, run.result) == ("completed", {"page": {"body": {"title": "Hi"}}, "show": {}})

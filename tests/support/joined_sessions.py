@@ -194,7 +194,7 @@ class MemoryStore:
             after = domain.claimed(job, claimant, LEASE, self.now)
             assert after is not None
             self._put(after)
-            leases.append(Lease(job=after, lease_token=token))
+            leases.append(Lease(job=after, spec='{"parameters":{}}', lease_token=token))
         return leases
 
     def _heartbeat(self, job_id: str, token_hash: bytes) -> HeartbeatOutcome:

@@ -1,5 +1,6 @@
 """Workers at the server's end of their sockets under a virtual clock: no socket, no store, answers given by hand."""
 
+import json
 from itertools import count
 
 from msgspec.structs import replace
@@ -9,7 +10,7 @@ from control_plane.domain.store import JobClaimable, Lease, LeaseTerms
 from control_plane.hub import Hub
 from control_plane.session import Peer, Question, Send, StoreClaim, StoreFindSession, StoreRegister
 from wire import frames
-from wire.codec import encode_to_worker
+from wire.codec import decode_from_server, encode_to_worker
 
 CADENCE = 20.0
 PROJECT = "proj_1"
@@ -62,8 +63,7 @@ class Worker:
     def perform(self, actions):
         for action in actions:
             if isinstance(action, Send):
-                encode_to_worker(action.frame)
-                self.sent.append(action.frame)
+                self.sent.append(decode_from_server(encode_to_worker(action.frame)))
             elif isinstance(action, Question):
                 self.questions.append(action)
             else:
@@ -137,7 +137,7 @@ def job(number=1, **fields):
             "origin": "automation_action_step",
             "queue": "default",
             "status": "claimed",
-            "spec": {"parameters": {"message": "hi"}},
+            "spec": {},
             "created_at": 0,
             "updated_at": 0,
             "available_at": 0,
@@ -153,7 +153,8 @@ def job(number=1, **fields):
 
 
 def lease(number=1, **fields):
-    return Lease(job=job(number, **fields), lease_token=f"secret {number}")
+    spec = json.dumps(fields.pop("spec", {"parameters": {"message": "hi"}}))
+    return Lease(job=job(number, **fields), spec=spec, lease_token=f"secret {number}")
 
 
 def claimable(number=1, **fields):

@@ -15,8 +15,13 @@ NULL, NULL, p.updated_at, NULL, NULL, NULL, NULL
 -- name: pending_job
 SELECT {job_body}, {pending_state} FROM jobs_pending p JOIN jobs j USING (seq) WHERE p.seq = ?
 
+-- One row with all of them as JSON: each row is a step, and each step lets go of the interpreter's lock. What is behind
+-- the spec are the columns of Job (rows.pending_jobs). A long spec is read by itself.
 -- name: pending_jobs
-SELECT {job_body}, {pending_state}, j.spec
+SELECT json_group_array(json_array(
+    j.seq, j.run_seq, j.step_seq, CASE WHEN octet_length(j.spec) <= 16384 THEN j.spec END, hex(p.reported_token_hash),
+    json_array(NULL /* pending_job_fields */)
+))
 FROM carray(?) c CROSS JOIN jobs_pending p ON p.seq = c.value CROSS JOIN jobs j ON j.seq = c.value
 
 -- name: claimed_job
@@ -107,7 +112,9 @@ INSERT INTO lanes (project_id, queue, environment_id, action_name, provider, mod
 VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id
 
 -- name: lane_head
-SELECT available_at, seq FROM jobs_pending WHERE lane_id = ? AND available_at <= ? ORDER BY available_at, seq LIMIT ?
+SELECT json_group_array(json_array(available_at, seq)) FROM (
+    SELECT available_at, seq FROM jobs_pending WHERE lane_id = ? AND available_at <= ? ORDER BY available_at, seq LIMIT ?
+)
 
 -- name: lane_next
 SELECT min(available_at) FROM jobs_pending WHERE lane_id = ?
