@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
 @click.option(
     "--tls-client-ca-file", type=_FILE, help="Let only peers in that have a certificate of these authorities."
 )
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Serve /metrics here too, without a key: loopback only.")
 @_level_option
 def serve_command(**options: Any) -> None:
     """Serve the HTTP API and the worker sockets until SIGTERM or Ctrl-C."""
@@ -135,6 +137,7 @@ def serve_command(**options: Any) -> None:
         tls_certificate_file=options["tls_certificate_file"],
         tls_key_file=options["tls_key_file"],
         tls_client_ca_file=options["tls_client_ca_file"],
+        metrics_listen=_address_if_given(options["metrics_listen"], "--metrics-listen"),
     )
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
     store = opened_store(config.store, config.store_password_file, terms)
@@ -144,8 +147,9 @@ def serve_command(**options: Any) -> None:
     with (
         contextlib.closing(Notifier.from_environment(os.environ)) as notifier,
         contextlib.closing(_bind(config.listen)) as listening,
+        _bound_if_given(config.metrics_listen, "--metrics-listen") as metrics_listening,
     ):
-        run(_serve(ControlPlane(config, terms, store, notifier), listening, pipe, notifier))
+        run(_serve(ControlPlane(config, terms, store, notifier, metrics_listening), listening, pipe, notifier))
 
 
 cli.add_command(keys_group)
@@ -242,7 +246,20 @@ async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.soc
         parent.close("stopped")
 
 
-def _bind(address: Address) -> socket.socket:
+def _address_if_given(text: str | None, option: str) -> Address | None:
+    return None if text is None else parse_address(text, option)
+
+
+@contextlib.contextmanager
+def _bound_if_given(address: Address | None, option: str) -> Iterator[socket.socket | None]:
+    if address is None:
+        yield None
+        return
+    with contextlib.closing(_bind(address, option)) as listening:
+        yield listening
+
+
+def _bind(address: Address, option: str = "--listen") -> socket.socket:
     """A bound socket whose connections notice a dead or silent peer. Raises PortInUse, ConfigurationError."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -255,8 +272,8 @@ def _bind(address: Address) -> socket.socket:
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(f"--listen {address}: another process listens there already") from error
-        raise ConfigurationError(f"--listen {address}: {error.strerror or error}") from error
+            raise PortInUse(f"{option} {address}: another process listens there already") from error
+        raise ConfigurationError(f"{option} {address}: {error.strerror or error}") from error
     return listening
 
 

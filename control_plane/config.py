@@ -60,9 +60,15 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
     tls_certificate_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
+    metrics_listen: Address | None = None
 
     def __post_init__(self) -> None:
         self._check_tls()
+        if self.metrics_listen is not None and not self.metrics_listen.loopback:
+            raise ConfigurationError(
+                f"--metrics-listen {self.metrics_listen} is reachable from other machines, and metrics are served "
+                "there without a key: name a loopback address, or scrape /metrics of --listen with a reader key"
+            )
         # The contract counts both in whole seconds, and a lease must outlive two lost heartbeats.
         for name, value in (("lease-duration", self.lease_duration), ("heartbeat-cadence", self.heartbeat_cadence)):
             if value < 1 or value != int(value):
@@ -88,15 +94,15 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
             raise ConfigurationError("--insecure-listen contradicts --tls-certificate-file: leave one of them out")
 
 
-def parse_address(text: str) -> Address:
-    """`127.0.0.1:8780`, `[::1]:8780` or `localhost:8780`. Raises ConfigurationError."""
+def parse_address(text: str, option: str = "--listen") -> Address:
+    """`127.0.0.1:8780`, `[::1]:8780` or `localhost:8780`. Raises ConfigurationError naming the option."""
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         host = ""
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"--listen is {text!r}; expected host:port, such as 127.0.0.1:8780 or [::1]:8780")
+        raise ConfigurationError(f"{option} is {text!r}; expected host:port, such as 127.0.0.1:8780 or [::1]:8780")
     return Address(host=host, port=int(port))
 
 

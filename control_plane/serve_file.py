@@ -26,6 +26,7 @@ class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls_certificate_file: str | None = None
     tls_key_file: str | None = None
     tls_client_ca_file: str | None = None
+    metrics_listen: str | None = None
     log_level: str | None = None
 
 

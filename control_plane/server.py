@@ -27,6 +27,8 @@ from control_plane.hub import Hub
 from control_plane.key_holders import KeyHolders
 from control_plane.key_watch import KeyWatch, KeyWatchConfig
 from control_plane.keys import new_lease_token, new_session_token
+from control_plane.metrics import Live, Metrics
+from control_plane.observations import Observations
 from control_plane.services import (
     Pulse,
     PulseConfig,
@@ -46,7 +48,9 @@ from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
 from control_plane.web.http_protocol import HttpProtocol
 from control_plane.web.job_waits import JobWaits
+from control_plane.web.metrics_api import serve_metrics
 from control_plane.web.routes import Services
+from control_plane.web.shapes import SESSION_STALE_AFTER
 from control_plane.web.worker_socket import WorkerGate, WorkerSocket
 from service_manager.notify import Notifier
 
@@ -122,10 +126,19 @@ class Server(uvicorn.Server):
 
 
 class ControlPlane:
-    """One server: `run` it once, `stop` it from a signal handler or the supervisor's pipe."""
+    """One server: `run` it once, `stop` it from a signal handler or the supervisor's pipe. Without a key it serves
+    metrics on the bound socket `metrics_listening`, if given."""
 
-    def __init__(self, config: ServeConfig, terms: LeaseTerms, store: Store, notifier: Notifier | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        terms: LeaseTerms,
+        store: Store,
+        notifier: Notifier | None = None,
+        metrics_listening: socket.socket | None = None,
+    ) -> None:
         self._config = config
+        self._metrics_listening = metrics_listening
         self._store = store
         self._listener = Listener()
         self.hub = Hub(terms, new_session_token, new_lease_token, replicated=store.replicated)
@@ -134,11 +147,18 @@ class ControlPlane:
         holders = KeyHolders()
         authenticator = Authenticator(store, holders, time.monotonic, store.now)
         self._deltas = DeltaStreams(store)
-        self._gate = WorkerGate(store, self.hub, authenticator, self._deltas, config.dialect, config.dialects)
+        observations = Observations()
+        store.observe_commits(observations.committed)
+        self._metrics = Metrics(
+            store, observations, self._live(), stale_after=SESSION_STALE_AFTER, clock=time.monotonic
+        )
+        self._gate = WorkerGate(
+            store, self.hub, authenticator, self._deltas, observations, config.dialect, config.dialects
+        )
         wakeups = Wakeups(store, self._listener, WakeupsConfig())
         timers = Timers(store, TimersConfig())
         self._services: list[Service] = [
-            Reaper(store, ReaperConfig()),
+            Reaper(store, ReaperConfig(), observations.reaped),
             SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
             wakeups,
             KeyWatch(store, holders, KeyWatchConfig()),
@@ -155,6 +175,7 @@ class ControlPlane:
             streams=self._streams,
             deltas=self._deltas,
             waits=self._waits,
+            metrics=self._metrics,
             clock=time.monotonic,
             wall_clock=store.now,
         )
@@ -165,6 +186,18 @@ class ControlPlane:
         app = create_app(services, authenticator)
         context = None if tls is None else tls.context
         self._server = Server(_uvicorn_config(app, self._gate), context, self._close_streams)
+
+    def _live(self) -> Live:
+        streams, deltas = self._streams, self._deltas
+        return Live(
+            worker_sockets=lambda: len(self.hub.connections()),
+            run_readers=lambda: streams.readers,
+            generation_readers=lambda: deltas.readers,
+            generations=lambda: deltas.generations,
+            deltas_taken=lambda: deltas.taken,
+            deltas_refused=lambda: deltas.refused,
+            delta_chunks=lambda: deltas.chunks_written,
+        )
 
     def _close_streams(self) -> None:
         for readers in (self._streams, self._deltas, self._waits):
@@ -184,6 +217,8 @@ class ControlPlane:
             await ensure_key(self._store, self._config.bootstrap_key_file)
             await stack.enter_async_context(_running(self._services))
             stack.push_async_callback(self._gate.finish, STOP_TIMEOUT)
+            if self._metrics_listening is not None:
+                stack.callback((await serve_metrics(self._metrics, self._metrics_listening)).close)
             self._server.on_listening = on_listening
             await self._server.serve(sockets=[listening])
 

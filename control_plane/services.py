@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from msgspec import Struct
 
-from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Store, TimerArmed
+from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Reaped, Store, TimerArmed
 from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreUnavailable
 from service_manager.notify import Notifier
@@ -80,16 +80,18 @@ class ReaperConfig(Struct, frozen=True, kw_only=True):
 
 
 class Reaper(Service):
-    """Takes back lapsed leases, ends what ran too long, renews what waited too long."""
+    """Takes back lapsed leases, ends what ran too long, renews what waited too long; `observe` is told what it did."""
 
-    def __init__(self, store: Store, config: ReaperConfig) -> None:
+    def __init__(self, store: Store, config: ReaperConfig, observe: Callable[[Reaped], None] = lambda _: None) -> None:
         super().__init__(store, config.interval)
+        self._observe = observe
         self._limit = config.limit
 
     async def run_once(self, now: int) -> None:
         """Sweep until a sweep finds less than its limit."""
         while True:
             reaped = await self.store.reap(limit=self._limit, now=now)
+            self._observe(reaped)
             if reaped.leases_lapsed or reaped.executions_timed_out or reaped.pending_renewed:
                 _log.info(
                     "reaped",

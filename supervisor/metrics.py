@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 from supervisor import facts
 from supervisor.facts import Fact
 from supervisor.fleet import Fleet
-from supervisor.histograms import Histogram
 from supervisor.slots import Slot, State
+from wire.histograms import Histogram
 from wire.pipe import DURATION_BUCKETS, Beat
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

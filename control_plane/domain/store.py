@@ -267,6 +267,33 @@ class JobView(Struct, frozen=True, kw_only=True):
     attempts: list[Attempt] = field(default_factory=list)
 
 
+class QueueDepth(Struct, frozen=True, kw_only=True):
+    """Jobs of one queue that wait: `pending` can be claimed now, the oldest since `oldest_at`; `delayed` cannot yet."""
+
+    project_id: str
+    queue: str
+    pending: int
+    delayed: int
+    oldest_at: int | None = None
+
+
+class Census(Struct, frozen=True, kw_only=True):
+    """What there is at `now`, for metrics: handles of projects by id, queues, claimed jobs by project, open sessions by
+    project and state (live, stale, draining; each is in one). Jobs are counted up to CENSUS_UP_TO a lane."""
+
+    now: int
+    projects: dict[str, str] = field(default_factory=dict)
+    queues: list[QueueDepth] = field(default_factory=list)
+    claimed: dict[str, int] = field(default_factory=dict)
+    sessions: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+CENSUS_UP_TO = 100_000
+
+CommitObserver = Callable[[int, float], None]
+"""Called with the number of calls in a group commit, and the seconds from its begin to its end."""
+
+
 class DeltaPage(Struct, frozen=True, kw_only=True):
     """What the store has of a generation's stream after a position: chunks as (attempt, items), in order. `newest` is
     the position of the last delta that is stored; `ended` the job once it is terminal, and nothing will follow."""
@@ -317,6 +344,12 @@ class Store(Protocol):
 
     async def load(self) -> Load:
         """What there is to do now."""
+
+    def observe_commits(self, observer: CommitObserver) -> None:
+        """Have the observer told of every group commit, in the event loop's thread."""
+
+    async def census(self, *, stale_before: int, now: int | None = None) -> Census:
+        """Counts for metrics; a session not seen since `stale_before` is stale."""
 
     # --- projects
 

@@ -36,7 +36,9 @@ from control_plane.domain.model import (
 )
 from control_plane.domain.store import (
     EVERY_RUN,
+    Census,
     ClaimOrder,
+    CommitObserver,
     Committed,
     DeltaPage,
     Fired,
@@ -165,6 +167,14 @@ class PostgresStore:
     async def load(self) -> Load:
         """See Store.load."""
         return await self._read(self._queries.load)
+
+    def observe_commits(self, observer: CommitObserver) -> None:
+        """See Store.observe_commits."""
+        self._writer.observe = observer
+
+    async def census(self, *, stale_before: int, now: int | None = None) -> Census:
+        """See Store.census."""
+        return await self._read(self._queries.census, stale_before, self.now() if now is None else now)
 
     def _follow_the_clock(self, database_time: int) -> None:
         """Go on from the database's clock when it is ahead; what it said is as old as the answer's way."""

@@ -19,7 +19,9 @@ from control_plane.domain.model import (
     Version,
 )
 from control_plane.domain.store import (
+    CENSUS_UP_TO,
     COUNTED_UP_TO,
+    Census,
     JobClaimable,
     JobFilter,
     JobView,
@@ -30,6 +32,7 @@ from control_plane.domain.store import (
 )
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
+from control_plane.store.census import counted
 from control_plane.store.lanes import NEVER
 from control_plane.store.pages import page, position
 from control_plane.store.postgres_connections import Connection
@@ -260,6 +263,16 @@ class Queries:
         """See Store.load."""
         pending, claimed, runs = await self._one(connection, "load", COUNTED_UP_TO)
         return Load(jobs_pending=pending, jobs_claimed=claimed, runs_open=runs)
+
+    async def census(self, connection: Connection, stale_before: int, now: int) -> Census:
+        """See Store.census."""
+        return counted(
+            now,
+            await self._all(connection, "census_projects"),
+            await self._all(connection, "census_lanes", now, CENSUS_UP_TO),
+            await self._all(connection, "census_claimed", CENSUS_UP_TO),
+            await self._all(connection, "census_sessions", stale_before),
+        )
 
     async def next_available_at(self, connection: Connection, now: int) -> int | None:
         """See Store.next_available_at."""

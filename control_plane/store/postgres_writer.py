@@ -16,7 +16,7 @@ import structlog
 from msgspec import Struct
 
 from control_plane.domain import jobs
-from control_plane.domain.store import Committed, Lease, Listener
+from control_plane.domain.store import CommitObserver, Committed, Lease, Listener
 from control_plane.errors import ControlPlaneError, Invalid, StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store.postgres_batch import Asked, Batch, Claim, Command, Report
@@ -88,6 +88,8 @@ class Writer:
         self._away_since: float | None = None
         self._closing = False
         self._put_off = 0
+        self.observe: CommitObserver = _observe_nothing
+        """See Store.observe_commits."""
 
     def start(self, listener: Listener) -> None:
         """Begin to write, in the running loop."""
@@ -202,6 +204,7 @@ class Writer:
         for call in calls:
             call.forget()
         batch = Batch(self._known, connection, self._elsewhere, self._clock, time.monotonic)
+        begun = time.perf_counter()
         xid = await batch.run(calls)
         if batch.begun:
             try:
@@ -210,6 +213,7 @@ class Writer:
                 if xid is not None:
                     return _Unknown(xid=xid, error=str(error))
                 raise
+        self.observe(len(calls), time.perf_counter() - begun)
         self._conclude(calls, batch.finished)
         return None
 
@@ -399,3 +403,7 @@ def _tell_all(calls: Sequence[_Call], error: Exception) -> None:
 
 def _ignore(facts: Sequence[Committed]) -> None:
     """Nobody listens."""
+
+
+def _observe_nothing(calls: int, seconds: float) -> None:
+    """Nobody observes."""

@@ -40,7 +40,9 @@ from control_plane.domain.model import (
 )
 from control_plane.domain.store import (
     EVERY_RUN,
+    Census,
     ClaimOrder,
+    CommitObserver,
     DeltaPage,
     Fired,
     HeartbeatOutcome,
@@ -154,6 +156,14 @@ class SqliteStore:
     async def load(self) -> Load:
         """See Store.load."""
         return await self._read(self._queries.load)
+
+    def observe_commits(self, observer: CommitObserver) -> None:
+        """See Store.observe_commits."""
+        self._writer.observe = observer
+
+    async def census(self, *, stale_before: int, now: int | None = None) -> Census:
+        """See Store.census."""
+        return await self._read(self._queries.census, stale_before, self.now() if now is None else now)
 
     def _open(self) -> apsw.Connection:
         if tuple(int(part) for part in apsw.sqlite_lib_version().split(".")) < OLDEST_SQLITE:

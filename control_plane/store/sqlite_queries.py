@@ -20,7 +20,9 @@ from control_plane.domain.model import (
     Version,
 )
 from control_plane.domain.store import (
+    CENSUS_UP_TO,
     COUNTED_UP_TO,
+    Census,
     JobClaimable,
     JobFilter,
     JobView,
@@ -31,6 +33,7 @@ from control_plane.domain.store import (
 )
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
+from control_plane.store.census import counted
 from control_plane.store.lanes import NEVER
 from control_plane.store.pages import page, position
 
@@ -302,6 +305,16 @@ class Queries:
         """See Store.load."""
         pending, claimed, runs = self._one(connection, "load", *[COUNTED_UP_TO] * 3)
         return Load(jobs_pending=pending, jobs_claimed=claimed, runs_open=runs)
+
+    def census(self, connection: apsw.Connection, stale_before: int, now: int) -> Census:
+        """See Store.census."""
+        return counted(
+            now,
+            self._all(connection, "census_projects"),
+            self._all(connection, "census_lanes", now, CENSUS_UP_TO),
+            self._all(connection, "census_claimed", CENSUS_UP_TO),
+            self._all(connection, "census_sessions", stale_before),
+        )
 
     def next_available_at(self, connection: apsw.Connection, now: int) -> int | None:
         """See Store.next_available_at."""

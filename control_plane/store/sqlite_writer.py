@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import apsw
 import structlog
 
-from control_plane.domain.store import Committed, Listener
+from control_plane.domain.store import CommitObserver, Committed, Listener
 from control_plane.errors import ControlPlaneError, StoreUnavailable
 from control_plane.store.clock import Clock
 
@@ -96,6 +97,8 @@ class Writer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener = _ignore
         self._closing = False
+        self.observe: CommitObserver = _observe_nothing
+        """See Store.observe_commits."""
 
     def start(self, connection: apsw.Connection, listener: Listener) -> None:
         """Begin to write, in the running loop's service."""
@@ -154,10 +157,12 @@ class Writer:
     def _commit(self, batch: Sequence[_Entry]) -> None:
         outcomes: list[_Outcome] = []
         facts: list[Committed] = []
+        seconds: float | None = None
         try:
             if self._connection is None:
                 self._connection = self._connect()
             connection = self._connection
+            begun = time.perf_counter()
             connection.execute("BEGIN IMMEDIATE")
             latest, finished = 0, dict[str, int]()
             for command, now, future, _ in batch:
@@ -168,12 +173,13 @@ class Writer:
                 latest = max(latest, writing.now)
             self._before_commit(connection, latest, finished)
             connection.execute("COMMIT")
+            seconds = time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear and the thread must live
             self._give_up(error)
             sentence = f"the store cannot write now: {error}"
             outcomes = [(future, None, StoreUnavailable(sentence)) for _, _, future, _ in batch]
             facts = []
-        self._tell(outcomes, facts)
+        self._tell(outcomes, facts, seconds)
 
     def _one(self, command: Command, writing: Writing) -> tuple[Any, BaseException | None]:
         writing.execute("SAVEPOINT command")
@@ -204,19 +210,21 @@ class Writer:
             with contextlib.suppress(apsw.Error):
                 connection.close(force=True)
 
-    def _tell(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed]) -> None:
+    def _tell(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed], seconds: float | None) -> None:
         if self._loop is None:
             return
         try:
-            self._loop.call_soon_threadsafe(self._resolve, outcomes, facts)
+            self._loop.call_soon_threadsafe(self._resolve, outcomes, facts, seconds)
         except RuntimeError:
             # The loop is closed: nobody waits any more, and what is committed stays committed.
             return
 
     # --- in the loop
 
-    def _resolve(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed]) -> None:
+    def _resolve(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed], seconds: float | None) -> None:
         try:
+            if seconds is not None:
+                self.observe(len(outcomes), seconds)
             if facts:
                 self._listener(facts)
         finally:
@@ -237,3 +245,7 @@ def _of_rows(statement: str, many: int) -> str:
 
 def _ignore(facts: Sequence[Committed]) -> None:
     """Nobody listens."""
+
+
+def _observe_nothing(calls: int, seconds: float) -> None:
+    """Nobody observes."""

@@ -5,7 +5,17 @@ import asyncio
 import msgspec
 from msgspec import UNSET
 
-from control_plane.web import actions_api, generations_api, jobs_api, key_api, runs_api, sessions_api, shapes, why_api
+from control_plane.web import (
+    actions_api,
+    generations_api,
+    jobs_api,
+    key_api,
+    metrics_api,
+    runs_api,
+    sessions_api,
+    shapes,
+    why_api,
+)
 from control_plane.web.error_status import HttpError
 from control_plane.web.events import EventStream
 from control_plane.web.routes import Call, Route
@@ -178,6 +188,7 @@ _RUN = _PROJECT + "/runs/{id}"
 ROUTES = (
     Route(method="GET", path="/healthz", handler=healthz, response=shapes.HealthResponse, key_needed=False),
     Route(method="GET", path="/readyz", handler=readyz, response=shapes.HealthResponse, key_needed=False),
+    Route(method="GET", path="/metrics", handler=metrics_api.read_metrics, media_type="text/plain"),
     Route(
         method="GET",
         path="/v1/projects",

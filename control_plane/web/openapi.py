@@ -143,6 +143,11 @@ def _responses(route: Route) -> dict[str, Any]:
 
 
 def _success(route: Route) -> dict[str, Any]:
+    if route.media_type is not None:
+        return {
+            "description": "As its media type has it.",
+            "content": {route.media_type: {"schema": {"type": "string"}}},
+        }
     if route.response is None:
         return {"description": "Done."}
     shape = {"$ref": f"#/components/schemas/{route.response.__name__}"}

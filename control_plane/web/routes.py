@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.store import Store
+from control_plane.metrics import Metrics
 from control_plane.web import shapes
 from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
@@ -24,6 +25,7 @@ class Services(Struct, frozen=True, kw_only=True):
     streams: RunStreams
     deltas: DeltaStreams
     waits: JobWaits
+    metrics: Metrics
     clock: Callable[[], float]
     wall_clock: Callable[[], int]
 
@@ -75,6 +77,8 @@ class Route(Struct, frozen=True, kw_only=True):
     """Seconds that the handler may take; None: as all do."""
     may_go_on: bool = False
     """Whether it may answer Accepted."""
+    media_type: str | None = None
+    """What a handler answers that answers no Struct."""
     scope: Scope | None = None
     """What the key must open; None: `reader` for what reads, `operator` for what changes."""
 

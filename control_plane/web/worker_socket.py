@@ -22,6 +22,7 @@ from control_plane.errors import ControlPlaneError
 from control_plane.hub import Hub
 from control_plane.key_holders import Hold
 from control_plane.key_watch import end_all
+from control_plane.observations import Observations
 from control_plane.session import (
     Action,
     AnswerContest,
@@ -104,6 +105,7 @@ class WorkerGate:
         hub: Hub,
         authenticator: Authenticator,
         deltas: DeltaStreams,
+        observations: Observations,
         dialect: Dialect,
         dialects: Mapping[str, Dialect],
     ) -> None:
@@ -111,6 +113,7 @@ class WorkerGate:
         self.hub = hub
         self.authenticator = authenticator
         self.deltas = deltas
+        self.observations = observations
         self.sockets: dict[Connection, WorkerSocket] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self._dialect = dialect
@@ -427,7 +430,10 @@ class WorkerSocket(asyncio.Protocol):
             case StoreReports():
                 return await self._report(question)
             case StoreClaim():
+                asked_at = self._loop.time()
                 leases = await store.claim(question.order)
+                now = self._loop.time()
+                self._gate.observations.claimed(leases, now - asked_at, now)
                 if self._gate.deltas.busy:
                     self._gate.deltas.leased(leases)
                 return leases
@@ -459,6 +465,7 @@ class WorkerSocket(asyncio.Protocol):
         if deltas.busy:
             await deltas.settle(question.project_id, [report.job_id for report in question.reports])
         outcomes = await self._gate.store.reports(question.project_id, question.reports)
+        self._gate.observations.reported(question.reports, outcomes, self._loop.time())
         if deltas.busy:
             deltas.ended(question.project_id, [report.job_id for report in question.reports])
         return outcomes

@@ -56,6 +56,8 @@ def plane(tmp_path: Path) -> Iterator[ControlPlaneProcess]:
         (["serve", "--store", "sqlite:x.db", "--listen", "nowhere"], 78, ["--listen", "127.0.0.1:8780"]),
         (["serve", "--store", "sqlite:x.db", "--listen", "0.0.0.0:0"], 78, ["--insecure-listen"]),
         (["serve", "--store", "sqlite:x.db", "--listen", "192.0.2.1:0", "--insecure-listen"], 78, ["192.0.2.1:0"]),
+        (["serve", "--store", "sqlite:x.db", "--metrics-listen", "nowhere"], 78, ["--metrics-listen", "127.0.0.1"]),
+        (["serve", "--store", "sqlite:x.db", "--metrics-listen", "0.0.0.0:0"], 78, ["--metrics-listen", "reader"]),
         (["serve", "--store", "sqlite:x.db", "--lease-duration", "soon"], 78, ["--lease-duration", "60s"]),
         (["serve", "--store", "sqlite:x.db", "--lease-duration", "10s"], 78, ["twice"]),
         (["serve", "--store", "mysql://x", "--listen", "127.0.0.1:0"], 78, ["mysql"]),
@@ -411,3 +413,20 @@ def test_a_database_that_does_not_exist_or_cannot_be_reached(cluster: Cluster, t
     refused(run(*serve, "postgresql://mobius@127.0.0.1:1/db"), 69, "cannot be reached")
     refused(run(*serve, "postgresql://mobius@db.example.com/db"), 78, "sslmode=verify-full")
     assert not (tmp_path / "key").exists()
+
+
+def test_metrics_on_a_port_of_their_own_need_no_key(tmp_path: Path) -> None:
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        with ControlPlaneProcess(tmp_path, "--metrics-listen", address) as plane:
+            found = httpx.get(f"http://{address}/metrics")
+            assert "mobius_control_plane_store_up 1.0" in found.text
+            assert httpx.get(f"http://{address}/v1/projects").status_code == 404
+            assert httpx.get(f"{plane.url}/metrics").status_code == 401
+            taken = run(
+                "serve", "--store", f"sqlite:{tmp_path}/y.db", "--listen", "127.0.0.1:0", "--metrics-listen", address
+            )
+            refused(taken, 73, "--metrics-listen", address)
+            assert plane.terminate() == 0

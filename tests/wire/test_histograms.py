@@ -1,6 +1,6 @@
 """Counts by size, cumulated as Prometheus wants them."""
 
-from supervisor.histograms import Histogram
+from wire.histograms import Histogram
 
 
 def test_each_value_is_counted_in_every_bucket_that_can_hold_it() -> None:

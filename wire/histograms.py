@@ -18,12 +18,24 @@ class Histogram:
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Several more, for less than one by one."""
+        counts, bounds, place = self._counts, self._bounds, bisect.bisect_left
+        for value in values:
+            counts[place(bounds, value)] += 1
+        self.sum += sum(values)
+
     def add(self, counts: Iterable[int], total: float) -> None:
         """What somebody else has counted by the same bounds, and its sum. Places that are missing count nothing."""
         for place, count in enumerate(counts):
             if place < len(self._counts):
                 self._counts[place] += count
         self.sum += total
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """By upper bound, not cumulated; the last are those above all bounds."""
+        return tuple(self._counts)
 
     def copy(self) -> "Histogram":
         """With counts of its own."""
