@@ -120,6 +120,13 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     "--tls-client-ca-file", type=_FILE, help="Let only peers in that have a certificate of these authorities."
 )
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Serve /metrics here too, without a key: loopback only.")
+@click.option(
+    "--rate-limit", type=int, default=2000, show_default=True, metavar="N", help="Requests a second of one key; 0: any."
+)
+@click.option(
+    "--connections-per-key", type=int, default=2000, show_default=True, metavar="N", help="Worker sockets and streams."
+)
+@click.option("--trusted-proxy", multiple=True, metavar="ADDRESS", help="Believe its X-Forwarded-For. Repeatable.")
 @_level_option
 def serve_command(**options: Any) -> None:
     """Serve the HTTP API and the worker sockets until SIGTERM or Ctrl-C."""
@@ -138,6 +145,9 @@ def serve_command(**options: Any) -> None:
         tls_key_file=options["tls_key_file"],
         tls_client_ca_file=options["tls_client_ca_file"],
         metrics_listen=_address_if_given(options["metrics_listen"], "--metrics-listen"),
+        rate_limit=options["rate_limit"],
+        connections_per_key=options["connections_per_key"],
+        trusted_proxies=frozenset(options["trusted_proxy"]),
     )
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
     store = opened_store(config.store, config.store_password_file, terms)

@@ -61,9 +61,13 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
     metrics_listen: Address | None = None
+    rate_limit: int = 2000
+    connections_per_key: int = 2000
+    trusted_proxies: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._check_tls()
+        self._check_limits()
         if self.metrics_listen is not None and not self.metrics_listen.loopback:
             raise ConfigurationError(
                 f"--metrics-listen {self.metrics_listen} is reachable from other machines, and metrics are served "
@@ -78,6 +82,15 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
                 f"--lease-duration {self.lease_duration:g}s must be at least twice --heartbeat-cadence "
                 f"{self.heartbeat_cadence:g}s, or one late heartbeat loses a job"
             )
+
+    def _check_limits(self) -> None:
+        if self.rate_limit < 0 or self.connections_per_key < 1:
+            raise ConfigurationError(
+                "--rate-limit must be 0 or more requests a second (0: no limit), --connections-per-key 1 or more"
+            )
+        for address in self.trusted_proxies:
+            if not _is_address(address):
+                raise ConfigurationError(f"--trusted-proxy is {address!r}; expected an IP address such as 10.0.0.7")
 
     def _check_tls(self) -> None:
         if self.tls_certificate_file is None:

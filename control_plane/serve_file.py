@@ -27,6 +27,9 @@ class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls_key_file: str | None = None
     tls_client_ca_file: str | None = None
     metrics_listen: str | None = None
+    rate_limit: int | None = None
+    connections_per_key: int | None = None
+    trusted_proxy: list[str] | None = None
     log_level: str | None = None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import resource
 import socket
 import ssl
 import time
@@ -29,6 +30,7 @@ from control_plane.key_watch import KeyWatch, KeyWatchConfig
 from control_plane.keys import new_lease_token, new_session_token
 from control_plane.metrics import Live, Metrics
 from control_plane.observations import Observations
+from control_plane.rate_limits import Limits
 from control_plane.services import (
     Pulse,
     PulseConfig,
@@ -57,6 +59,12 @@ from service_manager.notify import Notifier
 STOP_TIMEOUT = 10
 """Seconds that open requests and sockets have to end once a stop was asked for."""
 
+MOST_FILES = 65_536
+"""Open files that we ask for where we may have more than we have."""
+
+FILES_OF_OUR_OWN = 128
+"""... of which connections do not get the last."""
+
 KEEP_ALIVE = 75
 """Seconds that an idle HTTP connection is kept."""
 
@@ -82,9 +90,12 @@ class Listener:
 class Server(uvicorn.Server):
     """uvicorn, told when to stop by us (signals and the supervisor's pipe), and telling us when it listens."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, on_stopping: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tls: ssl.SSLContext | None, limits: Limits, on_stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._tls = tls
+        self._limits = limits
         self.on_listening: Callable[[], None] = lambda: None
         self._on_stopping = on_stopping
 
@@ -111,6 +122,8 @@ class Server(uvicorn.Server):
     def _protocol(self) -> asyncio.Protocol:
         make: Any = self.config.http_protocol_class
         made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        if isinstance(made, HttpProtocol):
+            made.limits = self._limits
         return made
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -145,7 +158,13 @@ class ControlPlane:
         self._streams = RunStreams()
         self._waits = JobWaits(store)
         holders = KeyHolders()
-        authenticator = Authenticator(store, holders, time.monotonic, store.now)
+        limits = Limits(
+            requests_per_second=config.rate_limit,
+            connections_per_key=config.connections_per_key,
+            trusted_proxies=config.trusted_proxies,
+        )
+        limits.most_connections = _most_connections()
+        authenticator = Authenticator(store, holders, limits, time.monotonic, store.now)
         self._deltas = DeltaStreams(store)
         observations = Observations()
         store.observe_commits(observations.committed)
@@ -185,7 +204,7 @@ class ControlPlane:
         self.scheme = "http" if tls is None else "https"
         app = create_app(services, authenticator)
         context = None if tls is None else tls.context
-        self._server = Server(_uvicorn_config(app, self._gate), context, self._close_streams)
+        self._server = Server(_uvicorn_config(app, self._gate), context, limits, self._close_streams)
 
     def _live(self) -> Live:
         streams, deltas = self._streams, self._deltas
@@ -221,6 +240,17 @@ class ControlPlane:
                 stack.callback((await serve_metrics(self._metrics, self._metrics_listening)).close)
             self._server.on_listening = on_listening
             await self._server.serve(sockets=[listening])
+
+
+def _most_connections() -> int:
+    """As many as there may be files, but for those that the store and we need. A usual soft limit is too low for a
+    fleet, and may be raised by whoever meets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return (MOST_FILES if soft == resource.RLIM_INFINITY else soft) - FILES_OF_OUR_OWN
 
 
 def _certificates(config: ServeConfig) -> Certificates | None:

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.domain.model import ApiKey
 from control_plane.errors import ControlPlaneError
+from control_plane.rate_limits import Verdict
 from control_plane.web.api import ROUTES
-from control_plane.web.authentication import Authenticator
+from control_plane.web.authentication import Authenticator, rate_headers
 from control_plane.web.error_status import HttpError, as_http_error, of_status
+from control_plane.web.http_protocol import ADMITTED
 from control_plane.web.reference import reference_routes
 from control_plane.web.routes import Accepted, Call, Route, Services
 from control_plane.web.shapes import Request as RequestShape
@@ -97,11 +99,7 @@ class Endpoint:
             message = f"{request.method} is not possible here; possible: {self._allow}"
             raise HttpError(405, "method_not_allowed", message, headers={"allow": self._allow})
         async with asyncio.timeout(HANDLER_TIMEOUT) as limit:
-            key = None
-            if route.key_needed:
-                key = await self._authenticator.admit(
-                    request.headers.get("authorization"), request.path_params.get("project"), route.scope_needed
-                )
+            key, verdict = await self._admit(request, route)
             limit.reschedule(None)
             body = await _read_body(request)
             query, decoded = _decode_query(request, route.query), self._decode_body(body, route.body)
@@ -116,14 +114,34 @@ class Endpoint:
             )
             limit.reschedule(asyncio.get_running_loop().time() + (route.timeout or HANDLER_TIMEOUT))
             answer = await route.handler(call)
+        if key is not None and route.timeout is not None:
+            self._authenticator.check(key)  # it may have ended while it waited
+        status, headers = route.status, None if verdict is None else rate_headers(verdict)
         if answer is None or (request.method == "HEAD" and not isinstance(answer, msgspec.Struct)):
-            return Response(status_code=route.status), route.status
+            return Response(status_code=status, headers=headers), status
         if isinstance(answer, Accepted):
-            return Response(_encoder.encode(answer.body), status_code=202, media_type="application/json"), 202
+            status, answer = 202, answer.body
         if isinstance(answer, msgspec.Struct):
             content = _encoder.encode(answer)
-            return Response(content, status_code=route.status, media_type="application/json"), route.status
+            return Response(content, status_code=status, headers=headers, media_type="application/json"), status
         return answer if key is None else HeldStream(answer, key, self._authenticator), route.status
+
+    async def _admit(self, request: Request, route: Route) -> tuple[ApiKey | None, Verdict | None]:
+        if not route.key_needed:
+            return None, None
+        peer = request.client.host if request.client is not None else ""
+        limits = self._authenticator.limits
+        forwarded = ",".join(request.headers.getlist("x-forwarded-for")) if limits.trusted_proxies else None
+        key, verdict = await self._authenticator.admit(
+            request.headers.get("authorization"),
+            request.path_params.get("project"),
+            route.scope_needed,
+            limits.address_of(peer, forwarded),
+        )
+        admitted = request.scope.get(ADMITTED)
+        if admitted is not None:
+            admitted()
+        return key, verdict
 
     def _decode_body(self, body: bytes, shape: type[RequestShape] | None) -> Any:
         if shape is None:
@@ -151,6 +169,7 @@ class HeldStream:
 
     def __init__(self, stream: ASGIApp, key: ApiKey, authenticator: Authenticator) -> None:
         authenticator.check(key)
+        authenticator.check_connections(key)
         self._stream = stream
         self._key = key
         self._authenticator = authenticator

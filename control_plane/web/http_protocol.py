@@ -5,11 +5,12 @@ A peer that sends no request, sends endless headers, or does not read its answer
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from control_plane.rate_limits import Arrival, Limits
 from control_plane.web.shapes import ErrorBody, ErrorResponse
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -22,6 +23,17 @@ WRITE_TIMEOUT = 30.0
 """Seconds that a full send buffer may take to drain."""
 
 
+ADMITTED = "mobius.admitted"
+"""Key of a request's scope: to be called when its credential was found valid."""
+
+
+@runtime_checkable
+class Upgraded(Protocol):
+    """What takes a connection over, and with it its place among those without a key."""
+
+    arrival: Arrival | None
+
+
 class HttpProtocol(HttpToolsProtocol):
     """See the module's docstring. Idle keep-alive connections are closed by uvicorn itself."""
 
@@ -30,15 +42,29 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self.limits: Limits | None = None
+        """Set before the connection is made."""
+        self._arrival: Arrival | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Arm the deadline of the first request."""
+        """Arm the deadline of the first request, unless there are too many already."""
         super().connection_made(transport)
         self._await_head()
+        limits = self.limits
+        peer = self.client[0] if self.client else ""
+        if limits is None or peer in limits.trusted_proxies:
+            return
+        if limits.most_connections is not None and len(self.connections) > limits.most_connections:
+            self._refuse(503, "too_many_connections", "this server has as many connections as it can have")
+            return
+        self._arrival = limits.arrivals.arrive(limits.address_of(peer, None))
+        if self._arrival is None:
+            self._refuse(429, "too_many_connections", "too many connections of this address have shown no valid key")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget every deadline."""
         self._head_complete()
+        self._admitted()
         self.resume_writing()
         super().connection_lost(exc)
 
@@ -55,6 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins: its headers have a deadline, also on a connection that is kept alive."""
         super().on_message_begin()
+        self.scope[ADMITTED] = self._admitted  # type: ignore[literal-required]
         if self._head_timer is None:
             self._await_head()
 
@@ -66,7 +93,13 @@ class HttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """From here on the socket's own protocol keeps the deadlines."""
         self._head_complete()
+        arrival, self._arrival = self._arrival, None
         super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        if isinstance(protocol, Upgraded):
+            protocol.arrival = arrival
+        elif arrival is not None:
+            arrival.leave()
 
     def pause_writing(self) -> None:
         """The peer does not read: it has WRITE_TIMEOUT to begin."""
@@ -84,6 +117,11 @@ class HttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP request is refused in the envelope too."""
         self._refuse(400, "invalid_request", msg)
+
+    def _admitted(self) -> None:
+        """It has shown a valid key, or is gone."""
+        if self._arrival is not None:
+            self._arrival.leave()
 
     def _await_head(self) -> None:
         self._head_bytes = 0

@@ -35,6 +35,7 @@ ERRORS = {
     408: "The request did not arrive in time.",
     409: "The object is in a state that forbids the request; `code` says which.",
     413: "The request body is too large.",
+    429: "The key, or the address, asks too often. Try again after `Retry-After` seconds.",
     426: "This path is a WebSocket: see the worker socket's own document.",
     503: "The store cannot serve requests now. Try again after `Retry-After` seconds.",
 }
@@ -121,7 +122,7 @@ def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
 def _responses(route: Route) -> dict[str, Any]:
     statuses = {400, 503}
     if route.key_needed:
-        statuses |= {401, 403}
+        statuses |= {401, 403, 429}
     if "{" in route.path:
         statuses.add(404)
     if route.body is not None:
@@ -137,8 +138,8 @@ def _responses(route: Route) -> dict[str, Any]:
             responses["202"] = {**_success(route), "description": "It goes on: ask again later."}
     for status in sorted(statuses):
         responses[str(status)] = {"description": ERRORS[status], "content": _ERROR}
-        if status == 503:
-            responses["503"]["headers"] = {"Retry-After": _RETRY_AFTER}
+        if status in (429, 503):
+            responses[str(status)]["headers"] = {"Retry-After": _RETRY_AFTER}
     return responses
 
 

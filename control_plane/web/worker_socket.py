@@ -23,6 +23,7 @@ from control_plane.hub import Hub
 from control_plane.key_holders import Hold
 from control_plane.key_watch import end_all
 from control_plane.observations import Observations
+from control_plane.rate_limits import Arrival
 from control_plane.session import (
     Action,
     AnswerContest,
@@ -119,20 +120,23 @@ class WorkerGate:
         self._dialect = dialect
         self._dialects = dialects
 
-    async def admit(self, request: Request) -> tuple[ApiKey, Peer]:
-        """Who upgrades, with a key that is valid now. Raises HttpError 401, 403, 404, StoreUnavailable."""
+    async def admit(self, request: Request, peer: str) -> tuple[ApiKey, Peer]:
+        """Who upgrades, with a key that is valid now. Raises HttpError 401, 403, 404, 429, StoreUnavailable."""
         path = request.path.partition("?")[0]
         match = _PROJECT_PATH.fullmatch(path)
         if match is None and path != _ORG_PATH:
             raise HttpError(404, "not_found", "there is no WebSocket at this path")
         authorization = request.headers.get_all("authorization")
-        key = await self.authenticator.admit(
+        forwarded = ",".join(request.headers.get_all("x-forwarded-for"))
+        key, _ = await self.authenticator.admit(
             authorization[0] if len(authorization) == 1 else None,
             None if match is None else unquote(match[1]),
             "worker",
+            self.authenticator.limits.address_of(peer, forwarded),
         )
         dialect: Dialect = "org" if match is None else await self._dialect_of(key.project_handle)
         self.authenticator.check(key)
+        self.authenticator.check_connections(key)
         return key, Peer(project_id=key.project_id, dialect=dialect, api_key_id=key.id)
 
     def committed(self, facts: Sequence[Committed]) -> None:
@@ -175,6 +179,8 @@ class WorkerSocket(asyncio.Protocol):
         self._stream = MessageStream()
         self._connection: Connection | None = None
         self._held: Hold | None = None
+        self.arrival: Arrival | None = None
+        """Its place among the connections without a key, from the HTTP connection that it was."""
         self._fragments: bytearray | None = None
         self._questions: set[int] = set()
         self._received: list[FromWorker] = []
@@ -212,6 +218,8 @@ class WorkerSocket(asyncio.Protocol):
         self._hear(alive=False)
         if self._held is not None:
             self._gate.authenticator.holders.release(self._held)
+        if self.arrival is not None:
+            self.arrival.leave()
         connection = self._connection
         if connection is not None:
             self._connection = None
@@ -273,7 +281,7 @@ class WorkerSocket(asyncio.Protocol):
             return
         try:
             async with asyncio.timeout(ADMISSION_TIMEOUT):
-                key, peer = await self._gate.admit(request)
+                key, peer = await self._gate.admit(request, self._peer_address())
             self._accept(key, peer, response)
         except TimeoutError:
             self._refuse(HttpError(503, "store_unavailable", "the control plane is too slow now; try again"))
@@ -288,11 +296,17 @@ class WorkerSocket(asyncio.Protocol):
             return
         now = self._loop.time()
         self._held = self._gate.authenticator.holders.hold(key, self._disown)
+        if self.arrival is not None:
+            self.arrival.leave()
         self._connection = self._gate.hub.connect(peer, now)
         self._gate.sockets[self._connection] = self
         self._register_by = now + REGISTER_TIMEOUT
         self._stream.send_response(response)
         self._settle()
+
+    def _peer_address(self) -> str:
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def _disown(self) -> None:
         connection = self._connection

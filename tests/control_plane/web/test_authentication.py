@@ -7,6 +7,7 @@ from control_plane.domain.store import KeyChanged
 from control_plane.errors import StoreUnavailable
 from control_plane.key_holders import KeyHolders
 from control_plane.keys import hash_secret
+from control_plane.rate_limits import MOST_FAILURES, Limits
 from control_plane.web import authentication
 from control_plane.web.authentication import Authenticator
 from control_plane.web.error_status import HttpError
@@ -58,14 +59,14 @@ def clock() -> Clock:
 @pytest.fixture
 def authenticator(keys: Keys, clock: Clock) -> Authenticator:
     store: Any = keys
-    return Authenticator(store, KeyHolders(), clock.monotonic, clock.wall)
+    return Authenticator(store, KeyHolders(), Limits(requests_per_second=1000), clock.monotonic, clock.wall)
 
 
 async def status(
     authenticator: Authenticator, authorization: str | None, project: str | None = None, scope: Scope = "reader"
 ) -> int:
     try:
-        await authenticator.admit(authorization, project, scope)
+        await authenticator.admit(authorization, project, scope, "192.0.2.1")
     except HttpError as error:
         return error.status
     return 200
@@ -97,7 +98,7 @@ async def test_a_key_opens_what_its_scopes_say(authenticator: Authenticator, key
     assert await status(authenticator, f"Bearer {SECRET}", "default", "worker") == 200
     for scope in ("reader", "operator"):
         with pytest.raises(HttpError) as refusal:
-            await authenticator.admit(f"Bearer {SECRET}", "default", scope)
+            await authenticator.admit(f"Bearer {SECRET}", "default", scope, "192.0.2.1")
         assert refusal.value.status == 403
         assert f"needs an API key with scope {scope}; this one has worker" in refusal.value.message
 
@@ -140,4 +141,54 @@ async def test_unknown_keys_are_not_remembered_and_the_memory_is_bounded(
 async def test_a_store_that_is_away_admits_and_refuses_nobody(authenticator: Authenticator, keys: Keys) -> None:
     keys.away = True
     with pytest.raises(StoreUnavailable):
-        await authenticator.key_of(f"Bearer {SECRET}")
+        await authenticator.key_of(f"Bearer {SECRET}", "192.0.2.1")
+
+
+async def test_an_address_that_is_refused_too_often_is_asked_to_wait(
+    authenticator: Authenticator, keys: Keys, clock: Clock
+) -> None:
+    keys.add(SECRET)
+    assert await status(authenticator, f"Bearer {SECRET}") == 200
+    for number in range(MOST_FAILURES):
+        assert await status(authenticator, f"Bearer mbx_{number}") == 401
+    asked = keys.asked
+    with pytest.raises(HttpError) as refusal:
+        await authenticator.admit("Bearer mbx_one-more", None, "reader", "192.0.2.1")
+    assert (refusal.value.status, refusal.value.code) == (429, "rate_limited")
+    assert refusal.value.headers["x-ratelimit-scope"] == "address"
+    assert refusal.value.headers["retry-after"] == "1"
+    assert keys.asked == asked  # the store is left in peace
+    # A key that works goes on working there, and so does everybody elsewhere.
+    assert await status(authenticator, f"Bearer {SECRET}") == 200
+    await authenticator.admit(f"Bearer {SECRET}", None, "reader", "192.0.2.2")
+    clock.now += 1.0
+    assert await status(authenticator, "Bearer mbx_again") == 401
+    assert await status(authenticator, "Bearer mbx_again") == 429
+
+
+async def test_a_key_that_asks_too_often_is_asked_to_wait(keys: Keys, clock: Clock) -> None:
+    store: Any = keys
+    limits = Limits(requests_per_second=5)
+    authenticator = Authenticator(store, KeyHolders(), limits, clock.monotonic, clock.wall)
+    keys.add(SECRET)
+    for left in range(9, -1, -1):
+        _, verdict = await authenticator.admit(f"Bearer {SECRET}", None, "reader", "192.0.2.1")
+        assert verdict is not None
+        assert authentication.rate_headers(verdict) == {
+            "x-ratelimit-limit": "10",
+            "x-ratelimit-remaining": str(left),
+            "x-ratelimit-reset": str(-(-(10 - left) // 5)),
+        }
+    with pytest.raises(HttpError) as refusal:
+        await authenticator.admit(f"Bearer {SECRET}", None, "reader", "192.0.2.1")
+    assert refusal.value.headers == {
+        "retry-after": "1",
+        "x-ratelimit-limit": "10",
+        "x-ratelimit-remaining": "0",
+        "x-ratelimit-reset": "2",
+        "x-ratelimit-scope": "key",
+        "x-ratelimit-policy": "5;w=1;burst=10",
+    }
+    clock.now += 0.2
+    assert await status(authenticator, f"Bearer {SECRET}") == 200
+    assert await status(authenticator, f"Bearer {SECRET}") == 429
