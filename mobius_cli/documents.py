@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def read_automation(path: str) -> dict[str, Any]:
     return document
 
 
-def parse_inputs(pairs: Iterable[str], text: str | None) -> dict[str, Any]:
-    """Inputs of a run: the object of --inputs, then each `key=value` of --input over it.
+def parse_inputs(
+    pairs: Iterable[str], text: str | None, *, pair_option: str = "--input", option: str = "--inputs"
+) -> dict[str, Any]:
+    """Inputs of a run: the object of --inputs, then each `key=value` of --input over it. Other options are named.
 
     A value that is JSON (`3`, `true`, `"03"`, `[1]`) is taken as such, any other as text. Raises UsageError.
     """
@@ -52,15 +55,25 @@ def parse_inputs(pairs: Iterable[str], text: str | None) -> dict[str, Any]:
         try:
             inputs = msgspec.json.decode(text)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise UsageError(f'--inputs: expected a JSON object, like \'{{"name": "value"}}\': {error}') from error
+            raise UsageError(f'{option}: expected a JSON object, like \'{{"name": "value"}}\': {error}') from error
         if not isinstance(inputs, dict):
-            raise UsageError('--inputs: expected a JSON object, like \'{"name": "value"}\'')
+            raise UsageError(f'{option}: expected a JSON object, like \'{{"name": "value"}}\'')
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise UsageError(f"--input: {pair!r} has no name; expected name=value")
+            raise UsageError(f"{pair_option}: {pair!r} has no name; expected name=value")
         inputs[key] = _value(value)
     return inputs
+
+
+def parse_moment(text: str | None, option: str) -> str | None:
+    """A date or time as the server reads it; without an offset from UTC it is this machine's. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone().isoformat()
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option}: expected a time such as 2026-01-31T12:00 or 2026-01-31, got {text!r}") from None
 
 
 def _value(text: str) -> Any:

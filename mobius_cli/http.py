@@ -61,7 +61,11 @@ _BY_STATUS: dict[int, type[CommandError]] = {
     HTTPStatus.NOT_FOUND: NotFoundError,
     HTTPStatus.CONFLICT: CannotCreateError,
 }
-_BY_CODE: dict[str, type[CommandError]] = {"invalid_version": InputError}
+_BY_CODE: dict[str, type[CommandError]] = {
+    "run_ended": InputError,
+    "already_signalled": InputError,
+    "invalid_version": InputError,
+}
 
 
 class Mobius:
@@ -127,11 +131,10 @@ class Mobius:
 
     # --- runs
 
-    async def runs(
-        self, *, status: str | None = None, automation_id: str | None = None, limit: int = PAGE_SIZE
-    ) -> tuple[list[Record], bool]:
-        """At most `limit`, newest first, and whether there are more."""
-        return await self._listing("/runs", {"status": status, "automation_id": automation_id}, limit)
+    async def runs(self, *, limit: int = PAGE_SIZE, **asked: str | None) -> tuple[list[Record], bool]:
+        """At most `limit`, newest first, and whether there are more. `asked`: the parameters of the listing (status,
+        automation_id, external_id, parent_run_id, created_after, created_before)."""
+        return await self._listing("/runs", asked, limit)
 
     async def run(self, run_id: str) -> Record:
         """Raises NotFoundError."""
@@ -146,6 +149,11 @@ class Mobius:
         return await self._ask(
             "POST", f"/runs/{_segment(run_id)}/cancellations", body={"reason": reason} if reason else {}
         )
+
+    async def signal(self, run_id: str, step_key: str, result: Record) -> Record:
+        """The run. Raises InputError when the step has had its signal or does not take this one, or the run is over."""
+        body = {"step_key": step_key, "result": result}
+        return await self._ask("POST", f"/runs/{_segment(run_id)}/signals", body=body)
 
     async def worker_sessions(self) -> Record:
         """`items` (presence rows) and `totals`."""

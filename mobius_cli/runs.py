@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mobius_cli import text
+from mobius_cli.documents import parse_inputs, parse_moment
 from mobius_cli.errors import RunFailedError
 from mobius_cli.event_stream import RUN_ENDED
 from mobius_cli.event_text import event_line
@@ -25,6 +26,8 @@ RUN_FIELDS: list[Column] = [
     ("started", lambda run: text.date_and_time(run.get("started_at"))),
     ("ended", lambda run: text.date_and_time(run.get("completed_at"))),
     ("took", lambda run: text.took(run.get("started_at"), run.get("completed_at"))),
+    ("wakes", lambda run: text.date_and_time(run.get("wake_at"))),
+    ("must be over", lambda run: text.date_and_time(run.get("wall_clock_deadline_at"))),
     ("started by run", lambda run: text.plain(run.get("parent_run_id"))),
     ("inputs", lambda run: text.plain(run.get("inputs") or None)),
     ("result", lambda run: text.plain(run.get("result"))),
@@ -43,16 +46,43 @@ STEP_COLUMNS: list[Column] = [
 
 @click.group()
 def runs() -> None:
-    """Look at runs, follow them, cancel them."""
+    """Look at runs, follow them, signal them, cancel them."""
 
 
 @runs.command("list")
 @click.option("--status", type=click.Choice(RUN_STATUSES), help="Only runs that are in this state.")
+@click.option("--automation", "handle", metavar="HANDLE", help="Only runs of this automation.")
+@click.option("--external-id", metavar="ID", help="Only runs that were started with this id of yours.")
+@click.option("--parent", metavar="RUN", help="Only runs that this run has started.")
+@click.option("--created-after", metavar="TIME", help="Only runs that were created then or later.")
+@click.option("--created-before", metavar="TIME", help="Only runs that were created before.")
 @limit_option("runs")
 @asks_mobius
-async def list_runs(mobius: Mobius, output: Output, status: str | None, limit: int) -> None:
-    """List runs, newest first."""
-    found, more = await mobius.runs(status=status, limit=limit)
+async def list_runs(
+    mobius: Mobius,
+    output: Output,
+    /,
+    status: str | None,
+    handle: str | None,
+    external_id: str | None,
+    parent: str | None,
+    limit: int,
+    **created: str | None,
+) -> None:
+    """List runs, newest first. All that is given must fit.
+
+    TIME is a date, or a time such as 2026-01-31T12:00; without an offset from UTC (Z, +02:00) it is this machine's.
+    """
+    times = {name: parse_moment(text, f"--{name.replace('_', '-')}") for name, text in created.items()}
+    automation_id = None if handle is None else str((await mobius.automation(handle)).get("id"))
+    found, more = await mobius.runs(
+        status=status,
+        automation_id=automation_id,
+        external_id=external_id,
+        parent_run_id=parent,
+        limit=limit,
+        **times,
+    )
     await show_runs(mobius, output, found, more=more)
 
 
@@ -93,6 +123,30 @@ async def stream(mobius: Mobius, output: Output, run_id: str, since: int) -> Non
 async def cancel(mobius: Mobius, output: Output, run_id: str, reason: str | None) -> None:
     """Cancel a run; its job in hand is asked to stop. A run that has ended stays as it is."""
     run = await mobius.cancel(run_id, reason)
+    if output.is_json:
+        output.json(run)
+    else:
+        output.line(f"{text.plain(run.get('id'))} is {text.plain(run.get('status'))}")
+
+
+@runs.command("signal")
+@click.argument("run_id", metavar="ID")
+@click.argument("step_key", metavar="STEP")
+@click.option(
+    "--value",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One value of the signal; repeatable. A value that is JSON is taken as such, any other as text.",
+)
+@click.option("--result", metavar="JSON", help="The whole signal as a JSON object; --value wins over it.")
+@asks_mobius
+async def signal(
+    mobius: Mobius, output: Output, run_id: str, step_key: str, pairs: tuple[str, ...], result: str | None
+) -> None:
+    """End the step of a run that waits for this signal; one that comes early is kept for it."""
+    values = parse_inputs(pairs, result, pair_option="--value", option="--result")
+    run = await mobius.signal(run_id, step_key, values)
     if output.is_json:
         output.json(run)
     else:

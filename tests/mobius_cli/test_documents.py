@@ -1,12 +1,13 @@
 import io
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mobius_cli import documents
-from mobius_cli.documents import parse_inputs, read_automation
+from mobius_cli.documents import parse_inputs, parse_moment, read_automation
 from mobius_cli.errors import InputError, NotFoundError, UsageError
 
 TOML = b'handle = "h"\n[[spec.steps]]\nkey = "a"\n'
@@ -83,3 +84,15 @@ def test_inputs(pairs: list[str], text: str | None, meant: dict[str, Any] | None
 def test_inputs_that_cannot_be_meant(pairs: list[str], text: str | None, says: str) -> None:
     with pytest.raises(UsageError, match=f"^{says}: "):
         parse_inputs(pairs, text)
+
+
+def test_times_without_an_offset_are_this_machines() -> None:
+    for text in ("2026-01-31", "2026-01-31T12:00"):
+        assert parse_moment(text, "--created-after") == datetime.fromisoformat(text).astimezone().isoformat()
+    moment = parse_moment("2026-01-31T12:00:00Z", "--created-after")
+    assert moment is not None
+    assert datetime.fromisoformat(moment) == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert parse_moment(None, "--created-after") is None
+    for wrong in ("yesterday", "", "0001-01-01T00:00+23:59"):
+        with pytest.raises(UsageError, match=r"^--created-after: expected a time such as"):
+            parse_moment(wrong, "--created-after")

@@ -25,6 +25,15 @@ def automations(command: MobiusCommand) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def approval(command: MobiusCommand) -> str:
+    config = {"event_type": "approved", "match": {"order": 7}}
+    spec = {"steps": [{"key": "ok", "kind": "wait_for_event", "config": config}]}
+    done = command.run("automations", "create", "-", "--publish", stdin=json.dumps({"handle": "asks", "spec": spec}))
+    assert done.returncode == 0, done.stderr
+    return "asks"
+
+
 def started(command: MobiusCommand, handle: str) -> str:
     return str(command.json("automations", "start", handle)["id"])
 
@@ -50,6 +59,36 @@ def test_list_by_status(command: MobiusCommand) -> None:
     assert run_id not in {run["id"] for run in command.json("runs", "list", "--status", "completed")}
     shown = command.run("runs", "list", "--limit", "1")
     assert shown.stdout.splitlines()[1].split()[0] == run_id
+
+
+def test_list_by_what_started_a_run_and_when(command: MobiusCommand) -> None:
+    one = str(command.json("automations", "start", "waits", "--external-id", "order-1")["id"])
+    two = str(command.json("automations", "start", "waits", "--external-id", "order-2")["id"])
+
+    def listed(*options: str) -> list[str]:
+        return [run["id"] for run in command.json("runs", "list", *options)]
+
+    assert listed("--external-id", "order-1") == [one]
+    assert listed("--automation", "waits", "--created-after", "2020-01-01")[:2] == [two, one]
+    assert listed("--created-before", "2020-01-01T00:00:00Z") == []
+    assert listed("--parent", one) == []
+    assert command.run("runs", "list", "--automation", "nobody").returncode == 66
+    done = command.run("runs", "list", "--created-after", "soon")
+    assert (done.returncode, "--created-after: expected a time" in done.stderr) == (64, True)
+
+
+def test_signal(command: MobiusCommand, approval: str) -> None:
+    run_id = started(command, approval)
+    assert command.json("runs", "get", run_id)["wake_at"]
+    refused = command.run("runs", "signal", run_id, "ok", "--value", "order=8")
+    assert (refused.returncode, "the step waits for a signal with order 7, not 8" in refused.stderr) == (65, True)
+    assert command.run("runs", "signal", run_id, "nobody").returncode == 66
+    assert command.run("runs", "signal", run_id, "ok", "--result", "[]").returncode == 64
+    done = command.run("runs", "signal", run_id, "ok", "--result", '{"order": 1, "by": "me"}', "--value", "order=7")
+    assert done.stdout == f"{run_id} is completed\n"
+    assert command.json("runs", "get", run_id)["result"] == {"ok": {"order": 7, "by": "me"}}
+    again = command.run("runs", "signal", run_id, "ok")
+    assert (again.returncode, "it takes no signals" in again.stderr) == (65, True)
 
 
 @pytest.mark.parametrize("arguments", [["get"], ["list-steps"], ["stream"], ["cancel"]])
