@@ -77,6 +77,12 @@ def details(plan):
         yield from details(each)
 
 
+def nodes(plan):
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)
+
+
 async def oldest_are_claimed(s):
     leases = await s.claim(limit=20, now=1_000_000)
     assert len(leases) == 20
@@ -153,4 +159,7 @@ async def test_postgresql_reads_no_large_table_whole(cluster):
     place.remove()
     # 200 jobs and their runs locked, of 200,000.
     assert explained["Plan"]["Actual Rows"] == LANES * 20
+    # Were the limit looked at again for each row, more would be locked than was asked for.
+    (picked,) = [node for node in nodes(explained["Plan"]) if node.get("Subplan Name") == "CTE picked"]
+    assert (picked["Actual Loops"], picked["Actual Rows"]) == (1, LANES * 20)
     assert explained["Plan"]["Shared Hit Blocks"] + explained["Plan"]["Shared Read Blocks"] < 10_000

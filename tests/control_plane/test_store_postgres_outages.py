@@ -316,6 +316,23 @@ async def test_a_database_that_takes_no_writes_is_told_and_recovered_from(place)
         assert run.status == "suspended"
 
 
+async def test_whoever_leaves_a_transaction_open_is_ended_by_the_server(place):
+    """An idle snapshot keeps every dead row of the hot tables alive."""
+    async with scenario(place) as s:
+        for name, value in (
+            ("idle_in_transaction_session_timeout", "10s"),
+            ("lock_timeout", "10s"),
+            ("statement_timeout", "15s"),
+        ):
+            assert await s.read(f"SELECT current_setting('{name}')") == [(value,)]
+        connection = await s.store.database.connect(idle_in_transaction_session_timeout="100ms")
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: ended.set())
+        await connection.execute("BEGIN")
+        async with asyncio.timeout(30):
+            await ended.wait()
+
+
 # --- a COMMIT without an answer
 
 

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from itertools import count
 
+import asyncpg
 import pytest
 
 from control_plane.domain.model import DrainTarget
@@ -266,3 +267,26 @@ async def test_every_replica_sweeps_and_nothing_is_swept_twice(place):
         again = await two.claim(limit=30, now=LEASE + 2)
         assert {lease.job.id for lease in again} == {lease.job.id for lease in leases}
         assert {lease.job.attempts_charged for lease in again} == {1}
+
+
+async def test_hints_are_gathered_sent_between_transactions_and_wait_for_no_disk(place, monkeypatch):
+    """Inside a transaction a NOTIFY would keep every other commit of the database waiting."""
+    sent = []
+    execute = asyncpg.Connection.execute
+
+    async def watched(self, query, *arguments, **options):
+        if "pg_notify" in query:
+            sent.append((self.is_in_transaction(), await self.fetchval("SHOW synchronous_commit")))
+        return await execute(self, query, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", watched)
+    async with scenario(place) as one, scenario(place, prepared=False) as two:
+        await one.publish("a", [action()])
+        two.facts.clear()
+        runs = await asyncio.gather(*(one.start("a") for _ in range(200)))
+        unheard = {run.id for run in runs}
+        while unheard:
+            unheard.discard((await two.hears(RunChanged)).run_id)
+    assert sent
+    assert set(sent) == {(False, "off")}
+    assert len(sent) < len(runs) / 4

@@ -216,6 +216,25 @@ async def test_readers_cannot_write(path):
         assert await s.store.projects() == [s.project]
 
 
+async def test_whoever_else_writes_to_the_file_is_waited_for(path):
+    """As a tool does that makes a key beside a control plane. A transaction that reads before it writes would fail at
+    once; each of ours takes the lock when it begins."""
+    async with scenario(SqlitePlace(path)) as s:
+        await s.publish("a", [action()])
+        statements = []
+        s.store._writer._connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: statements.append(event["sql"]))
+        other = apsw.Connection(str(path))
+        other.execute("BEGIN IMMEDIATE")
+        starting = asyncio.ensure_future(s.start("a"))
+        # What reads goes on.
+        assert (await s.store.automation(s.project.id, "a")).handle == "a"
+        other.execute("COMMIT")
+        other.close()
+        await starting
+        s.store._writer._connection.trace_v2(0, None)
+        assert {text for text in statements if text.startswith("BEGIN")} == {"BEGIN IMMEDIATE"}
+
+
 async def test_a_closed_store_says_so(path):
     async with scenario(SqlitePlace(path)) as s:
         store = s.store
