@@ -259,6 +259,16 @@ class RecordedAction(Record, frozen=True):
         return (self.annotations or {}).get("idempotent") is False
 
 
+class Queue(Record, frozen=True):
+    """What was said of a queue. `max_running` bounds its claimed jobs."""
+
+    project_id: str
+    name: str
+    updated_at: int
+    paused_at: int | None = None
+    max_running: int | None = None
+
+
 class Attempt(Record, frozen=True):
     """An attempt of a job that failed, and what of. `attempt` is the job's claim_attempt then."""
 

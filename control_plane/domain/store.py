@@ -9,7 +9,7 @@ event loop's thread), which wakes sessions and event streams.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
 
@@ -26,6 +26,7 @@ from control_plane.domain.model import (
     Job,
     JobStatus,
     Project,
+    Queue,
     RecordedAction,
     Run,
     Scope,
@@ -309,6 +310,32 @@ class Fired(Struct, frozen=True, kw_only=True):
 
     fired: int = 0
     left: int = 0
+
+
+class QueueView(Struct, frozen=True, kw_only=True):
+    """A queue and what is in it: `pending` (those delayed included) and `claimed` jobs, counted up to COUNTED_UP_TO a
+    lane; `oldest_available_at` of those that could be claimed now."""
+
+    queue: Queue
+    pending: int = 0
+    claimed: int = 0
+    oldest_available_at: int | None = None
+
+
+class Running(Struct, frozen=True, kw_only=True):
+    """A limit that counts for a job, and how many jobs it lets through now."""
+
+    kind: Literal["queue", "action"]
+    name: str
+    most: int
+    running: int
+
+
+class Hold(Struct, frozen=True, kw_only=True):
+    """What holds a job back, if it does."""
+
+    is_paused: bool = False
+    limits: list[Running] = field(default_factory=list)
 
 
 class SessionView(Struct, frozen=True, kw_only=True):
@@ -633,6 +660,23 @@ class Store(Protocol):
 
     async def delete_action(self, project_id: str, name: str, *, now: int | None = None) -> None:
         """Its jobs stay as they are. Raises NotFound."""
+
+    # --- queues
+
+    async def queues(self, project_id: str, *, now: int | None = None) -> list[QueueView]:
+        """Every queue that ever had a job or of which something was said, by name."""
+
+    async def queue(self, project_id: str, name: str, *, now: int | None = None) -> QueueView:
+        """Raises NotFound."""
+
+    async def update_queue(
+        self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> Queue:
+        """`changes` of queues.CHANGEABLE, also of a queue that had no job yet. Every replica follows within a second;
+        jobs that are claimed stay so."""
+
+    async def hold(self, job: Job) -> Hold:
+        """What holds the job back."""
 
     # --- what time does to jobs
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from control_plane.domain.model import Selector
+from control_plane.domain.queues import Rules, rules_of
 from control_plane.domain.selection import Routed, admits
 
 NEVER = 1 << 62
@@ -57,6 +58,29 @@ def lane_of_row(row: Any) -> Lane:
     )
 
 
+class KnownRules:
+    """What holds jobs back, by project, as the one writer of a file knows it."""
+
+    def __init__(self, statements: dict[str, str]) -> None:
+        self._sql = statements
+        self._rules: dict[str, Rules | None] = {}
+
+    def of(self, execute: Execute, project_id: str) -> Rules | None:
+        """None: nothing does."""
+        try:
+            return self._rules[project_id]
+        except KeyError:
+            rules = self._rules[project_id] = rules_of(execute(self._sql["rules_of_project"], (project_id,)))
+            return rules
+
+    def forget(self, project_id: str | None = None) -> None:
+        """They have changed; None: perhaps, of any project."""
+        if project_id is None:
+            self._rules.clear()
+        else:
+            self._rules.pop(project_id, None)
+
+
 class Lanes:
     """The lanes by project, and until when each is known to have nothing to claim. Used by the writer alone."""
 
@@ -98,6 +122,11 @@ class Lanes:
                     self._selections.clear()
                 self._selections[key] = found
         return found
+
+    def of_project(self, execute: Execute, project_id: str) -> list[Lane]:
+        """All lanes of the project."""
+        self._ids_of(execute, project_id)
+        return self._lanes[project_id]
 
     def quiet(self, lane_id: int, now: int) -> bool:
         """Whether the lane is known to have nothing to claim at `now`."""

@@ -25,6 +25,7 @@ from control_plane.domain.model import (
     Event,
     Job,
     Project,
+    Queue,
     RecordedAction,
     Run,
     Scope,
@@ -34,6 +35,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
+from control_plane.domain.queues import LimitScope
 from control_plane.domain.store import (
     EVERY_RUN,
     Census,
@@ -43,6 +45,7 @@ from control_plane.domain.store import (
     DeltaPage,
     Fired,
     HeartbeatOutcome,
+    Hold,
     JobClaimable,
     JobFilter,
     JobReport,
@@ -53,6 +56,7 @@ from control_plane.domain.store import (
     Listener,
     Load,
     Page,
+    QueueView,
     Reaped,
     ReportOutcome,
     RunFilter,
@@ -62,7 +66,7 @@ from control_plane.domain.store import (
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
-from control_plane.store import postgres_actions, postgres_deltas, postgres_presence
+from control_plane.store import postgres_actions, postgres_deltas, postgres_presence, postgres_queues
 from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import (
     CancelJob,
@@ -615,7 +619,9 @@ class PostgresStore:
         self, project_id: str, name: str, fields: dict[str, Any], *, now: int | None = None
     ) -> RecordedAction:
         """See Store."""
-        return await self._write(postgres_actions.create_action, self._known, project_id, name, fields, now=now)
+        action = await self._write(postgres_actions.create_action, self._known, project_id, name, fields, now=now)
+        self._known.lanes.forget(project_id)
+        return action
 
     async def actions(self, project_id: str, *, cursor: str | None, limit: int) -> Page:
         """See Store."""
@@ -629,11 +635,45 @@ class PostgresStore:
         self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
     ) -> RecordedAction:
         """See Store."""
-        return await self._write(postgres_actions.update_action, self._known, project_id, name, changes, now=now)
+        action = await self._write(postgres_actions.update_action, self._known, project_id, name, changes, now=now)
+        await self._rules_changed(project_id, ("action", name), now)
+        return action
 
     async def delete_action(self, project_id: str, name: str, *, now: int | None = None) -> None:
         """See Store."""
         await self._write(postgres_actions.delete_action, self._known, project_id, name, now=now)
+        await self._rules_changed(project_id, ("action", name), now)
+
+    # --- queues
+
+    async def queues(self, project_id: str, *, now: int | None = None) -> list[QueueView]:
+        """See Store."""
+        at = now if now is not None else self.now()
+        return await self._read(postgres_queues.views, self._sql, project_id, at)
+
+    async def queue(self, project_id: str, name: str, *, now: int | None = None) -> QueueView:
+        """See Store."""
+        at = now if now is not None else self.now()
+        return await self._read(postgres_queues.view, self._sql, project_id, name, at)
+
+    async def update_queue(
+        self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> Queue:
+        """See Store."""
+        queue = await self._write(postgres_queues.update_queue, self._sql, project_id, name, changes, now=now)
+        await self._rules_changed(project_id, ("queue", name), now)
+        return queue
+
+    async def _rules_changed(self, project_id: str, scope: LimitScope, now: int | None) -> None:
+        lanes, at = self._known.lanes, now if now is not None else self.now()
+        lanes.forget(project_id)
+        await self._pool.run(lambda connection: lanes.refresh(connection, [project_id], time.monotonic()))
+        scopes = {(project_id, scope): postgres_queues.MOST_HINTED}
+        self._announce(await self._read(postgres_queues.announce, self._sql, lanes, scopes, at))
+
+    async def hold(self, job: Job) -> Hold:
+        """See Store."""
+        return await self._read(postgres_queues.hold, self._sql, job)
 
     # --- what time does to jobs
 

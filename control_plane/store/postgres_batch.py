@@ -7,6 +7,7 @@ nobody.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -15,10 +16,11 @@ from control_plane.domain import jobs
 from control_plane.domain.enqueue import Enqueued, NewJob, external_ids
 from control_plane.domain.model import Job, Run
 from control_plane.domain.runs import Engine, already_started
-from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, Lease, ReportOutcome
+from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, JobEnded, Lease, ReportOutcome
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import DomainError, NotFound
 from control_plane.keys import hash_secret
+from control_plane.store import postgres_queues
 from control_plane.store.lanes import Lane
 from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
@@ -30,6 +32,9 @@ CLAIM_AGAIN = 0.003
 """Seconds after which a claim asks again that found nothing but jobs which others were just moving."""
 
 MOST_CLAIM_TRIES = 5
+
+MOST_TRIES_KEPT_OUT = 50
+"""Of a claim that found nothing because other replicas claim under its limits."""
 
 
 JOBS_A_COMMAND = 8
@@ -171,6 +176,9 @@ class _Claiming:
         self.lanes = lanes
         self.now = now
         self.seqs: list[int] = []
+        self.allowed: postgres_queues.Allowed | None = None
+        self.kept_out = False
+        """Whether another transaction keeps a limit that counts for it."""
 
     @property
     def wanted(self) -> int:
@@ -232,6 +240,7 @@ class Batch:
         await self._put_off(claims)
         for asked, decision in self._made:
             asked.result, asked.error, asked.facts = decision.result, decision.error, decision.facts
+        await self._announce_ends(works)
         self.finished = self._finishing.finished | self._decisions.writing.finished
         return xid or self._finishing.xid
 
@@ -269,7 +278,7 @@ class Batch:
     # --- locks, and what is read under them
 
     async def _read_lanes(self, works: Sequence[Asked]) -> None:
-        projects = {asked.command.order.project_id for asked in works if isinstance(asked.command, Claim)}
+        projects = {project_id for asked in works if (project_id := _project_of(asked.command)) is not None}
         await self._known.lanes.refresh(self._connection, projects, self._steady())
 
     async def _lock_external_ids(self, works: Sequence[Asked]) -> None:
@@ -341,6 +350,18 @@ class Batch:
             else:
                 return target.automation.id if target.plan.concurrency != "allow" else None
         return None
+
+    async def _announce_ends(self, works: Sequence[Asked]) -> None:
+        """What follows from the jobs that are not claimed any more, beside what was decided."""
+        ended = self._finishing.ended
+        facts: list[Committed] = [JobEnded(job_id=job.id) for job in ended if job.id in self._known.watched]
+        freed = postgres_queues.freed(self._known.lanes, (*ended, *self._decisions.writing.left_claimed))
+        if freed:
+            lanes = self._known.lanes
+            facts += await postgres_queues.announce(self._connection, self._sql, lanes, freed, self._clock())
+        told = next((asked for asked in works if asked.put_off is None and asked.error is None), None)
+        if facts and told is not None:
+            told.facts = [*told.facts, *facts]
 
     async def _load_published(self, works: Sequence[Asked]) -> None:
         """What starts and jobs handed in ask for: loaded before, so that they are decided once."""
@@ -471,11 +492,12 @@ class Batch:
             if isinstance(asked.command, Claim):
                 order = asked.command.order
                 now = asked.now if asked.now is not None else self._clock()
-                claim = _Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now)
-                claims.append(claim)
-                for lane in claim.lanes:
-                    number, until = wanted.get(lane.id, (0, 0))
-                    wanted[lane.id] = (number + claim.wanted, max(until, now))
+                claims.append(_Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now))
+        await self._keep_rules(claims)
+        for claim in claims:
+            for lane in claim.lanes:
+                number, until = wanted.get(lane.id, (0, 0))
+                wanted[lane.id] = (number + claim.wanted, max(until, claim.now))
         if not wanted:
             return claims
         steady = self._steady()
@@ -492,6 +514,20 @@ class Batch:
             lanes.found(lane_id, [available_at for available_at, _ in head])
         _distribute(claims, heads)
         return claims
+
+    async def _keep_rules(self, claims: Sequence[_Claiming]) -> None:
+        """Leave out the lanes that are paused, full, or under a limit that another transaction keeps."""
+        for project_id in sorted({claim.order.project_id for claim in claims}):
+            rules = self._known.lanes.rules(project_id)
+            if rules is None:
+                continue
+            ours = [claim for claim in claims if claim.order.project_id == project_id]
+            allowed = postgres_queues.Allowed(rules)
+            lanes = {lane.id: lane for claim in ours for lane in claim.lanes}
+            await allowed.lock(self._connection, self._sql, project_id, lanes.values())
+            for claim in ours:
+                claim.allowed = allowed
+                claim.lanes, claim.kept_out = allowed.lanes(claim.lanes)
 
     async def _claim(self, claims: Sequence[_Claiming]) -> None:
         if not claims:
@@ -535,7 +571,15 @@ class Batch:
 
     async def _put_off(self, claims: Sequence[_Claiming]) -> None:
         """A claim that found nothing although there is something was too early or too late: others were moving it."""
-        empty = [claim for claim in claims if not claim.seqs and claim.asked.tries < MOST_CLAIM_TRIES]
+        for claim in claims:
+            if claim.kept_out and not claim.seqs and claim.asked.tries < MOST_TRIES_KEPT_OUT:
+                self._known.lanes.forget(claim.order.project_id)  # perhaps there is no such limit any more
+                claim.asked.again(CLAIM_AGAIN)
+        empty = [
+            claim
+            for claim in claims
+            if not claim.seqs and claim.asked.put_off is None and claim.asked.tries < MOST_CLAIM_TRIES
+        ]
         lanes = sorted({lane.id for claim in empty for lane in claim.lanes})
         if not lanes:
             return
@@ -557,12 +601,26 @@ def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, in
         eligible = sorted(
             (-lane.priority, *entry) for lane in claim.lanes for entry in heads[lane.id] if entry[1] not in taken
         )
-        claim.seqs = [seq for _, _, seq in eligible[: claim.wanted]]
+        if claim.allowed is None:
+            claim.seqs = [seq for _, _, seq in eligible[: claim.wanted]]
+        else:
+            lane_of = {entry[1]: lane for lane in claim.lanes for entry in heads[lane.id]}
+            allowed = (seq for _, _, seq in eligible if claim.allowed.take(lane_of[seq]))
+            claim.seqs = list(islice(allowed, claim.wanted))
         taken.update(claim.seqs)
 
 
 def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _project_of(command: Command) -> str | None:
+    """Whose lanes and rules the command may need."""
+    if isinstance(command, Claim):
+        return command.order.project_id
+    if isinstance(command, Finish):
+        return next((report.job.project_id for report in command.reports), None)
+    return command.project_id if isinstance(command, Report | CancelJob | CancelRun) else None
 
 
 def _names(command: Command) -> Iterator[tuple[str, str, str]]:

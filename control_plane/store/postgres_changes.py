@@ -109,6 +109,11 @@ class Writing:
         moved = (after for before, after in self._moves if after.status == "pending" and before.status != "pending")
         return [*(job for job in self._jobs_created.values() if job.status == "pending"), *moved]
 
+    @property
+    def left_claimed(self) -> list[Job]:
+        """The jobs that are not claimed any more."""
+        return [before for before, after in self._moves if before.status == "claimed" != after.status]
+
     def add(self, changes: Iterable[AnyChange], now: int) -> list[Committed]:
         """Take up the changes of one decision; returns what they make true."""
         facts: list[Committed] = []

@@ -71,6 +71,11 @@ class Finishing:
         self.xid: str | None = None
         self.finished: dict[str, str] = {}
 
+    @property
+    def ended(self) -> list[Job]:
+        """The jobs that have finished."""
+        return [self._jobs[seq] for seq in sorted(self.left)]
+
     def add(self, reports: Sequence[HeldReport], now: int) -> None:
         """Decide them."""
         for report in reports:

@@ -7,6 +7,7 @@ latest, before a claim. A lane is made in a transaction of its own: nothing that
 from collections.abc import Iterable, Sequence
 
 from control_plane.domain.model import Selector
+from control_plane.domain.queues import Rules, rules_of
 from control_plane.domain.selection import admits
 from control_plane.domain.times import MICROSECONDS
 from control_plane.store.lanes import Lane, Queued, lane_key, lane_of_row
@@ -34,6 +35,7 @@ class Lanes:
         self._sql = statements
         self._ids: dict[str, dict[Key, int]] = {}
         self._lanes: dict[str, list[Lane]] = {}
+        self._rules: dict[str, Rules | None] = {}
         self._read_at: dict[str, float] = {}
         self._selections: dict[tuple[str, Selector], list[Lane]] = {}
         self._begin: dict[int, int] = {}
@@ -56,9 +58,24 @@ class Lanes:
                 await self._read(connection, project_id, now)
 
     def heard_of(self, project_id: str, job: Queued) -> None:
-        """Another replica has a job like this: a lane that is not known is read before the next claim."""
-        if self.id_of(project_id, job) is None:
-            self._read_at.pop(project_id, None)
+        """Another replica has a job like this: a lane that is not known is read before the next claim, and so is what
+        held it back."""
+        rules = self.rules(project_id)
+        held_back = rules is not None and (job.queue in rules.paused or rules.scopes(job))
+        if held_back or self.id_of(project_id, job) is None:
+            self.forget(project_id)
+
+    def forget(self, project_id: str) -> None:
+        """What is known of the project has changed: it is read before the next claim."""
+        self._read_at.pop(project_id, None)
+
+    def rules(self, project_id: str) -> Rules | None:
+        """What holds jobs of the project back, as last read; None: nothing."""
+        return self._rules.get(project_id)
+
+    def of_project(self, project_id: str) -> list[Lane]:
+        """The known lanes of the project."""
+        return self._lanes.get(project_id, [])
 
     def admitted(self, project_id: str, selector: Selector) -> list[Lane]:
         """The known lanes of the project whose jobs the selector admits."""
@@ -94,4 +111,7 @@ class Lanes:
             self._selections.clear()
             self._lanes[project_id] = [lane_of_row(row) for row in rows]
             self._ids[project_id] = {tuple(row)[1:]: row[0] for row in rows}
+        self._rules[project_id] = rules_of(
+            [tuple(row) for row in await connection.fetch(self._sql["rules_of_project"], project_id)]
+        )
         self._read_at[project_id] = now

@@ -11,6 +11,7 @@ from control_plane.domain.runs import Engine
 from control_plane.domain.store import Committed, Reaped
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import ControlPlaneError
+from control_plane.store import postgres_queues
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
 from control_plane.store.postgres_facts import LoadedJob
@@ -44,6 +45,10 @@ class Sweep:
                 made[kind].append(Decision(loaded.job.project_id, self._now, decide))
             await self._decisions.make(connection, [decision for kind in made.values() for decision in kind])
             await self._decisions.write(connection, elsewhere, steady)
+            freed = postgres_queues.freed(self._known.lanes, self._decisions.writing.left_claimed)
+            if freed:
+                lanes = self._known.lanes
+                self.facts += await postgres_queues.announce(connection, self._known.sql, lanes, freed, self._now)
         counts = {kind: self._count(decisions) for kind, decisions in made.items()}
         return Reaped(
             leases_lapsed=counts["lapsed"],

@@ -15,6 +15,7 @@ from control_plane.domain.model import (
     Event,
     Job,
     Project,
+    Queue,
     RecordedAction,
     Run,
     Selector,
@@ -247,6 +248,19 @@ def pending_jobs(text: str) -> list[PendingJob]:
 def places(text: str) -> list[tuple[int, int]]:
     """Of lane_head: times and keys."""
     return _places.decode(text)
+
+
+_QUEUE = ("project_id", "name", "paused_at", "max_running", "updated_at")
+
+
+def queue(row: Row) -> Queue:
+    """Of queue_columns."""
+    return Queue(**dict(zip(_QUEUE, row, strict=True)))
+
+
+def queue_row(record: Queue) -> Row:
+    """For put_queue."""
+    return _encoded(_QUEUE, record, ())
 
 
 ATTEMPT = (

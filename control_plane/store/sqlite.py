@@ -29,6 +29,7 @@ from control_plane.domain.model import (
     Event,
     Job,
     Project,
+    Queue,
     RecordedAction,
     Run,
     Scope,
@@ -46,6 +47,7 @@ from control_plane.domain.store import (
     DeltaPage,
     Fired,
     HeartbeatOutcome,
+    Hold,
     JobClaimable,
     JobFilter,
     JobReport,
@@ -55,6 +57,7 @@ from control_plane.domain.store import (
     Listener,
     Load,
     Page,
+    QueueView,
     Reaped,
     ReportOutcome,
     RunFilter,
@@ -69,6 +72,7 @@ from control_plane.store import (
     sqlite_jobs,
     sqlite_keys,
     sqlite_presence,
+    sqlite_queues,
     sqlite_registry,
     sqlite_timers,
 )
@@ -626,6 +630,28 @@ class SqliteStore:
     async def delete_action(self, project_id: str, name: str, *, now: int | None = None) -> None:
         """See Store."""
         await self._write(sqlite_actions.delete_action(self._known, project_id, name), now)
+
+    # --- queues
+
+    async def queues(self, project_id: str, *, now: int | None = None) -> list[QueueView]:
+        """See Store."""
+        at = now if now is not None else self.now()
+        return await self._read(sqlite_queues.views, self._known.sql, project_id, at)
+
+    async def queue(self, project_id: str, name: str, *, now: int | None = None) -> QueueView:
+        """See Store."""
+        at = now if now is not None else self.now()
+        return await self._read(sqlite_queues.view, self._known.sql, project_id, name, at)
+
+    async def update_queue(
+        self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None
+    ) -> Queue:
+        """See Store."""
+        return await self._write(sqlite_queues.update_queue(self._known, project_id, name, changes), now)
+
+    async def hold(self, job: Job) -> Hold:
+        """See Store."""
+        return await self._read(sqlite_queues.hold, self._known.sql, job)
 
     # --- what time does to jobs
 

@@ -11,6 +11,7 @@ from control_plane.domain.store import Page
 from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
 from control_plane.store.pages import page, position
+from control_plane.store.sqlite_queues import MOST_HINTED
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import Writing
 
@@ -26,6 +27,7 @@ def create_action(
             raise Conflict("name_taken", f"action {name} is recorded already")
         action = actions.created(project_id, name, fields, unit.new_id("act"), writing.now)
         writing.execute(known.sql["insert_action"], rows.action_row(action))
+        known.rules.forget(project_id)
         return action
 
     return command
@@ -42,6 +44,7 @@ def update_action(
             raise _not_found(name)
         action = actions.updated(rows.action(row), changes, writing.now)
         writing.execute(known.sql["update_action"], rows.action_changes(action))
+        _limit_changed(known, writing, project_id, name)
         return action
 
     return command
@@ -54,8 +57,14 @@ def delete_action(known: Known, project_id: str, name: str) -> Callable[[Writing
         writing.execute(known.sql["delete_action"], (project_id, name))
         if not writing.connection.changes():
             raise _not_found(name)
+        _limit_changed(known, writing, project_id, name)
 
     return command
+
+
+def _limit_changed(known: Known, writing: Writing, project_id: str, name: str) -> None:
+    known.rules.forget(project_id)
+    Unit(known, writing).announce_lanes(project_id, {("action", name): MOST_HINTED})
 
 
 def action(connection: apsw.Connection, sql: dict[str, str], project_id: str, name: str) -> RecordedAction:

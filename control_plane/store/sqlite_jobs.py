@@ -11,7 +11,7 @@ from control_plane.domain.runs import Engine, already_started
 from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reaped, ReportOutcome
 from control_plane.domain.times import to_microseconds
 from control_plane.keys import hash_secret, same_hash
-from control_plane.store import rows
+from control_plane.store import rows, sqlite_queues
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import FAULTS, Writing
 
@@ -60,6 +60,9 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
 def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
     """The seqs of available jobs in the lanes that the order admits, a few more than it can take: those of the highest
     priority first, of one priority the oldest."""
+    rules = known.rules.of(writing.execute, order.project_id)
+    if rules is not None:
+        return sqlite_queues.candidates(known, writing, order, rules)
     wanted = order.limit + len(order.excluded)
     candidates: list[int] = []
     heads: list[tuple[int, int]] = []

@@ -4,7 +4,7 @@ A Unit lives within one command. It knows which integer keys belong to the ids t
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import apsw
@@ -26,13 +26,14 @@ from control_plane.domain.changes import (
     StepUpdated,
 )
 from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, Run
+from control_plane.domain.queues import LimitScope
 from control_plane.domain.recording import Open, Published, Running
 from control_plane.domain.runs import Engine, queue_of
 from control_plane.domain.store import CancelRequested, JobClaimable, JobEnded, LeaseTerms, RunChanged
 from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
-from control_plane.store.lanes import NEVER, Lanes
+from control_plane.store.lanes import NEVER, KnownRules, Lanes
 from control_plane.store.sqlite_waits import Waits
 from control_plane.store.sqlite_writer import Writing
 
@@ -50,6 +51,7 @@ class Known:
         self.terms = terms
         self.identifiers = Identifiers()
         self.lanes = Lanes(statements)
+        self.rules = KnownRules(statements)
         self.watched: set[str] = set()
         self.plans: dict[str, specs.Plan] = {}
         self.leased: dict[str, tuple[int, Job]] = {}
@@ -59,6 +61,7 @@ class Known:
     def forget(self) -> None:
         """Something was rolled back."""
         self.lanes.forget()
+        self.rules.forget()
         self.leased.clear()
 
     def keep_leased(self, seq: int, job: Job) -> None:
@@ -86,6 +89,8 @@ class Unit(Waits):
         self._run_projects: dict[str, str] = {}
         self._step_seqs: dict[str, int] = {}
         self._sequences: dict[int, int] = {}
+        self._freed: dict[str, dict[LimitScope, int]] = {}
+        """Slots under limits that got free, by project."""
         self._events: list[rows.Row] = []
         self._leased: list[tuple[int, Job]] = []
         self._finished: list[tuple[int, bytes, rows.Row]] = []
@@ -323,7 +328,7 @@ class Unit(Waits):
             elif before.status in TERMINAL_JOB:
                 self._fenced("leave_finished", seq)
             else:
-                self._forget_lease(before)
+                self._left_claimed(before)
                 self._fenced("leave_claimed", seq, before.lease_token_hash)
             if after.status == "pending":
                 self._enter_pending(after)
@@ -335,7 +340,7 @@ class Unit(Waits):
         """A claimed job ends; written by `flush`."""
         if after.status not in TERMINAL_JOB or before.lease_token_hash is None:
             raise FenceBrokenError(f"{after.id} is not terminal")
-        self._forget_lease(before)
+        self._left_claimed(before)
         self._finished.append((seq, before.lease_token_hash, _finished_row(after, seq)))
         self._saw_finished(after, seq)
 
@@ -353,6 +358,10 @@ class Unit(Waits):
             tokens = apsw.carray(tuple([token for _, token, _ in finished]))
             self._move("leave_all_claimed", [seq for seq, _, _ in finished], tokens)
             self._writing.insert(self._sql["insert_finished"], [row for _, _, row in finished])
+        if self._freed:
+            freed, self._freed = self._freed, {}
+            for project_id, scopes in freed.items():
+                self.announce_lanes(project_id, scopes)
         if self._events:
             events, self._events = self._events, []
             self._writing.insert(self._sql["insert_event"], events)
@@ -364,6 +373,36 @@ class Unit(Waits):
 
     def _forget_lease(self, job: Job) -> None:
         self._known.leased.pop(job.id, None)
+
+    def _left_claimed(self, job: Job) -> None:
+        """Where its queue or action has a limit, another job may run."""
+        self._forget_lease(job)
+        rules = self._known.rules.of(self._execute, job.project_id)
+        if rules is not None:
+            for scope in rules.scopes(job):
+                freed = self._freed.setdefault(job.project_id, {})
+                freed[scope] = freed.get(scope, 0) + 1
+
+    def announce_lanes(self, project_id: str, scopes: Mapping[LimitScope, int]) -> None:
+        """Say of so many jobs of each scope, in each lane, that they can be claimed."""
+        for lane in self._known.lanes.of_project(self._execute, project_id):
+            most = max(scopes.get(("queue", lane.queue), 0), scopes.get(("action", lane.action_name or ""), 0))
+            if most:
+                heads = list(self._execute(self._sql["heads_of_lanes"], (lane.id, self.now, most)))
+                self._writing.facts += [self._claimable_at(seq, available_at) for seq, available_at in heads]
+
+    def _claimable_at(self, seq: int, available_at: int) -> JobClaimable:
+        job_id, project_id, queue, action_name, provider, model, environment_id = self.one("claimable_job", seq)
+        return JobClaimable(
+            project_id=project_id,
+            job_id=job_id,
+            queue=queue,
+            available_at=available_at,
+            action_name=action_name,
+            provider=provider,
+            model=model,
+            environment_id=environment_id,
+        )
 
     def _saw_finished(self, job: Job, seq: int) -> None:
         if job.id in self._known.watched:

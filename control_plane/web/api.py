@@ -11,6 +11,7 @@ from control_plane.web import (
     jobs_api,
     key_api,
     metrics_api,
+    queues_api,
     runs_api,
     sessions_api,
     shapes,
@@ -326,6 +327,7 @@ ROUTES = (
     Route(method="GET", path="/v1/workers/socket", handler=open_own_worker_socket, scope="worker"),
     *jobs_api.ROUTES,
     *actions_api.ROUTES,
+    *queues_api.ROUTES,
     *why_api.ROUTES,
     *key_api.ROUTES,
 )

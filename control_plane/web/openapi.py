@@ -25,6 +25,7 @@ PATH_PARAMETERS = {
     "version": "Number of the version, from 1.",
     "id": "Identifier of the object.",
     "action_name": "Name of the action.",
+    "queue": "Name of the queue.",
 }
 
 ERRORS = {

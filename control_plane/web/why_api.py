@@ -59,7 +59,11 @@ async def why_job(call: Call[shapes.NoQuery, None]) -> WhyResponse:
             for each in await call.store.sessions(call.project_id)
             if each.session.ended_at is None
         ]
-    return _shape(view, why.explain(view.job, presences, is_paused=False, limits=(), now=now))
+    hold = await call.store.hold(view.job)
+    limits = [
+        why.Limit(what=f"{limit.kind} {limit.name}", most=limit.most, running=limit.running) for limit in hold.limits
+    ]
+    return _shape(view, why.explain(view.job, presences, is_paused=hold.is_paused, limits=limits, now=now))
 
 
 def _shape(view: JobView, explanation: why.Explanation) -> WhyResponse:

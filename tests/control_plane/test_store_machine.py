@@ -37,6 +37,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.direct = []
         self.external = {}
         self.signalled = {}
+        self.said = {}
         self.interrupted = False
 
     def wait_for(self, awaitable):
@@ -94,6 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
                 priority=data.draw(priorities),
                 delay=data.draw(delays),
                 external_id=data.draw(names),
+                queue=data.draw(st.sampled_from(["default", "other"])),
                 max_attempts=2,
                 retry_delay=3.0,
                 retry_backoff=2.0,
@@ -126,20 +128,44 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert (before.status, job.status) == ("failed", "pending")
 
+    @rule(
+        queue=st.sampled_from(["default", "other"]),
+        changes=st.sampled_from([{"paused": True}, {"paused": False}, {"max_running": 2}, {"max_running": None}]),
+    )
+    def say_of_a_queue(self, queue, changes):
+        self.wait_for(self.s.store.update_queue(self.s.project.id, queue, changes, now=at(self.now)))
+        paused, limits = self.said.setdefault(queue, (False, None))
+        self.said[queue] = (changes.get("paused", paused), changes.get("max_running", limits))
+
     @rule(limit=st.sampled_from([1, 2, 1000]))
     def claim(self, limit):
         leases = self.wait_for(self.s.claim(now=self.now, limit=limit))
         jobs = [lease.job.id for lease in leases]
         assert len(jobs) == len(set(jobs)) <= limit
+        claimed = dict(
+            self.read("SELECT j.queue, count(*) FROM jobs_claimed c JOIN jobs j ON j.seq = c.seq GROUP BY j.queue")
+        )
         for lease in leases:
+            paused, most = self.said.get(lease.job.queue, (False, None))
+            assert not paused
+            assert most is None or claimed[lease.job.queue] <= most
             assert lease.job.id not in self.completed
             self.leases.append(lease)
             self.newest[lease.job.id] = lease
         if limit == 1000:
             # Nothing that could be claimed is left: no job is lost to the lanes or to what is remembered of them.
             now = at(self.now)
-            waiting = self.read(f"SELECT execution_deadline_at FROM jobs_pending WHERE available_at <= {now}")
-            assert [deadline for (deadline,) in waiting if deadline is None or deadline > now] == []
+            waiting = self.read(
+                "SELECT p.execution_deadline_at, j.queue FROM jobs_pending p JOIN jobs j ON j.seq = p.seq"
+                f" WHERE p.available_at <= {now}"
+            )
+            due = {queue for deadline, queue in waiting if deadline is None or deadline > now}
+            running = dict(
+                self.read("SELECT j.queue, count(*) FROM jobs_claimed c JOIN jobs j ON j.seq = c.seq GROUP BY j.queue")
+            )
+            for queue in due:
+                paused, most = self.said.get(queue, (False, None))
+                assert paused or (most is not None and running.get(queue, 0) >= most)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), status=st.sampled_from(["completed", "failed", "cancelled"]), error=st.sampled_from(ERRORS))
