@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import re
+import stat
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -379,7 +381,7 @@ def with_workers(config: Config, workers: int) -> Config:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(path.read_bytes().decode("utf-8"))
+        return tomli.loads(_content(path).decode("utf-8"))
     except OSError as error:
         raise ConfigurationError(
             [f"{path}: the pool file cannot be read ({error.strerror}); name an existing file with -c"]
@@ -853,8 +855,17 @@ def read_key(credential: Credential) -> str:
     """The API key itself. Raises OSError when its file cannot be read."""
     if credential.key is not None:
         return credential.key.reveal()
-    with Path(credential.key_file or "").open("rb") as file:
-        return file.read(4096).decode("utf-8", "replace").strip()
+    return _content(Path(credential.key_file or ""), 4096).decode("utf-8", "replace").strip()
+
+
+def _content(path: Path, most: int = -1) -> bytes:
+    """At most so many bytes of a file. Raises OSError, also for what is none: a FIFO would be waited for for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, which has no path
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Is a directory" if stat.S_ISDIR(mode) else "Not a regular file")
+        return file.read(most)
 
 
 def _project_of_key(

@@ -393,6 +393,13 @@ class Fleet:
         if isinstance(event, SaidBye):
             hopeless = slot.kind == "mold" and not slot.was_ever_ready
             return HandlerImportError([self._sentence(slot, event.bye.reason)]) if hopeless else None
+        if slot.kind == "mold" and not slot.was_ever_ready and event.exit_code is not None and event.incarnation == 1:
+            # Whatever cannot be imported is said. Who ends in the middle of it was ended by what it imports.
+            reason = (
+                f"modules: the process that imports them ended with exit code {event.exit_code} in the middle of it; "
+                f"look for os._exit in them and in what they import{_last_words(event)}"
+            )
+            return HandlerImportError([self._sentence(slot, reason)])
         if event.exit_code in _HOPELESS_EXITS and not slot.was_ever_ready and event.incarnation == 1:
             reason = slot.bye.reason if slot.bye is not None else _said(event)
             if slot.kind == "control_plane":
@@ -435,6 +442,10 @@ def _refused(event: Event) -> EventRefused:
 def _said(event: Died) -> str:
     last = event.output[-1] if event.output else f"exit code {event.exit_code}"
     return last.removeprefix("mobius-control-plane: ")
+
+
+def _last_words(event: Died) -> str:
+    return f" (its last words: {event.output[-1]})" if event.output else ""
 
 
 def _cut_jobs_off(child: Slot) -> bool:

@@ -3,12 +3,22 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
-from wire.frames import FROM_SERVER, FROM_WORKER, Claimed, ClaimedJob, FromServer, FromWorker, MessageId, Report
+from wire.frames import (
+    FROM_SERVER,
+    FROM_WORKER,
+    Claimed,
+    ClaimedJob,
+    FromServer,
+    FromWorker,
+    Identifier,
+    MessageId,
+    Report,
+)
 from wire.verdicts import RESULT_TOO_LARGE
 
 MAX_FRAME_TO_WORKER = 1024 * 1024
@@ -37,6 +47,14 @@ class RemoteFrameError(ValueError):
         self.message_id = message_id
 
 
+class UnreadableJob(msgspec.Struct, frozen=True):
+    """A job of `jobs.claimed` that is none, and why; what names its claim, where that could be read."""
+
+    reason: str
+    job_id: str | None = None
+    lease_token: str | None = None
+
+
 class _Correlation(msgspec.Struct):
     # One that is too long for a frame cannot be echoed in one either.
     message_id: MessageId | None = None
@@ -56,7 +74,21 @@ class _ClaimedAsWritten(Claimed, frozen=True, tag="jobs.claimed"):
     jobs: list[_ClaimedJobAsWritten]  # type: ignore[assignment]
 
 
+class _ClaimedInParts(msgspec.Struct):
+    type: Literal["jobs.claimed"]
+    jobs: list[msgspec.Raw]
+    message_id: MessageId | None = None
+
+
+class _Lease(msgspec.Struct):
+    id: Identifier
+    lease_token: str
+
+
 _encoder = msgspec.json.Encoder()
+_claimed_in_parts = msgspec.json.Decoder(_ClaimedInParts)
+_claimed_job = msgspec.json.Decoder(ClaimedJob)
+_lease = msgspec.json.Decoder(_Lease)
 _from_worker: "msgspec.json.Decoder[FromWorker]" = msgspec.json.Decoder(FromWorker)
 _from_server: "msgspec.json.Decoder[FromServer]" = msgspec.json.Decoder(FromServer)
 _correlation = msgspec.json.Decoder(_Correlation)
@@ -94,6 +126,34 @@ def decode_from_server(data: bytes | str) -> FromServer:
         return _from_server.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _remote_fault(error, data) from error
+
+
+def claimed_in_part(data: bytes | str) -> tuple[Claimed, list[UnreadableJob]] | None:
+    """What can be read of a `jobs.claimed` that `decode_from_server` refused, job by job; None if it is no such frame.
+
+    One job that a newer server writes otherwise must not cost the others of its frame.
+    """
+    try:
+        written = _claimed_in_parts.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    jobs: list[ClaimedJob] = []
+    unreadable: list[UnreadableJob] = []
+    for one in written.jobs:
+        try:
+            jobs.append(_claimed_job.decode(one))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            unreadable.append(_unreadable(one, reason))
+    return Claimed(message_id=written.message_id, jobs=jobs), unreadable
+
+
+def _unreadable(job: msgspec.Raw, reason: str) -> UnreadableJob:
+    try:
+        lease = _lease.decode(job)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return UnreadableJob(reason)
+    return UnreadableJob(reason, lease.id, lease.lease_token)
 
 
 def encode_to_server(frame: FromWorker) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from msgspec import Struct
 
 from wire import frames, pipe
+from wire.codec import UnreadableJob
 from wire.pipe import DURATION_BUCKETS
 from wire.verdicts import OVER_CAPACITY
 from worker_child.backoff import Backoff
@@ -49,6 +50,8 @@ PING_AFTER = 15.0
 READ_DEADLINE = 40.0
 DRAIN_ANSWER = 2.0
 """How long a drained worker waits for the answer to an open claim: it may carry jobs that must be handed back."""
+UNREADABLE_JOB = "UnreadableJob"
+"""`error_type` of a job that is none. Another worker may be able to read it: it may be retried."""
 GARBAGE_LIMIT = 10
 """Frames of one connection that are none, before the connection is dropped."""
 GARBAGE_WITHIN = 60.0
@@ -428,6 +431,28 @@ class Session:
         for frame in received:
             if self.state in _LIVE:
                 decisions += self._FRAME_HANDLERS[type(frame)](self, frame, now)
+        return self._concluded(decisions, now)
+
+    def claimed_in_part(
+        self, claimed: frames.Claimed, unreadable: Iterable[UnreadableJob], now: float
+    ) -> list[Decision]:
+        """Jobs of which some cannot be read: these are reported failed where they say what they are, the others run."""
+        if self.state not in _LIVE:
+            return []
+        decisions = self._on_claimed(claimed, now)
+        for one in unreadable:
+            decisions.append(Note("error", "session.unreadable_job", {"job_id": one.job_id, "error": one.reason}))
+            known = one.job_id in self._by_id or one.job_id in self._kept_by_job
+            if one.job_id is None or one.lease_token is None or known:
+                # Nobody can be told; or it is in hand under an earlier lease. Its lease lapses.
+                continue
+            message = f"the worker cannot read the job: {one.reason}"
+            outcome = Outcome(status="failed", error_type=UNREADABLE_JOB, error_message=message)
+            frame = self._keep(one.job_id, one.lease_token, outcome, now)
+            self.counts["failed"] += 1
+            decisions += [JournalReported(frame), *self._send_report(frame)]
+            # The answer was not empty.
+            self._claim_pause = _NEVER
         return self._concluded(decisions, now)
 
     # --- events of jobs ---------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Signature(Struct, frozen=True, kw_only=True):
 def read(handler: Callable[..., Any], context_type: type) -> Signature:
     """The handler's signature. Raises SignatureError."""
     called = _called(handler)
+    _refuse_class(handler)
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise SignatureError("it has a `yield`, but a handler returns one value")
     try:
@@ -62,6 +63,7 @@ def read(handler: Callable[..., Any], context_type: type) -> Signature:
 def read_generator(handler: Callable[..., Any], context_type: type) -> tuple[tuple[str, ...], type[Struct] | None]:
     """The arguments of a generator, and the holder of its `request`. Raises SignatureError."""
     called = _called(handler)
+    _refuse_class(handler)
     if not inspect.isasyncgenfunction(called):
         raise SignatureError(
             "expected an `async def` that yields its deltas and at last a Message; what blocks is called by "
@@ -113,6 +115,15 @@ def _place(handler: Callable[..., Any]) -> tuple[str, int]:
     """File and line; an empty file where that cannot be known."""
     code = getattr(inspect.unwrap(_called(handler)), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else ("", 0)
+
+
+def _refuse_class(handler: Callable[..., Any]) -> None:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isclass(handler):
+        raise SignatureError(
+            "it is a class, whose instance would be the result: decorate a function, or pass a method of an instance"
+        )
 
 
 def _suspends(handler: Callable[..., Any]) -> bool:

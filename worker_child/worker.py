@@ -157,12 +157,20 @@ class Worker:
             except codec.RemoteFrameError as error:
                 self._step(self._session.frames_received, received)
                 received = []
-                self._step(self._session.garbage_received, str(error), error.message_id)
+                self._unreadable(message, error)
                 continue
             if type(frame) is frames.Claimed:
                 self._session.solitude.suspects = self._suspects.current()
             received.append(frame)
         self._step(self._session.frames_received, received)
+
+    def _unreadable(self, message: bytes, error: codec.RemoteFrameError) -> None:
+        in_part = codec.claimed_in_part(message) if len(message) <= codec.MAX_FRAME_TO_WORKER else None
+        if in_part is None:
+            self._step(self._session.garbage_received, str(error), error.message_id)
+        else:
+            self._session.solitude.suspects = self._suspects.current()
+            self._step(self._session.claimed_in_part, *in_part)
 
     def binary_received(self) -> None:
         """A message that is no frame."""

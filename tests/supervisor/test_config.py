@@ -1,5 +1,6 @@
 """The pool file: what it accepts, and the one sentence that each mistake gets."""
 
+import os
 import re
 import typing
 from pathlib import Path
@@ -269,6 +270,17 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
     assert "expected a TOML file" in problems(tmp_path, "[[pool]\n")[0]
     with pytest.raises(ConfigurationError, match="cannot be read"):
         load(tmp_path / "missing.toml", ENVIRON)
+
+
+def test_only_a_regular_file_is_a_pool_file_or_a_key_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match=r"the pool file cannot be read \(Not a regular file\)"):
+        load(tmp_path / "fifo", ENVIRON)
+    with pytest.raises(ConfigurationError, match=r"the pool file cannot be read \(Is a directory\)"):
+        load(tmp_path, ENVIRON)
+    (found,) = problems(tmp_path, "[control_plane]\napi_key_file = 'fifo'\n[[pool]]", {})
+    assert found.startswith("control_plane.api_key_file: ")
+    assert "(Not a regular file)" in found
 
 
 def test_a_password_in_a_url_is_not_repeated(tmp_path: Path) -> None:

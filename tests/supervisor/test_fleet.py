@@ -204,6 +204,26 @@ def test_modules_that_cannot_be_imported_end_the_first_start() -> None:
     assert story.fleet.phase is Phase.OVER
 
 
+def test_modules_that_end_their_process_end_the_first_start() -> None:
+    story = Story(settings(embedded=False, pools=2))
+    story.tick()
+    story.happened(Spawned, "mold:p2", pid=1)
+    story.dies("mold:p2", exit_code=3, said="goodbye")
+    assert isinstance(story.fleet.error, HandlerImportError)
+    sentence = "pool[1].modules: the process that imports them ended with exit code 3 in the middle of it"
+    assert str(story.fleet.error).startswith(sentence)
+    assert "os._exit" in str(story.fleet.error)
+    assert str(story.fleet.error).endswith("(its last words: goodbye)")
+
+
+def test_a_mold_that_is_killed_at_its_first_start_is_tried_again() -> None:
+    story = Story(settings(embedded=False))
+    story.tick()
+    story.happened(Spawned, "mold:p1", pid=1)
+    story.dies("mold:p1", signal=9)
+    assert story.fleet.error is None
+
+
 def test_modules_that_cannot_be_imported_later_are_tried_again_slowly() -> None:
     story = Story(settings(embedded=False))
     story.full()

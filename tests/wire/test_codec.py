@@ -2,6 +2,7 @@ import gc
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -266,3 +267,26 @@ def test_the_garbage_collector_is_left_as_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def claimed_text(*jobs: dict[str, Any]) -> bytes:
+    return json.dumps({"type": "jobs.claimed", "message_id": "m-1", "jobs": jobs}).encode()
+
+
+def test_of_claimed_jobs_those_that_can_be_read_are() -> None:
+    sound = json.loads(msgspec.json.encode(JOB))
+    odd, nameless = sound | {"id": "odd", "claim_attempt": "first"}, sound | {"id": 7}
+    data = claimed_text(sound, odd, nameless)
+    with pytest.raises(codec.RemoteFrameError):
+        codec.decode_from_server(data)
+    found = codec.claimed_in_part(data)
+    assert found is not None
+    claimed, unreadable = found
+    assert claimed == frames.Claimed(message_id="m-1", jobs=[JOB])
+    assert [(one.job_id, one.lease_token) for one in unreadable] == [("odd", JOB.lease_token), (None, None)]
+    assert unreadable[0].reason == "Expected `int`, got `str` - at `$.claim_attempt`"
+
+
+@pytest.mark.parametrize("data", [b'{"type":"jobs.claimed"}', b'{"type":"keepalive","jobs":[]}', b"[", b'{"jobs":[1]}'])
+def test_what_is_no_answer_to_a_claim_has_no_parts(data: bytes) -> None:
+    assert codec.claimed_in_part(data) is None

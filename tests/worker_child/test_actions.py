@@ -191,6 +191,11 @@ def test_bad_options_are_refused(options: dict[str, Any], sentence: str) -> None
         Registry().action(**options)(lambda: None)
 
 
+class Resizer:
+    def __init__(self, factor: int) -> None:
+        pass
+
+
 def test_handlers_that_cannot_be_called_are_refused() -> None:
     def two(a: int, b: int) -> None: ...
 
@@ -224,6 +229,12 @@ def test_handlers_that_cannot_be_called_are_refused() -> None:
             ActionDefinitionError, match=rf"@action\('work'\) of .*\(test_actions.py, line \d+\): .*{sentence}"
         ):
             Registry().action("work")(handler)
+
+
+@pytest.mark.parametrize("handler", [Resizer, functools.partial(Resizer, 2)])
+def test_a_class_is_no_handler(handler: Any) -> None:
+    with pytest.raises(ActionDefinitionError, match=r"@action\('work'\) of .*Resizer.*: it is a class, whose instance"):
+        Registry().action("work")(handler)
 
 
 def test_partials_and_objects_can_be_handlers() -> None:

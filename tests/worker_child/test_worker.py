@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.scripted_server import ScriptedServer, scripted_server
@@ -114,6 +115,23 @@ async def test_the_journal_has_a_report_before_the_server_has(rig: Rig) -> None:
     await rig.server.receive(frames.Claim)
     report = await rig.server.receive(frames.Report)
     assert report.lease_token.encode() in rig.journal._path.read_bytes()
+
+
+async def test_a_job_that_cannot_be_read_costs_no_other_of_its_frame(rig: Rig) -> None:
+    rig.gate.set()
+    await rig.server.register()
+    claim = await rig.server.receive(frames.Claim)
+    claimed = frames.Claimed(message_id=claim.message_id, jobs=[claimed_job(1), claimed_job(2), claimed_job(3)])
+    said = msgspec.json.decode(codec.encode_to_worker(claimed))
+    said["jobs"][1]["claim_attempt"] = "second"
+    said["jobs"][2]["id"] = None
+    await rig.server.connection.send(msgspec.json.encode(said).decode())
+    refused = await rig.server.receive(frames.Report)
+    await rig.server.receive(frames.Claim)
+    assert (refused.job_id, refused.status, refused.error_type) == ("job-2", "failed", "UnreadableJob")
+    assert str(refused.error_message).startswith("the worker cannot read the job: Expected `int`, got `str`")
+    done = await rig.server.receive(frames.Report)
+    assert (done.job_id, done.status) == ("job-1", "completed")
 
 
 @pytest.mark.parametrize("suspends", [True, False])

@@ -1,6 +1,7 @@
 """One model server over HTTP: its address, its key, its deadlines, and what its faults are called."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -162,11 +163,17 @@ class Server:
 
     async def _events(self, lines: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         reader = EventReader()
+        clock, patience = asyncio.get_running_loop().time, self._timeout.read or math.inf
+        heard_at = clock()
         try:
             async for line in lines:
                 data = reader.feed(line)
                 if data is not None:
                     yield data
+                    heard_at = clock()
+                elif clock() - heard_at >= patience:
+                    # Comments keep a connection alive, and may do so for ever with nothing behind them.
+                    raise self.broken(f"at {self.base_url} said nothing but comments for {patience:g} s")
             data = reader.end()
             if data is not None:
                 yield data

@@ -215,6 +215,20 @@ async def test_a_server_that_falls_silent_is_given_up(server, client_of, pieces)
         await server.requests[0].gone.wait()
 
 
+async def test_a_server_that_says_nothing_but_comments_is_given_up(server, client_of):
+    async def comment(request, reply):
+        with contextlib.suppress(ConnectionError):
+            while not request.gone.is_set():
+                await reply.piece(b": still there\n\n")
+                await asyncio.sleep(0.02)
+
+    server.handle("/v1/chat/completions", comment)
+    with pytest.raises(ModelServerError, match=r"said nothing but comments for 0\.3 s"):
+        await client_of("openai", "/v1", silence=0.3).generate()
+    async with asyncio.timeout(DEADLINE):
+        await server.requests[0].gone.wait()
+
+
 async def test_a_slow_server_is_waited_for_as_long_as_it_says_something(server, client_of):
     async def speak_slowly(_request, reply):
         for _ in range(10):
