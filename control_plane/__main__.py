@@ -29,6 +29,7 @@ from control_plane.config import (
     parse_address,
     parse_duration,
     parse_handle,
+    parse_keep,
     parse_project_dialects,
 )
 from control_plane.domain.store import LeaseTerms
@@ -127,6 +128,10 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     "--connections-per-key", type=int, default=2000, show_default=True, metavar="N", help="Worker sockets and streams."
 )
 @click.option("--trusted-proxy", multiple=True, metavar="ADDRESS", help="Believe its X-Forwarded-For. Repeatable.")
+@click.option(
+    "--keep-finished", default="30d", show_default=True, help="Delete finished runs and jobs later; off: never."
+)
+@click.option("--keep-deltas", default="10m", show_default=True, help="The same for what generations have streamed.")
 @_level_option
 def serve_command(**options: Any) -> None:
     """Serve the HTTP API and the worker sockets until SIGTERM or Ctrl-C."""
@@ -148,6 +153,8 @@ def serve_command(**options: Any) -> None:
         rate_limit=options["rate_limit"],
         connections_per_key=options["connections_per_key"],
         trusted_proxies=frozenset(options["trusted_proxy"]),
+        keep_finished=parse_keep(options["keep_finished"], "--keep-finished"),
+        keep_deltas=parse_keep(options["keep_deltas"], "--keep-deltas"),
     )
     terms = LeaseTerms(lease_duration=config.lease_duration, heartbeat_cadence=config.heartbeat_cadence)
     store = opened_store(config.store, config.store_password_file, terms)

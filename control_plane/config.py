@@ -64,6 +64,8 @@ class ServeConfig(Struct, frozen=True, kw_only=True):
     rate_limit: int = 2000
     connections_per_key: int = 2000
     trusted_proxies: frozenset[str] = frozenset()
+    keep_finished: float | None = 30 * 86_400.0
+    keep_deltas: float | None = 600.0
 
     def __post_init__(self) -> None:
         self._check_tls()
@@ -124,6 +126,18 @@ def parse_duration(text: str, option: str) -> float:
     seconds = seconds_of(text)
     if seconds is None:
         raise ConfigurationError(f"{option} is {text!r}; expected a duration such as 500ms, 60s, 5m or 2h")
+    return seconds
+
+
+def parse_keep(text: str, option: str) -> float | None:
+    """How long what is past is kept: a duration, or `off` for ever (None). Raises ConfigurationError."""
+    if text == "off":
+        return None
+    seconds = seconds_of(text)
+    if seconds is None or seconds <= 0:
+        raise ConfigurationError(
+            f"{option} is {text!r}; expected a duration such as 12h or 30d, or off to keep for ever"
+        )
     return seconds
 
 

@@ -7,6 +7,7 @@ however many ask, and never part of a claim's transaction.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from control_plane.domain.retention import Retired
 from control_plane.domain.store import Census, Store
 from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreUnavailable
@@ -205,6 +207,13 @@ class _Scrape(Collector):
             ("executions_timed_out", "Jobs ended by their execution deadline.", observed.executions_timed_out),
         ):
             yield CounterMetricFamily(f"mobius_control_plane_{name}", documentation, value=value)
+
+        retired = CounterMetricFamily(
+            "mobius_control_plane_retired", "What was deleted because it was past.", labels=["kind"]
+        )
+        for kind in get_args(Retired):
+            retired.add_metric([kind], observed.retirements[kind])
+        yield retired
 
     def _streams(self) -> Iterable[Metric]:
         live = self._live

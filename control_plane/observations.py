@@ -7,6 +7,7 @@ itself. Labels are bounded: MOST_QUEUES queues have series of their own, all oth
 from collections import Counter
 from collections.abc import Sequence
 
+from control_plane.domain.retention import Retired
 from control_plane.domain.store import JobReport, Lease, Reaped, ReportOutcome
 from control_plane.domain.times import MICROSECONDS
 from wire.histograms import Histogram
@@ -41,6 +42,7 @@ class Observations:
         self.commits = Histogram(_COMMITS)
         self.batches = Histogram(_BATCHES)
         self.reports: Counter[str] = Counter()
+        self.retirements: Counter[Retired] = Counter()
         self.leases_lapsed = 0
         self.executions_timed_out = 0
         self._running: dict[str, tuple[Queue, float]] = {}
@@ -93,6 +95,10 @@ class Observations:
         """What a sweep found."""
         self.leases_lapsed += reaped.leases_lapsed
         self.executions_timed_out += reaped.executions_timed_out
+
+    def retired(self, what: Retired, number: int) -> None:
+        """What a round of the retention has deleted."""
+        self.retirements[what] += number
 
     def _histogram(self, queue: Queue) -> Histogram:
         found = self.waits.get(queue)

@@ -30,6 +30,8 @@ class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rate_limit: int | None = None
     connections_per_key: int | None = None
     trusted_proxy: list[str] | None = None
+    keep_finished: str | None = None
+    keep_deltas: str | None = None
     log_level: str | None = None
 
 

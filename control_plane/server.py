@@ -36,6 +36,8 @@ from control_plane.services import (
     PulseConfig,
     Reaper,
     ReaperConfig,
+    Retention,
+    RetentionConfig,
     Service,
     SessionSweeper,
     SessionSweeperConfig,
@@ -64,6 +66,9 @@ MOST_FILES = 65_536
 
 FILES_OF_OUR_OWN = 128
 """... of which connections do not get the last."""
+
+SESSION_HISTORY = 30 * 86_400.0
+"""Seconds for which sessions that have ended are kept."""
 
 KEEP_ALIVE = 75
 """Seconds that an idle HTTP connection is kept."""
@@ -181,6 +186,7 @@ class ControlPlane:
             SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
             wakeups,
             KeyWatch(store, holders, KeyWatchConfig()),
+            Retention(store, _retention(config), observations.retired),
             timers,
         ]
         if notifier is not None and notifier.is_heard:
@@ -260,6 +266,10 @@ def _certificates(config: ServeConfig) -> Certificates | None:
         certificate=config.tls_certificate_file, key=config.tls_key_file, client_ca=config.tls_client_ca_file
     )
     return Certificates(files)
+
+
+def _retention(config: ServeConfig) -> RetentionConfig:
+    return RetentionConfig(runs=config.keep_finished, sessions=SESSION_HISTORY, deltas=config.keep_deltas)
 
 
 @asynccontextmanager

@@ -8,12 +8,14 @@ A round that fails because the store is away is logged once per outage and tried
 
 import asyncio
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import structlog
 from msgspec import Struct
 
+from control_plane.domain.retention import Retired
 from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Reaped, Store, TimerArmed
 from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreUnavailable
@@ -265,3 +267,63 @@ class Timers(Service):
             self._busy = fired.left > 0
             if fired.fired == 0:
                 return
+
+
+class RetentionConfig(Struct, frozen=True, kw_only=True):
+    """Seconds; None keeps for ever. Of each kind so much is kept behind its end; a round begins every `interval`. One
+    transaction deletes about `limit` rows, and the pause behind it is `rest` times as long as it took."""
+
+    runs: float | None
+    sessions: float | None
+    deltas: float | None
+    interval: float = 60.0
+    limit: int = 500
+    rest: float = 4.0
+    shortest_rest: float = 0.01
+
+
+class Retention(Service):
+    """Deletes what is past, in small transactions with pauses, so that nobody waits for it.
+
+    Runs and jobs are walked in the order of their creation, from the oldest that is still there up to the age at which
+    nothing can be past.
+    """
+
+    def __init__(
+        self, store: Store, config: RetentionConfig, observe: Callable[[Retired, int], None] = lambda *_: None
+    ) -> None:
+        super().__init__(store, config.interval)
+        self._config = config
+        self._observe = observe
+        self._oldest: dict[Retired, int] = {}
+
+    async def run_once(self, now: int) -> None:
+        """Delete until nothing past is left."""
+        config = self._config
+        kept: tuple[tuple[Retired, float | None], ...] = (
+            ("deltas", config.deltas),
+            ("runs", config.runs),
+            ("jobs", config.runs),
+            ("sessions", config.sessions),
+        )
+        for what, seconds in kept:
+            if seconds is not None:
+                await self._retire(what, now - to_microseconds(seconds))
+
+    async def _retire(self, what: Retired, before: int) -> None:
+        position: int | None = self._oldest.get(what, 0)
+        number, all_gone = 0, True
+        while position is not None:
+            began = time.monotonic()
+            retired = await self.store.retire(what, before=before, after=position, limit=self._config.limit)
+            number += retired.number
+            position = retired.position
+            all_gone = all_gone and not retired.kept
+            if all_gone and position is not None:
+                self._oldest[what] = position
+            if position is not None:
+                took = time.monotonic() - began
+                await asyncio.sleep(max(self._config.shortest_rest, took * self._config.rest))
+        if number:
+            self._observe(what, number)
+            _log.info("retired", what=what, number=number)

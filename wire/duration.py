@@ -1,4 +1,4 @@
-"""Durations as people write them in options and decorators: `500ms`, `60s`, `5m`, `2h`, `90d`."""
+"""Durations as people write them in options and decorators: `500ms`, `60s`, `5m`, `2h`, `30d`, `90d`."""
 
 import re
 

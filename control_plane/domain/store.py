@@ -36,6 +36,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
+from control_plane.domain.retention import Retired, Retirement
 
 
 class Fact(Struct, frozen=True, kw_only=True):
@@ -677,6 +678,13 @@ class Store(Protocol):
 
     async def hold(self, job: Job) -> Hold:
         """What holds the job back."""
+
+    # --- what is past
+
+    async def retire(self, what: Retired, *, before: int, after: int, limit: int) -> Retirement:
+        """Delete what ended before that time (microseconds), about `limit` rows in one transaction; runs and jobs are
+        looked through from `after` (0: from the oldest). Nothing that goes on is touched. Where several processes serve
+        the store, one at a time deletes, and the others are told that there is no more."""
 
     # --- what time does to jobs
 

@@ -36,6 +36,7 @@ from control_plane.domain.model import (
     Version,
 )
 from control_plane.domain.queues import LimitScope
+from control_plane.domain.retention import Going, Retired, Retirement
 from control_plane.domain.store import (
     EVERY_RUN,
     Census,
@@ -66,7 +67,13 @@ from control_plane.domain.store import (
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreUnavailable
 from control_plane.keys import hash_secret
-from control_plane.store import postgres_actions, postgres_deltas, postgres_presence, postgres_queues
+from control_plane.store import (
+    postgres_actions,
+    postgres_deltas,
+    postgres_presence,
+    postgres_queues,
+    postgres_retention,
+)
 from control_plane.store.clock import Clock
 from control_plane.store.postgres_batch import (
     CancelJob,
@@ -511,6 +518,22 @@ class PostgresStore:
                     self._sql["set_last_jobs"], list(last_jobs), list(last_jobs.values())
                 )
             )
+
+    # --- what is past
+
+    async def retire(self, what: Retired, *, before: int, after: int, limit: int) -> Retirement:
+        """See Store."""
+        found = await self._read(postgres_retention.find, self._sql, what, before, after, limit)
+        number: int | None = 0
+        if found:  # where nothing goes, nothing is written
+            number = await self._pool.transact(
+                lambda connection: postgres_retention.delete(connection, self._sql, what, found, limit)
+            )
+        if number is None:
+            return Retirement(number=0, position=None, kept=True)
+        if isinstance(found, Going):
+            return Retirement(number=number, position=found.position, kept=found.kept)
+        return Retirement(number=number, position=0 if number >= limit else None)
 
     # --- generations
 

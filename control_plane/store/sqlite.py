@@ -39,6 +39,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
+from control_plane.domain.retention import Going, Retired, Retirement
 from control_plane.domain.store import (
     EVERY_RUN,
     Census,
@@ -74,6 +75,7 @@ from control_plane.store import (
     sqlite_presence,
     sqlite_queues,
     sqlite_registry,
+    sqlite_retention,
     sqlite_timers,
 )
 from control_plane.store.clock import Clock
@@ -528,6 +530,18 @@ class SqliteStore:
 
     async def answer_contest(self, contest_id: str, *, alive: bool) -> None:
         """See Store: nobody asks."""
+
+    # --- what is past
+
+    async def retire(self, what: Retired, *, before: int, after: int, limit: int) -> Retirement:
+        """See Store."""
+        sql = self._known.sql
+        found = await self._read(sqlite_retention.find, sql, what, before, after, limit)
+        # Where nothing goes, nothing is written.
+        number = await self._write(sqlite_retention.delete(sql, what, found, limit), None) if found else 0
+        if isinstance(found, Going):
+            return Retirement(number=number, position=found.position, kept=found.kept)
+        return Retirement(number=number, position=0 if number >= limit else None)
 
     # --- generations
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Hashable
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from control_plane.errors import StoreUnavailable
+from control_plane.errors import NotFound, StoreUnavailable
 
 HEARTBEAT_INTERVAL = 15.0
 """Seconds between comment lines on a stream that has nothing to say."""
@@ -107,6 +107,8 @@ class Stream(ABC):
             try:
                 if await self.write_news(write):
                     return
+            except NotFound:
+                return  # it was retired
             except StoreUnavailable:
                 # The reader keeps its place and there may well be more: the next look comes with the poll.
                 _log.debug("store unavailable", stream=self._key)

@@ -11,6 +11,7 @@ from control_plane.config import (
     parse_api_key,
     parse_duration,
     parse_handle,
+    parse_keep,
     parse_project_dialects,
 )
 
@@ -111,3 +112,14 @@ def test_tls_makes_a_listener_beyond_loopback_safe() -> None:
         ServeConfig(listen=wide, store=STORE, tls_client_ca_file=certificate)
     with pytest.raises(ConfigurationError, match="--insecure-listen contradicts"):
         ServeConfig(listen=wide, store=STORE, tls_certificate_file=certificate, insecure_listen=True)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("off", None), ("30d", 2_592_000.0), ("12h", 43_200.0)])
+def test_how_long_the_past_is_kept(text: str, seconds: float | None) -> None:
+    assert parse_keep(text, "--keep-finished") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "never", "-1d"])
+def test_what_says_nothing_about_keeping(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--keep-finished is .*off to keep for ever"):
+        parse_keep(text, "--keep-finished")

@@ -281,7 +281,7 @@ async def test_names_say_kind_and_unit_and_the_page_has_them_all(plane):
         if family.name.startswith("mobius_"):
             assert family.documentation.endswith("."), family.name
             names = {label for sample in family.samples for label in sample.labels}
-            assert names <= {"project", "queue", "state", "outcome", "verdict", "stream", "version", "le"}
+            assert names <= {"project", "queue", "state", "outcome", "verdict", "stream", "version", "kind", "le"}
 
 
 async def test_promtool_accepts_it(plane):
