@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from control_plane import services
-from control_plane.domain.store import JobClaimable
+from control_plane.domain.store import Fired, JobClaimable, RunChanged, TimerArmed
 from control_plane.errors import StoreUnavailable
 from control_plane.services import (
     Pulse,
@@ -17,6 +17,8 @@ from control_plane.services import (
     Service,
     SessionSweeper,
     SessionSweeperConfig,
+    Timers,
+    TimersConfig,
     Wakeups,
     WakeupsConfig,
 )
@@ -142,6 +144,58 @@ async def test_a_delayed_job_brings_the_next_round_forward(s):
     assert fact.available_at <= s.store.now()
     await wakeups.stop()
     assert (await s.run(run)).status == "suspended"
+
+
+NAP = {"key": "nap", "kind": "sleep", "config": {"duration": "300ms"}}
+
+
+async def test_timers_fire_when_they_are_due_and_nothing_is_written_when_none_is(s, monkeypatch):
+    await s.publish("a", [NAP])
+    runs = [await s.start("a", now=number) for number in range(5)]
+    timers = Timers(s.store, TimersConfig(limit=2))
+    asked = []
+    fire = s.store.fire_timers
+
+    async def counted(**arguments):
+        asked.append(arguments)
+        return await fire(**arguments)
+
+    monkeypatch.setattr(s.store, "fire_timers", counted)
+    await timers.run_once(at(0.2))
+    assert asked == []
+    await timers.run_once(at(3.5))
+    assert [(await s.run(run)).status for run in runs] == ["completed"] * 4 + ["suspended"]
+    assert len(asked) == 2
+
+
+async def test_a_timer_that_is_set_brings_the_next_round_forward(s):
+    await s.publish("a", [NAP, {**NAP, "key": "again"}])
+    timers = Timers(s.store, TimersConfig(interval=3600))
+    await timers.start()
+    run = await s.start("a", now=(s.store.now() - at(0)) / 1e6)
+    timers.notice(s.facts)
+    s.facts.clear()
+    while (await s.run(run)).status != "completed":
+        await s.hears(RunChanged)
+        timers.notice([TimerArmed(due_at=await s.store.next_timer_at() or 0)])
+    await timers.stop()
+
+
+async def test_timers_whose_runs_are_being_decided_about_are_tried_again_soon(s, monkeypatch):
+    await s.publish("a", [NAP])
+    run = await s.start("a")
+    fire, answers = s.store.fire_timers, [Fired(left=1)]
+
+    async def busy_once(**arguments):
+        return answers.pop() if answers else await fire(**arguments)
+
+    monkeypatch.setattr(s.store, "fire_timers", busy_once)
+    timers = Timers(s.store, TimersConfig(interval=3600))
+    await timers.run_once(at(1))
+    assert timers.pause() == TimersConfig().busy_pause
+    await timers.run_once(at(1))
+    assert (await s.run(run)).status == "completed"
+    assert timers.pause() == 3600
 
 
 @pytest.fixture

@@ -229,6 +229,27 @@ async def test_a_copy_is_the_same_store_on_the_other_database(cluster, tmp_path)
     target.remove()
 
 
+async def test_what_runs_wait_for_is_copied(cluster, tmp_path):
+    source, target = SqlitePlace(tmp_path / "store.db"), PostgresPlace(cluster)
+    wait = {"key": "ok", "kind": "wait_for_event", "config": {"event_type": "x"}, "timeout": {"duration": "10m"}}
+    async with scenario(source) as s:
+        await s.publish("a", [action(), wait], concurrency="queue")
+        runs = [await s.start("a") for _ in range(2)]
+        await s.signal(runs[1], "ok", {"early": 1})
+        await s.report(await s.claim_one())
+        project, session = s.project, s.session
+    await maintenance.copy(source.url, target.url, None)
+    broken = {finding.sentence for finding in await maintenance.check(target.url, None) if finding.faults}
+    assert broken.isdisjoint(audit.RULES.values())
+    async with scenario(target, prepared=False) as s:
+        s.project, s.session = project, session
+        await s.fire(600)
+        assert await s.statuses(*runs) == ["failed", "suspended"]
+        await s.report(await s.claim_one(now=600), now=600)
+        assert (await s.run(runs[1])).result["ok"] == {"early": 1}
+    target.remove()
+
+
 async def test_the_first_start_after_a_copy_gives_live_leases_one_lease_duration_more(cluster, tmp_path):
     source, target = SqlitePlace(tmp_path / "store.db"), PostgresPlace(cluster)
     async with scenario(source) as s:

@@ -290,3 +290,42 @@ async def test_hints_are_gathered_sent_between_transactions_and_wait_for_no_disk
     assert sent
     assert set(sent) == {(False, "off")}
     assert len(sent) < len(runs) / 4
+
+
+async def test_every_replica_fires_timers_and_none_fires_twice(place):
+    nap = {"key": "nap", "kind": "sleep", "config": {"duration": "1s"}}
+    async with replicas(place) as (one, two):
+        await one.publish("a", [nap, {**nap, "key": "again"}])
+        runs = [await one.start("a") for _ in range(12)]
+        for second in (1, 2):
+            while await one.store.next_timer_at() == at(second):
+                await asyncio.gather(*(s.store.fire_timers(limit=5, now=at(second)) for s in (one, two)))
+        for run in runs:
+            types = await one.event_types(run)
+            assert types.count("step.completed") == 2
+            assert types[-1] == "run.completed"
+
+
+@pytest.mark.parametrize("concurrency", ["queue", "replace"])
+async def test_of_an_automation_that_takes_turns_one_run_goes_on_whatever_replica_starts_it(place, concurrency):
+    async with replicas(place) as (one, two):
+        await one.publish("a", [action()], concurrency=concurrency)
+        runs = []
+
+        async def busy(s):
+            for _ in range(6):
+                runs.append(await s.start("a"))
+                await s.store.fire_timers(limit=9, now=at(0))
+                for lease in await s.claim(limit=1):
+                    await s.report(lease)
+                (open_runs,) = await s.read("SELECT count(*) FROM runs WHERE status = 'suspended'")
+                assert open_runs[0] <= 1
+
+        await asyncio.gather(busy(one), busy(two))
+        for _ in range(12):
+            await one.fire(0)
+            for lease in await one.claim():
+                await one.report(lease)
+        assert {(await one.run(run)).status for run in runs} <= {"completed", "cancelled"}
+        assert await one.read("SELECT * FROM run_turns") == []
+        assert await one.store.next_timer_at() is None

@@ -13,6 +13,9 @@ from tests.support.supervisor_process import SupervisorProcess
 KILLS = 3
 RUNS_BEFORE_A_KILL = 40
 
+NAP = {"kind": "sleep", "config": {"duration": "300ms"}}
+WAIT = {"kind": "wait_for_event", "config": {"event_type": "told"}}
+
 
 def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> None:
     # A lease outlives the longest reconnect delay that a few kills in a row can build up.
@@ -27,6 +30,10 @@ def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> 
             automations.publish(http, "load", steps)
             automations.publish(http, "held", [automations.action_step("hold", "test.gate", {"port": gate.port})])
             held = automations.start(http, "held")
+            action, tidy = (automations.action_step(key, "test.noop", retry={"max_attempts": 10}) for key in "bt")
+            steps = [{"key": "a", **NAP}, action, {"key": "c", **NAP}, {"key": "d", **WAIT}]
+            automations.publish(http, "naps", steps, cleanup=[tidy], defaults={"wall_clock_timeout": "1h"})
+            automations.publish(http, "line", [{"key": "a", **NAP}], concurrency="queue")
         visit = gate.knock()
 
         acknowledged: list[str] = []
@@ -43,8 +50,12 @@ def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> 
                 except httpx.TransportError:
                     return
 
+        waiting: dict[str, list[str]] = {"naps": [], "line": []}
         for kill in range(1, KILLS + 1):
             enough.clear()
+            with plane.http() as http:
+                for handle, runs in waiting.items():
+                    runs += [automations.start(http, handle) for _ in range(3)]
             producer = threading.Thread(target=produce)
             producer.start()
             assert enough.wait(30)
@@ -62,6 +73,17 @@ def test_nothing_acknowledged_is_lost_and_children_come_back(tmp_path: Path) -> 
                 assert types[-1] == "run.completed"
                 sequences = [event["sequence"] for event in automations.events(http, run)]
                 assert sequences == list(range(1, len(sequences) + 1))
+            for run in waiting["naps"]:
+                signal = http.post(f"{automations.RUNS}/{run}/signals", json={"step_key": "d", "result": {"told": run}})
+                assert signal.status_code == 200
+                assert automations.finish(http, run)["result"] == {"a": {}, "b": {}, "c": {}, "d": {"told": run}}
+                types = automations.event_types(http, run)
+                assert (types.count("step.completed"), types.count("action.result")) == (5, 2)
+            ended = [automations.finish(http, run) for run in waiting["line"]]
+            assert [run["status"] for run in ended] == ["completed"] * len(ended)
+            starts = [run["started_at"] for run in ended]
+            assert starts == sorted(starts)
+            assert all(automations.event_types(http, run).count("step.completed") == 1 for run in waiting["line"])
             visit.release("held through it all")
             assert automations.finish(http, held)["result"]["hold"]["answer"] == "held through it all"
         assert not list(supervisor.matching("process ended"))

@@ -16,10 +16,10 @@ def action_step(key: str, action_name: str, parameters: dict[str, Any] | None = 
     return {"key": key, "kind": "action", "config": config} | fields
 
 
-def publish(http: httpx.Client, handle: str, steps: list[dict[str, Any]]) -> None:
-    """Create an automation with these steps and publish it."""
+def publish(http: httpx.Client, handle: str, steps: list[dict[str, Any]], **more: Any) -> None:
+    """Create an automation with these steps and publish it. `more` is what else its spec has."""
     created(http.post(AUTOMATIONS, json={"handle": handle, "name": handle}))
-    version = created(http.post(f"{AUTOMATIONS}/{handle}/versions", json={"spec": {"steps": steps}}))
+    version = created(http.post(f"{AUTOMATIONS}/{handle}/versions", json={"spec": {"steps": steps, **more}}))
     assert version["validation"] == {"valid": True, "errors": []}
     http.post(f"{AUTOMATIONS}/{handle}/versions/{version['version']}/publication").raise_for_status()
 
