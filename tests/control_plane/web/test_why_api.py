@@ -73,3 +73,17 @@ async def test_a_delayed_job_and_one_that_nobody_has(http: httpx.AsyncClient) ->
     job = await enqueued(http, delay_seconds=3600)
     assert (await why(http, job))[1] == ["no_worker", "delayed_until"]
     refused(await http.get(f"{P}/jobs/job_nobody/why"), 404, "not_found")
+
+
+async def test_a_paused_queue_and_a_limit_that_is_reached(plane: Serving, http: httpx.AsyncClient) -> None:
+    await enqueued(http, queue="gpu")
+    (await http.patch(f"{P}/queues/gpu", json={"max_running": 1})).raise_for_status()
+    async with plane.worker() as worker:
+        await register(worker, concurrency_limit=4)
+        await ask(worker, {"type": "jobs.claim", "available_slots": 4})
+        job = await enqueued(http, queue="gpu")
+        state, codes, answer = await why(http, job)
+        assert (state, codes) == ("waiting", ["limit_reached"])
+        assert answer["summary"] == "queue gpu runs 1 jobs, and 1 is its limit"
+        (await http.patch(f"{P}/queues/gpu", json={"paused": True})).raise_for_status()
+        assert (await why(http, job))[1] == ["queue_paused", "limit_reached"]
