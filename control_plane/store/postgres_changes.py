@@ -34,9 +34,12 @@ _encoder = msgspec.json.Encoder()
 
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "insert_new",
-    "leave_pending", "leave_claimed", "leave_finished", "insert_pending", "insert_claimed", "insert_finished",
-    "update_pending", "request_cancel", "insert_attempts", "insert_events", *postgres_waits.PARTS,
+    "leave_pending", "leave_claimed", "leave_finished", "insert_pending", "insert_leased", "insert_claimed",
+    "insert_finished", "update_pending", "request_cancel", "insert_attempts", "insert_events", *postgres_waits.PARTS,
 )  # fmt: skip
+
+BESIDE = {"insert_leased": "leave_pending"}
+"""Parts that take rows from another part of the same statement."""
 
 # What holds a lock on a row of these takes it in the order of their keys.
 _IN_ORDER = postgres_waits.IN_ORDER | {
@@ -72,7 +75,7 @@ class Statements:
 
     def _join(self, parts: tuple[str, ...]) -> str:
         blocks = [
-            f"{part} AS (\n{self._sql[part].replace('$1', f'${number}')}\nRETURNING 1)"
+            f"{part} AS (\n{self._sql[part].replace('$1', f'${number}')}\n{_returning(self._sql[part])})"
             for number, part in enumerate(parts, 1)
         ]
         head = "WITH " + ", ".join(blocks) + "\n"
@@ -92,6 +95,7 @@ class Writing:
         self._watched = watched
         self._parts: dict[str, list[Any]] = {name: [] for name in PARTS}
         self._kinds: dict[tuple[Any, ...], int] = {}
+        self._claims: dict[tuple[Any, ...], int] = {}
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
         self._jobs_created: dict[str, Job] = {}
@@ -256,7 +260,8 @@ class Writing:
             self._put("insert_events", *head, change.step_id, change.step_key, rows.to_json(change.payload))
 
     def _document(self, part: str) -> Sequence[Any]:
-        return [list(self._kinds), self._parts[part]] if part == "insert_jobs" else self._parts[part]
+        shared = {"insert_jobs": self._kinds, "insert_leased": self._claims}.get(part)
+        return self._parts[part] if shared is None else [list(shared), self._parts[part]]
 
     def _put(self, part: str, *row: Any) -> None:
         self._parts[part].append(row)
@@ -284,6 +289,9 @@ class Writing:
         if after.status != before.status:
             if before.status == "pending":
                 self._put("leave_pending", seq)
+                if after.status == "claimed" and _waited(before) == _waited(after):
+                    self._lease(seq, after)
+                    return
             elif before.status in TERMINAL_JOB:
                 self._put("leave_finished", seq)
             else:
@@ -295,6 +303,12 @@ class Writing:
         else:
             deadlines = (after.pending_deadline_at, _deadline(after))
             self._put("update_pending", seq, *deadlines, after.reported_token_hash, after.updated_at)
+
+    def _lease(self, seq: int, job: Job) -> None:
+        claim = (job.session_id, job.worker_instance_id, job.claimed_at, job.lease_expires_at, job.updated_at)
+        number = self._claims.setdefault(claim, len(self._claims))
+        lease = as_bytea(job.lease_token_hash)
+        self._put("insert_leased", number, seq, job.execution_deadline_at, job.claim_attempt, lease)
 
     def _enter(self, job: Job, lane_of: Callable[[Job], int]) -> None:
         seq, run_seq, _ = self._facts.job_keys[job.id]
@@ -322,6 +336,10 @@ class Writing:
             )  # fmt: skip
 
 
+def _returning(text: str) -> str:
+    return "" if "RETURNING" in text else "RETURNING 1"
+
+
 def as_json(rows: Sequence[Sequence[Any]]) -> str:
     """Rows for a statement that takes them as one document."""
     return _encoder.encode(rows).decode()
@@ -330,6 +348,12 @@ def as_json(rows: Sequence[Sequence[Any]]) -> str:
 def as_bytea(value: bytes | None) -> str | None:
     """Bytes in such a row."""
     return None if value is None else f"\\x{value.hex()}"
+
+
+def _waited(job: Job) -> tuple[Any, ...]:
+    """What insert_leased takes over as it was, and what it leaves empty."""
+    kept = (job.available_at, job.attempts_charged, job.hand_backs, job.reported_token_hash)
+    return (*kept, job.cancel_requested_at, job.cancel_reason)
 
 
 def _deadline(job: Job) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from control_plane.domain import jobs
 from control_plane.domain.model import Job
@@ -42,7 +41,7 @@ class Held:
             return
         if len(self._jobs) >= MOST_HELD:
             del self._jobs[next(iter(self._jobs))]
-        self._jobs[job.id] = (seq, replace(job, spec={}))
+        self._jobs[job.id] = (seq, job)
 
     def take(self, project_id: str, report: JobReport) -> HeldReport | None:
         """The report, if it is of a lease that is remembered and completes its job. It is not remembered any more."""

@@ -95,6 +95,33 @@ DELETE FROM jobs_pending USING (
         (n->>0)::bigint AS seq
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n WHERE jobs_pending.seq = n.seq
+RETURNING jobs_pending.seq, available_at, attempts_charged, hand_backs, reported_token_hash
+
+-- Pending jobs that are claimed: what a claim does not change goes from row to row. What the jobs of one claim share
+-- comes once ($1->0), as in insert_jobs. It stands beside leave_pending.
+-- name: insert_leased
+WITH claims AS MATERIALIZED (
+    SELECT
+        (number - 1)::int AS number, n->>0 AS session_id, n->>1 AS worker_instance_id, (n->>2)::bigint AS claimed_at,
+        (n->>3)::bigint AS lease_expires_at, (n->>4)::bigint AS updated_at
+    FROM jsonb_array_elements($1::jsonb->0) WITH ORDINALITY AS rows (n, number)
+)
+INSERT INTO jobs_claimed (
+    seq, available_at, attempts_charged, hand_backs, reported_token_hash, execution_deadline_at, claim_attempt,
+    lease_token_hash, session_id, worker_instance_id, claimed_at, lease_expires_at, updated_at
+)
+SELECT
+    waited.seq, waited.available_at, waited.attempts_charged, waited.hand_backs, waited.reported_token_hash,
+    leased.execution_deadline_at, leased.claim_attempt, leased.lease_token_hash, session_id, worker_instance_id,
+    claimed_at, lease_expires_at, updated_at
+FROM (
+    SELECT
+        (n->>0)::int AS claim, (n->>1)::bigint AS seq, (n->>2)::bigint AS execution_deadline_at,
+        (n->>3)::bigint AS claim_attempt, (n->>4)::bytea AS lease_token_hash
+    FROM jsonb_array_elements($1::jsonb->1) AS rows (n)
+) AS leased
+JOIN claims ON claims.number = leased.claim
+JOIN leave_pending waited ON waited.seq = leased.seq
 
 -- name: leave_claimed
 DELETE FROM jobs_claimed USING (
