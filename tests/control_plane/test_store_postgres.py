@@ -16,20 +16,8 @@ from control_plane.store.postgres_changes import BESIDE, PARTS, Statements
 from control_plane.store.postgres_connections import Database
 from control_plane.store.postgres_migrations import migrate
 from control_plane.store.statements import load_migrations, load_statements
+from tests.control_plane.test_store_plans import FRAGMENTS
 from tests.support.store_scenario import PostgresPlace, action, at, scenario
-
-FRAGMENTS = (
-    "_columns",
-    "_body",
-    "_state",
-    "_tables",
-    "last_event",
-    "open_step_of_run",
-    "drain_names",
-    "saving_step",
-    "run_filter",
-    "runs_page_end",
-)
 
 
 @pytest.fixture
