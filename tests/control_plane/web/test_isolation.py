@@ -32,6 +32,7 @@ WITHOUT_A_KEY = {
 }
 
 SECRET = "zebra"
+SECRET_NUMBER = 777_777
 """In every name, text and value of the first project that nobody else has a reason to say."""
 
 SPEC = {"steps": [{"key": "one", "kind": "action", "config": {"action_name": "print", "parameters": {"x": SECRET}}}]}
@@ -50,7 +51,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
 
 QUERIES = {("DELETE", "/worker-sessions/drain"): {"worker_instance_id": "box-1"}}
 
-NAMES_NOTHING = {("POST", "/actions/{action_name}/invocations")}
+NAMES_NOTHING = {
+    ("POST", "/actions/{action_name}/invocations"),
+    ("GET", "/queues/{queue}"),
+    ("PATCH", "/queues/{queue}"),
+}
 """Routes that take a name which need not exist: they work on the caller's own project."""
 
 
@@ -88,6 +93,7 @@ class First:
             assert self.job["id"] == job_id
             await ask(worker, self.delta(0, f"{SECRET} text"))
             (session,) = (await ok(http.get("/worker-sessions")))["items"]
+            await ok(http.patch("/queues/shared-queue", json={"max_running": SECRET_NUMBER}))
         self.ids = {
             "automations": "shared",
             "versions": "1",
@@ -95,6 +101,7 @@ class First:
             "jobs": job_id,
             "actions": "shared.action",
             "keys": key["key"]["id"],
+            "queues": "shared-queue",
             "worker-sessions": session["id"],
         }
 
@@ -223,6 +230,7 @@ async def test_the_firsts_objects_do_not_exist_in_another_project(first: First, 
             else:
                 assert response.is_success or response.status_code == 404, (name, response.text)
             assert SECRET not in response.text, name
+            assert str(SECRET_NUMBER) not in response.text, name
             assert SECRET not in str(response.headers)
             own = response.json() if response.is_success and response.content else {}
             assert not {first.ids["runs"], first.ids["jobs"], first.ids["keys"]} & set(strings_in(own)), name
