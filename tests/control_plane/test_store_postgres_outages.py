@@ -287,6 +287,36 @@ async def test_a_server_that_stands_still_is_told_and_recovered_from(durable, mo
     place.remove()
 
 
+async def test_what_no_standby_has_is_not_acknowledged_where_one_must_have_it(durable, monkeypatch):
+    """A wait that is cut short would end in a COMMIT with a warning, and whoever fails over would have lost it."""
+    monkeypatch.setitem(postgres_connections._SETTINGS, "statement_timeout", "500ms")
+    monkeypatch.setattr(postgres_connections, "COMMAND_TIMEOUT", 1.0)
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 1.0)
+    place = PostgresPlace(durable)
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        before = await s.start("a")
+        durable.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        durable.sql("SELECT pg_reload_conf()")
+        try:
+            for asked in (s.start("a"), s.store.create_project("other", "Other")):
+                with pytest.raises(StoreUnavailable):
+                    await asked
+        finally:
+            durable.sql("SET synchronous_commit = local; ALTER SYSTEM RESET synchronous_standby_names")
+            durable.sql("SELECT pg_reload_conf()")
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    run = await s.start("a")
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+        runs = await s.read("SELECT id FROM runs")
+        assert {(before.id,), (run.id,)} <= set(runs)
+    place.remove()
+
+
 async def test_idle_connections_that_broke_meanwhile_are_no_fault(place):
     async with scenario(place) as s:
         await asyncio.gather(*(s.store.projects() for _ in range(8)))

@@ -26,14 +26,18 @@ DONE = "done while nothing could be stored"
 
 
 class Fault:
-    """Where the store is, and what is done to it. `begin` may be called again, until nothing is taken any more."""
+    """Where the store is, and what is done to it. `begin` may be called again, until nothing is taken any more; unless
+    `is_total`, what needs no room goes on."""
 
     def __init__(
         self,
         store: str | None,
         begin: Callable[[ControlPlaneProcess], None],
         end: Callable[[ControlPlaneProcess], None],
+        *,
+        is_total: bool = True,
     ) -> None:
+        self.is_total = is_total
         self.store = store
         self.begin = begin
         self.end = end
@@ -82,7 +86,7 @@ def full_tablespace(directory: Path) -> Iterator[Fault]:
         cluster.own(disk.path)
         cluster.sql(f"CREATE TABLESPACE small LOCATION '{disk.path}'")
         cluster.sql("CREATE DATABASE full_one TABLESPACE small")
-        yield Fault(cluster.url("full_one"), lambda _: disk.fill(), lambda _: disk.free())
+        yield Fault(cluster.url("full_one"), lambda _: disk.fill(), lambda _: disk.free(), is_total=False)
         cluster.stop(signal.SIGQUIT)
 
 
@@ -124,9 +128,16 @@ def until_refused(fault: Fault, plane: ControlPlaneProcess, http: httpx.Client) 
     """Begin the fault, until nothing is taken."""
     deadline = time.monotonic() + DEADLINE
     fault.begin(plane)
-    while not (refused(http, LARGE) and refused(http, SMALL)):
+    while not (refused(http, LARGE) and refused(http, SMALL) and (not fault.is_total or is_not_ready(http))):
         assert time.monotonic() < deadline
         fault.begin(plane)
+
+
+def is_not_ready(http: httpx.Client) -> bool:
+    """Whether a load balancer is told to go elsewhere."""
+    response = http.get("/readyz")
+    assert http.get("/healthz").status_code == 200
+    return response.status_code == 503 and "retry-after" in response.headers
 
 
 def journals(supervisor: SupervisorProcess) -> bytes:
