@@ -34,6 +34,12 @@ def _details(payload: Any) -> str:
         said.append(f"attempt {text.plain(payload['attempt'])}")
     elif "action_name" in payload:
         said.append(f"{text.plain(payload['action_name'])} waits in queue {text.plain(payload.get('queue'))}")
+    elif "event_type" in payload:
+        said.append(f"waits for {text.plain(payload['event_type'])} until {_moment(payload.get('timeout_at'))}")
+    elif "wake_at" in payload:
+        said.append(f"sleeps until {_moment(payload['wake_at'])}")
+    elif "condition" in payload:
+        said.append(f"does not hold: {text.plain(payload['condition'])}")
     if "run_id" in payload:
         said.append(f"started {text.plain(payload['run_id'])}")
     if "delay_seconds" in payload:
@@ -45,6 +51,10 @@ def _details(payload: Any) -> str:
     if "result" in payload:
         said.append(f"-> {_shortened(text.plain(payload['result']))}")
     return "  ".join(part for part in said if part)
+
+
+def _moment(value: Any) -> str:
+    return text.date_and_time(value) or "?"
 
 
 def _shortened(line: str) -> str:

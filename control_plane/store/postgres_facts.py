@@ -19,7 +19,7 @@ from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
 from control_plane.store.postgres_connections import Connection
 
-LONGEST_LINE = 100
+LONGEST_LINE = 20
 """Runs that wait for their turn and are looked at together."""
 
 _MOST_VERSIONS = 2000

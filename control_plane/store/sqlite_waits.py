@@ -19,7 +19,7 @@ from control_plane.domain.store import TimerArmed
 from control_plane.store import rows
 from control_plane.store.sqlite_writer import Writing
 
-LONGEST_LINE = 100
+LONGEST_LINE = 20
 """Runs that wait for their turn and are looked at together."""
 
 

@@ -1,7 +1,11 @@
 """Runs that sleep, wait, take turns, run out of time and clean up, on real stores. Time is fed."""
 
 import asyncio
+import json
+import re
 
+import apsw
+import asyncpg
 import pytest
 
 from control_plane.domain.model import TERMINAL_RUN
@@ -9,7 +13,7 @@ from control_plane.domain.runs import CLEANUP_TIMEOUT, Engine
 from control_plane.domain.store import CancelRequested, RunFilter, TimerArmed
 from control_plane.errors import Conflict, Invalid, NotFound
 from control_plane.store import pages
-from tests.support.store_scenario import action, at, scenario
+from tests.support.store_scenario import SqlitePlace, action, at, scenario
 
 HOUR = 3600
 
@@ -37,11 +41,42 @@ def child(key, handle, **config):
     return {"key": key, "kind": "automation", "config": {"automation_handle": handle, **config}}
 
 
+def inputs_of(lease):
+    return json.loads(lease.spec)["inputs"]
+
+
 async def nothing_is_left(s):
     """No run that has ended has a timer or stands in a line."""
     ended = "SELECT seq FROM runs WHERE status IN ('completed', 'failed', 'cancelled')"
     for table in ("run_timers", "run_turns"):
         assert await s.read(f"SELECT run_seq FROM {table} WHERE run_seq IN ({ended})") == []
+
+
+async def test_a_run_that_waits_for_workers_alone_has_no_statement_more(s, monkeypatch):
+    statements = []
+    await s.publish("a", [action("one"), action("two")])
+    if isinstance(s.place, SqlitePlace):
+        s.store._writer._connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: statements.append(event["sql"]))
+    else:
+        for name in ("fetch", "fetchrow", "execute"):
+            monkeypatch.setattr(asyncpg.Connection, name, told(statements, getattr(asyncpg.Connection, name)))
+    run = await s.start("a")
+    for _ in range(2):
+        await s.report(await s.claim_one(), result={})
+    if isinstance(s.place, SqlitePlace):
+        s.store._writer._connection.trace_v2(0, None)
+    monkeypatch.undo()
+    assert await s.statuses(run) == ["completed"]
+    assert statements
+    assert [text for text in statements if re.search("run_timers|run_signals|run_turns", text)] == []
+
+
+def told(statements, method):
+    async def telling(connection, text, *arguments, **options):
+        statements.append(text)
+        return await method(connection, text, *arguments, **options)
+
+    return telling
 
 
 # --- sleep
@@ -57,7 +92,7 @@ async def test_a_run_sleeps_and_goes_on_once(s):
     assert await s.store.fire_timers(limit=10, now=at(HOUR - 1)) == await s.store.fire_timers(limit=10, now=at(1))
     assert await s.fire(HOUR) == 1
     assert [step.status for step in await s.steps(run)] == ["completed", "suspended"]
-    assert (await s.claim_one(now=HOUR)).job.spec["inputs"] == {"nap": {}}
+    assert inputs_of(await s.claim_one(now=HOUR)) == {"nap": {}}
     assert await s.fire(2 * HOUR) == 0
     types = await s.event_types(run)
     assert types[:5] == ["run.started", "step.started", "step.suspended", "step.completed", "step.started"]
@@ -157,7 +192,7 @@ async def test_a_signal_ends_the_step_that_waits_for_it(s):
     assert (step.kind, step.status, step.parameters) == ("wait_for_event", "suspended", {"event_type": "approved"})
     assert (await s.signal(run, "ok", {"who": "me"}, now=5)).status == "suspended"
     assert [each.result for each in await s.steps(run)] == [{"who": "me"}, None]
-    assert (await s.claim_one(now=5)).job.spec["inputs"] == {"who": "me"}
+    assert inputs_of(await s.claim_one(now=5)) == {"who": "me"}
     assert await s.fire(10**8) == 0
     suspended = next(event for event in await s.events(run) if event.event_type == "step.suspended")
     assert suspended.payload == {"event_type": "approved", "timeout_at": "2020-01-31T00:00:00Z"}
@@ -279,7 +314,7 @@ async def test_a_child_is_started_only_where_its_condition_holds(s):
     run = await s.start("a", inputs={"n": 1})
     skipped, after = await s.steps(run)
     assert (skipped.status, skipped.attempt, skipped.started_at, after.status) == ("skipped", 0, None, "suspended")
-    assert (await s.claim_one()).job.spec["inputs"] == {"c": None}
+    assert inputs_of(await s.claim_one()) == {"c": None}
     event = next(event for event in await s.events(run) if event.step_key == "c")
     assert (event.event_type, event.payload) == ("step.skipped", {"condition": ".inputs.n > 1"})
     run = await s.start("a", inputs={"n": 2})
@@ -517,7 +552,7 @@ async def test_a_run_cleans_up_however_it_ends(s, end):
         await s.report(lease, end, result={"n": 2}, error="Boom", message="it broke")
     assert await s.statuses(run) == ["suspended"]
     tidy = await s.claim_one(now=601)
-    assert (tidy.job.step_key, tidy.job.spec["inputs"]) == ("tidy", {"one": {"n": 1}})
+    assert (tidy.job.step_key, inputs_of(tidy)) == ("tidy", {"one": {"n": 1}})
     await s.report(tidy, "failed", error="Untidy", now=602)
     await s.report(await s.claim_one(now=603), result={"n": 3}, now=603)
     run = await s.run(run)

@@ -146,6 +146,11 @@ def test_client_0_0_23_from_creation_to_cancellation(plane: ControlPlaneProcess)
         assert cancelled["run"]["status"] == "cancelled"
         assert client.next("cancelled again")["status"] == "completed"
 
+        signalled = client.next("signalled")
+        assert signalled["status"] == "completed"
+        assert signalled["types"] == ["step.completed", "run.completed"]
+        assert signalled["run"]["result"] == {"nap": {}, "ok": {"by": "me"}}
+
         refused = client.next("refused")
         assert refused["status"] == 404
         assert refused["body"]["error"]["code"] == "not_found"

@@ -33,6 +33,9 @@ def test_a_line_shows_errors_and_results_shortened() -> None:
         ({"attempt": 1, "reason": "failed", "delay_seconds": 0.2}, "attempt 1  again in 0.2 s (failed)"),
         ({"status": "cancelled", "reason": "enough"}, "enough"),
         ({"run_id": "run_2"}, "started run_2"),
+        ({"condition": ".inputs.n > 1"}, "does not hold: .inputs.n > 1"),
+        ({"event_type": "approved", "timeout_at": None}, "waits for approved until ?"),
+        ({"wake_at": None}, "sleeps until ?"),
     ],
 )
 def test_a_line_says_what_comes_next(payload: dict[str, Any], said: str) -> None:

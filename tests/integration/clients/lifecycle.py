@@ -42,6 +42,14 @@ SPEC = {
     ],
 }
 ENDLESS = {"steps": [{"key": "wait", "kind": "action", "config": {"action_name": "endless", "parameters": {}}}]}
+APPROVAL = {
+    "steps": [
+        {"key": "nap", "kind": "sleep", "config": {"duration": "10ms"}},
+        {"key": "ok", "kind": "wait_for_event", "config": {"event_type": "approved"}, "timeout": {"duration": "1h"}},
+    ],
+    "concurrency": "skip",
+    "defaults": {"wall_clock_timeout": "1h"},
+}
 
 
 def say(event: str, **details: Any) -> None:
@@ -91,6 +99,18 @@ again = client.cancel_run(run.id)
 say("cancelled again", status=again.status)
 
 client.delete_automation("endless")
+
+client.create_automation(AutomationOptions(name="Approval", handle="approval"))
+client.create_automation_version("approval", APPROVAL, AutomationVersionOptions(publish=True))
+asked = client.start_run("approval")
+watched = client.watch_run(asked.id)
+# The first step has had its time; what it waits for now is us.
+for event in watched:
+    if event.event_type == "step.suspended" and event.payload.get("event_type"):
+        break
+signalled = client.signal_run(asked.id, "ok", {"by": "me"})
+types = [event.event_type for event in watched]
+say("signalled", status=signalled.status, types=types, run=dump(client.wait_run(asked.id, WaitRunOptions(timeout=30))))
 try:
     client.start_run("no-such-automation")
 except httpx.HTTPStatusError as error:
