@@ -7,9 +7,12 @@ from pathlib import Path
 
 import click
 
+from mobius_cli.actions import actions
 from mobius_cli.automations import automations
 from mobius_cli.errors import INTERNAL, INTERRUPTED, OUTPUT_CLOSED, CommandError, UsageError
+from mobius_cli.jobs import jobs
 from mobius_cli.keys import keys
+from mobius_cli.queues import queues
 from mobius_cli.quickstart import quickstart
 from mobius_cli.runs import runs
 from mobius_cli.worker import worker
@@ -30,8 +33,11 @@ def mobius() -> None:
     """Work with Mobius: run workers, make automations, follow runs."""
 
 
+mobius.add_command(actions)
 mobius.add_command(automations)
+mobius.add_command(jobs)
 mobius.add_command(keys)
+mobius.add_command(queues)
 mobius.add_command(quickstart)
 mobius.add_command(runs)
 mobius.add_command(worker)

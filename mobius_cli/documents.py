@@ -66,6 +66,25 @@ def parse_inputs(
     return inputs
 
 
+def read_jobs(path: str) -> list[dict[str, Any]]:
+    """The jobs of a file with a JSON object on each line; `-` is standard input. Raises NotFoundError, InputError."""
+    content, source = _content(path)
+    jobs: list[dict[str, Any]] = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            job = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise InputError(f"{source}, line {number}, is no JSON: {error}") from error
+        if not isinstance(job, dict):
+            raise InputError(f'{source}, line {number}: expected an object such as {{"action_name": "print"}}')
+        jobs.append(job)
+    if not jobs:
+        raise InputError(f"{source} has no jobs: expected a JSON object on each line")
+    return jobs
+
+
 def parse_moment(text: str | None, option: str) -> str | None:
     """A date or time as the server reads it; without an offset from UTC it is this machine's. Raises UsageError."""
     if text is None:

@@ -63,6 +63,8 @@ _BY_STATUS: dict[int, type[CommandError]] = {
 }
 _BY_CODE: dict[str, type[CommandError]] = {
     "run_ended": InputError,
+    "job_not_failed": InputError,
+    "job_of_a_run": InputError,
     "already_signalled": InputError,
     "invalid_version": InputError,
 }
@@ -180,6 +182,65 @@ class Mobius:
         if session_id is not None:
             return await self._ask("DELETE", f"/worker-sessions/{_segment(session_id)}/drain")
         return await self._ask("DELETE", "/worker-sessions/drain", params=target)
+
+    # --- jobs, queues, actions
+
+    async def enqueue(self, jobs: list[Record]) -> Record:
+        """`ids` in order, and `existing` that were there before. All of them or none."""
+        return await self._ask("POST", "/jobs", body={"jobs": jobs})
+
+    async def jobs(self, *, limit: int, **asked: str | None) -> tuple[list[Record], bool]:
+        """At most `limit`, newest first, and whether there are more. `asked`: status, queue, action_name."""
+        return await self._listing("/jobs", asked, limit)
+
+    async def job(self, job_id: str) -> Record:
+        """Raises NotFoundError."""
+        return await self._ask("GET", f"/jobs/{_segment(job_id)}")
+
+    async def why(self, job_id: str) -> Record:
+        """`summary` and `reasons`. Raises NotFoundError."""
+        return await self._ask("GET", f"/jobs/{_segment(job_id)}/why")
+
+    async def cancel_job(self, job_id: str, reason: str | None) -> Record:
+        """The job; one that has ended is returned as it is."""
+        body = {"reason": reason} if reason else {}
+        return await self._ask("POST", f"/jobs/{_segment(job_id)}/cancellations", body=body)
+
+    async def retry_job(self, job_id: str) -> Record:
+        """The job. Raises InputError when it has not failed, or belongs to a run."""
+        return await self._ask("POST", f"/jobs/{_segment(job_id)}/retries")
+
+    async def queues(self) -> list[Record]:
+        """Every queue, by name."""
+        return _items(await self._ask("GET", "/queues"))
+
+    async def update_queue(self, name: str, changes: Record) -> Record:
+        """`changes`: paused, max_running."""
+        return await self._ask("PATCH", f"/queues/{_segment(name)}", body=changes)
+
+    async def actions(self, *, limit: int) -> tuple[list[Record], bool]:
+        """At most `limit` records, and whether there are more."""
+        return await self._listing("/actions", {}, limit)
+
+    async def action(self, name: str) -> Record:
+        """Raises NotFoundError."""
+        return await self._ask("GET", f"/actions/{_segment(name)}")
+
+    async def record_action(self, name: str, fields: Record) -> Record:
+        """The record, made if there is none, with these fields changed."""
+        try:
+            return await self._ask("PATCH", f"/actions/{_segment(name)}", body=fields)
+        except NotFoundError:
+            return await self._ask("POST", "/actions", body={"name": name, "endpoint_kind": "worker", **fields})
+
+    async def forget_action(self, name: str) -> None:
+        """Raises NotFoundError."""
+        async with self._response("DELETE", f"/actions/{_segment(name)}") as response:
+            await self._content(response)
+
+    async def invoke_action(self, name: str, body: Record) -> Record:
+        """`status` (active, completed, failed), and `output`, `error` or the `job_id` of what goes on."""
+        return await self._ask("POST", f"/actions/{_segment(name)}/invocations", body=body)
 
     # --- API keys
 

@@ -70,7 +70,8 @@ def test_commands_of_the_supervisor() -> None:
 
 
 def options(command: click.Command) -> set[str]:
-    own = {option for one in command.params for option in one.opts if option.startswith("--")}
+    names = (option for one in command.params for option in (*one.opts, *one.secondary_opts))
+    own = {option for option in names if option.startswith("--")}
     if isinstance(command, click.Group):
         own = own.union(*(options(one) for one in command.commands.values()))
     return own
