@@ -71,7 +71,7 @@ class Hub:
                         fact.model,
                         fact.environment_id,
                     )
-                    kinds[kind] = (fact, kinds[kind][1] + 1 if kind in kinds else 1)
+                    kinds[kind] = (fact, fact.count + (kinds[kind][1] if kind in kinds else 0))
             elif isinstance(fact, _OfSession):
                 carrier = self._carriers.get(fact.session_id)
                 if carrier is not None:

@@ -4,11 +4,13 @@ An `external_id` names a job for as long as its record is kept: handing it in ag
 who got no answer may simply ask again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from control_plane.domain.model import Job, JobKind
 from control_plane.domain.retries import DEFAULT_ATTEMPTS, DEFAULT_EXECUTION_TIMEOUT
@@ -54,11 +56,24 @@ class NewJob(Struct, frozen=True, kw_only=True):
     external_id: str | None = None
 
 
+_pattern = attrgetter(*(name for name in NewJob.__struct_fields__ if name not in ("spec", "external_id")))
+
+
 class Enqueued(Struct, frozen=True, kw_only=True):
     """The ids in the order in which the jobs were handed in; `existing` are those that were there before."""
 
     ids: list[str]
     existing: list[str]
+
+
+class Alike(Struct, frozen=True, kw_only=True):
+    """New jobs in a row that differ in nothing but id, spec and external id: `job` is the first of them. `specs` are
+    JSON text."""
+
+    job: Job
+    ids: list[str]
+    specs: list[str]
+    handed_in: list[NewJob]
 
 
 def accept(
@@ -69,34 +84,56 @@ def accept(
     new_id: Callable[[str], str],
     now: int,
     pending_deadline: float,
-) -> tuple[Enqueued, list[Job]]:
+) -> tuple[Enqueued, list[Alike]]:
     """The jobs to store, and the answer. `earlier` are ids of jobs by those external ids that are taken.
 
     Raises Invalid("invalid_job"), which names the first that cannot be taken: then none is."""
     known = dict(earlier)
     ids: list[str] = []
     existing: list[str] = []
-    jobs: list[Job] = []
+    accepted: list[Alike] = []
+    pattern: Any = None
     for index, each in enumerate(handed_in):
         job_id = known.get(each.external_id) if each.external_id is not None else None
         if job_id is not None:
             existing.append(job_id)
-        else:
-            check_size(each.spec, f"jobs[{index}]")
-            job_id = new_id("job")
-            jobs.append(_new_job(each, project_id, job_id, now, pending_deadline))
-            if each.external_id is not None:
-                known[each.external_id] = job_id
+            ids.append(job_id)
+            continue
+        spec = _encoder.encode(each.spec)
+        if len(spec) > MAX_SPEC_BYTES:
+            raise _too_large(len(spec), f"jobs[{index}]")
+        job_id = new_id("job")
+        if (what := _pattern(each)) != pattern:
+            pattern = what
+            job = _new_job(each, project_id, job_id, now, pending_deadline)
+            accepted.append(Alike(job=job, ids=[], specs=[], handed_in=[]))
+        alike = accepted[-1]
+        alike.ids.append(job_id)
+        alike.specs.append(spec.decode())
+        alike.handed_in.append(each)
+        if each.external_id is not None:
+            known[each.external_id] = job_id
         ids.append(job_id)
-    return Enqueued(ids=ids, existing=existing), jobs
+    return Enqueued(ids=ids, existing=existing), accepted
+
+
+def each_job(accepted: Sequence[Alike]) -> Iterator[Job]:
+    """All of them, one by one."""
+    for alike in accepted:
+        for job_id, each in zip(alike.ids, alike.handed_in, strict=True):
+            yield replace(alike.job, id=job_id, spec=each.spec, external_id=each.external_id)
 
 
 def check_size(spec: dict[str, Any], where: str) -> None:
     """Raises Invalid("invalid_job")."""
     size = len(_encoder.encode(spec))
     if size > MAX_SPEC_BYTES:
-        sentence = f"{where}: {size} bytes of JSON are too many; a job carries at most {MAX_SPEC_BYTES}"
-        raise Invalid("invalid_job", sentence)
+        raise _too_large(size, where)
+
+
+def _too_large(size: int, where: str) -> Invalid:
+    sentence = f"{where}: {size} bytes of JSON are too many; a job carries at most {MAX_SPEC_BYTES}"
+    return Invalid("invalid_job", sentence)
 
 
 def external_ids(handed_in: Sequence[NewJob]) -> list[str]:

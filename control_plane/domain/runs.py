@@ -38,7 +38,7 @@ from control_plane.domain.changes import (
     TurnTaken,
 )
 from control_plane.domain.conditions import ConditionError
-from control_plane.domain.enqueue import DEFAULT_QUEUE, MAX_SPEC_BYTES, Enqueued, NewJob, accept
+from control_plane.domain.enqueue import DEFAULT_QUEUE, MAX_SPEC_BYTES, Enqueued, NewJob, accept, each_job
 from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, Job, Run, Step, TimerKind
 from control_plane.domain.recording import (
     Facts,
@@ -188,7 +188,7 @@ class Engine(Recorder):
             now=self._now,
             pending_deadline=self._pending_deadline,
         )
-        self.changes += [JobCreated(job=job) for job in accepted]
+        self.changes += [JobCreated(job=job) for job in each_job(accepted)]
         return enqueued
 
     def put_back(self, job: Job) -> Job:

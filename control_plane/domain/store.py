@@ -44,7 +44,8 @@ class Fact(Struct, frozen=True, kw_only=True):
 
 
 class JobClaimable(Fact, frozen=True):
-    """A job can be claimed from `available_at` (microseconds) on; enough of it to find the sessions able to run it."""
+    """A job can be claimed from `available_at` (microseconds) on; enough of it to find the sessions able to run it.
+    `count`: so many that are alike came together, of which this is one."""
 
     project_id: str
     job_id: str
@@ -55,6 +56,7 @@ class JobClaimable(Fact, frozen=True):
     model: str | None = None
     environment_id: str | None = None
     priority: int = 0
+    count: int = 1
 
 
 class JobEnded(Fact, frozen=True):

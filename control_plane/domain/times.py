@@ -3,6 +3,7 @@
 import contextlib
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 MICROSECONDS = 1_000_000
 """In a second: the store's times are integer microseconds since the epoch, UTC."""
@@ -19,6 +20,7 @@ def rfc3339(microseconds: int) -> str:
     return text.removesuffix("+00:00") + "Z"
 
 
+@lru_cache(maxsize=256)  # a claim asks for the same few again and again
 def to_microseconds(seconds: float) -> int:
     """A duration in the store's unit."""
     return round(seconds * MICROSECONDS)

@@ -1,9 +1,11 @@
-"""Jobs without a run into the SQLite file: a whole batch with two prepared statements."""
+"""Jobs without a run into the SQLite file: those that are alike with two statements, however many they are."""
 
 from collections.abc import Callable, Sequence
 
-from control_plane.domain.enqueue import Enqueued, NewJob, accept, external_ids
-from control_plane.domain.store import JobClaimable
+import apsw
+from msgspec.structs import replace
+
+from control_plane.domain.enqueue import Alike, Enqueued, NewJob, accept, each_job, external_ids
 from control_plane.store.sqlite_unit import Known, body_row, claimable, pending_row
 from control_plane.store.sqlite_writer import Writing
 
@@ -19,7 +21,7 @@ def enqueue(known: Known, project_id: str, handed_in: Sequence[NewJob]) -> Calla
         for external_id in external_ids(handed_in):
             for (job_id,) in writing.execute(known.sql["job_by_external_id"], (project_id, external_id)):
                 earlier[external_id] = job_id
-        enqueued, jobs = accept(
+        enqueued, accepted = accept(
             handed_in,
             project_id=project_id,
             earlier=earlier,
@@ -27,22 +29,28 @@ def enqueue(known: Known, project_id: str, handed_in: Sequence[NewJob]) -> Calla
             now=writing.now,
             pending_deadline=known.terms.pending_deadline,
         )
-        if not jobs:
-            return enqueued
-        lanes = [known.lanes.lane_of(writing.execute, project_id, job) for job in jobs]
-        bodies = [body_row(job, lane_id, None, None) for job, lane_id in zip(jobs, lanes, strict=True)]
-        writing.insert(known.sql["insert_job"], bodies)
-        # One thread writes, so that the keys of the batch follow each other.
-        first = writing.connection.last_insert_rowid() - len(jobs) + 1
-        states = [pending_row(job, seq, lane) for seq, (job, lane) in enumerate(zip(jobs, lanes, strict=True), first)]
-        writing.insert(known.sql["insert_pending"], states)
-        alike: dict[tuple[int, int], list[JobClaimable]] = {}
-        for job, lane_id in zip(jobs, lanes, strict=True):
-            facts = alike.setdefault((lane_id, job.available_at), [])
-            facts.append(facts[0] if facts else claimable(job))
-        for (lane_id, available_at), facts in alike.items():
-            known.lanes.job_came(lane_id, available_at)
-            writing.facts += facts
+        for alike in accepted:
+            lane_id = known.lanes.lane_of(writing.execute, project_id, alike.job)
+            _insert(known, writing, alike, lane_id)
+            known.lanes.job_came(lane_id, alike.job.available_at)
+            writing.facts.append(replace(claimable(alike.job), count=len(alike.ids)))
         return enqueued
 
     return command
+
+
+def _insert(known: Known, writing: Writing, alike: Alike, lane_id: int) -> None:
+    job, count = alike.job, len(alike.ids)
+    body = body_row(job, lane_id, None, None)
+    if any(each.external_id is not None for each in alike.handed_in):
+        bodies = [body_row(each, lane_id, None, None) for each in each_job([alike])]
+        writing.insert(known.sql["insert_job"], bodies)
+    else:
+        # What differs goes to SQLite as one array of texts, each an id with the spec behind it.
+        texts = tuple([job_id + spec for job_id, spec in zip(alike.ids, alike.specs, strict=True)])
+        bindings = (apsw.carray(texts), len(job.id), *body[1:-1])
+        writing.execute(known.sql["insert_alike_jobs"], bindings)
+    # One thread writes, so that the keys of the batch follow each other.
+    last = writing.connection.last_insert_rowid()
+    state = pending_row(job, last, lane_id)
+    writing.execute(known.sql["insert_alike_pending"], (last - count + 1, *state))

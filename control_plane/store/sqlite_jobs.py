@@ -47,7 +47,10 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
             after = jobs.claimed(before, claimant, duration, writing.now)
             if after is None:
                 continue
-            engine.claimed(before, after)
+            if after.run_id is None:
+                unit.lease(after)
+            else:
+                engine.claimed(before, after)
             leases.append(Lease(job=after, spec=text, lease_token=token))
             if len(leases) == order.limit:
                 break

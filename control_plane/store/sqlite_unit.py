@@ -319,7 +319,7 @@ class Unit(Waits):
             self._rewrite(before, after, seq)
             return
         if before.status == "pending" and after.status == "claimed":
-            self._leased.append((seq, after))
+            self.lease(after)
         elif before.status == "claimed" and after.status in TERMINAL_JOB:
             self.finish(before, after, seq)
         else:
@@ -335,6 +335,10 @@ class Unit(Waits):
             else:
                 self._execute(self._sql["insert_finished"], _finished_row(after, seq))
                 self._saw_finished(after, seq)
+
+    def lease(self, after: Job) -> None:
+        """A pending job is claimed; written by `flush`."""
+        self._leased.append((self._job_keys[after.id][0], after))
 
     def finish(self, before: Job, after: Job, seq: int) -> None:
         """A claimed job ends; written by `flush`."""

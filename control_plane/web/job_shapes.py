@@ -1,9 +1,11 @@
 """What the HTTP side takes and gives of jobs (see shapes.py)."""
 
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import replace
 
 from control_plane.domain.enqueue import HIGHEST_PRIORITY, MOST_JOBS, Enqueued, NewJob
 from control_plane.domain.model import ORG_ID, Attempt, Job, JobKind, JobStatus
@@ -158,9 +160,21 @@ class JobListResponse(Response, frozen=True):
     next_cursor: str | UnsetType = UNSET
 
 
+_pattern = attrgetter(*(name for name in NewJobRequest.__struct_fields__ if name not in ("parameters", "spec")))
+
+
 def new_jobs(request: EnqueueJobsRequest) -> list[NewJob]:
     """What the domain is handed. Raises Invalid("invalid_job") that names the job and the field."""
-    return [_new_job(each, index) for index, each in enumerate(request.jobs)]
+    made: list[NewJob] = []
+    pattern: Any = None
+    for index, each in enumerate(request.jobs):
+        if (what := _pattern(each)) == pattern and each.spec is UNSET:
+            # As the one before, but for its parameters.
+            made.append(replace(made[-1], spec=_parameters(each)))
+        else:
+            made.append(_new_job(each, index))
+            pattern = what if each.action_name is not UNSET and each.external_id is UNSET else None
+    return made
 
 
 def _new_job(each: NewJobRequest, index: int) -> NewJob:
@@ -218,10 +232,14 @@ def _work(each: NewJobRequest, where: str) -> tuple[JobKind, JsonObject]:
             raise _invalid(where, "a generation has a `spec` with its `request`, and no `parameters`")
         return kind, each.spec
     if each.spec is UNSET:
-        return kind, {"parameters": {} if each.parameters is UNSET else each.parameters}
+        return kind, _parameters(each)
     if each.parameters is not UNSET:
         raise _invalid(where, "give either `parameters` or a whole `spec`, not both")
     return kind, each.spec
+
+
+def _parameters(each: NewJobRequest) -> JsonObject:
+    return {"parameters": {} if each.parameters is UNSET else each.parameters}
 
 
 def _seconds(text: str | UnsetType, where: str) -> float | None:

@@ -38,7 +38,7 @@ async def test_a_batch_is_claimed_reported_and_kept(s):
     specs = [{"parameters": {"number": number}} for number in range(5)]
     enqueued = await s.enqueue([new(spec=spec) for spec in specs], now=1)
     assert enqueued.existing == []
-    assert len(s.announced(JobClaimable)) == 5
+    assert sum(fact.count for fact in s.announced(JobClaimable)) == 5
     leases = await s.claim(now=2)
     assert [lease.job.id for lease in leases] == enqueued.ids
     assert [json.loads(lease.spec) for lease in leases] == specs
@@ -370,3 +370,22 @@ async def test_what_was_leased_before_a_restart_is_reported_after_it(place):
         again.project = s.project
         assert await again.report(lease, result={"late": True}) == "accepted"
         assert (await again.job(lease)).result == {"late": True}
+
+
+async def test_jobs_that_are_alike_and_others_keep_their_order_and_their_own(s):
+    handed_in = [
+        new(spec={"parameters": {"text": 'é "1"'}}),
+        new(spec={"parameters": {"n": 2}}),
+        new("other", spec={}, priority=0),
+        new(spec={"parameters": {"n": 4}}, external_id="four"),
+        new(spec={"parameters": {"n": 5}}, external_id="five", max_attempts=3),
+        new(spec={"parameters": {"n": 6}}, max_attempts=3),
+    ]
+    enqueued = await s.enqueue(handed_in, now=1)
+    assert sum(fact.count for fact in s.announced(JobClaimable)) == 6
+    leases = await s.claim(now=2)
+    assert [lease.job.id for lease in leases] == enqueued.ids
+    assert [json.loads(lease.spec) for lease in leases] == [each.spec for each in handed_in]
+    assert [lease.job.max_attempts for lease in leases] == [1, 1, 1, 1, 3, 3]
+    views = [await s.store.job_view(s.project.id, job_id) for job_id in enqueued.ids]
+    assert [view.job.external_id for view in views] == [None, None, None, "four", "five", None]

@@ -1,5 +1,22 @@
 -- Jobs without a run, and what people ask about any job.
 
+-- name: insert_alike_jobs
+INSERT INTO jobs (
+    id, project_id, lane_id, kind, origin, queue, action_name, provider, model, environment_id, run_seq, step_seq,
+    run_id, step_id, step_key, max_attempts, retry_delay, non_retryable, execution_timeout, priority, retry_backoff,
+    retry_max_delay, external_id, created_at, spec
+) SELECT
+    substr(value, 1, ?2), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
+    ?23, ?24, ?25, substr(value, ?2 + 1)
+FROM carray(?1)
+
+-- name: insert_alike_pending
+INSERT INTO jobs_pending (
+    seq, lane_id, available_at, pending_deadline_at, deadline_at, execution_deadline_at, claim_attempt,
+    attempts_charged, hand_backs, lease_token_hash, reported_token_hash, session_id, worker_instance_id, claimed_at,
+    updated_at
+) SELECT seq, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16 FROM jobs WHERE seq BETWEEN ?1 AND ?2
+
 -- name: job_by_external_id
 SELECT id FROM jobs WHERE project_id = ? AND external_id = ?
 
