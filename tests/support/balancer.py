@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 
 class Balancer:
-    """Listens on loopback on a thread of its own; `ports` are the replicas' ports on this machine."""
+    """Listens on loopback on a thread of its own; `ports` are the replicas' ports on this machine. `heard` gets all
+    that they say."""
 
-    def __init__(self, ports: list[int]) -> None:
+    def __init__(self, ports: list[int], heard: Callable[[bytes], None] = lambda _data: None) -> None:
         self._ports = ports
+        self._heard = heard
         self._next = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="balancer", daemon=True)
@@ -38,8 +41,8 @@ class Balancer:
             with contextlib.suppress(OSError):
                 from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
                 ways = [
-                    asyncio.ensure_future(_pass_on(reader, to_server)),
-                    asyncio.ensure_future(_pass_on(from_server, writer)),
+                    asyncio.ensure_future(_pass_on(reader, to_server, lambda _data: None)),
+                    asyncio.ensure_future(_pass_on(from_server, writer, self._heard)),
                 ]
                 # One end is gone: so is the connection.
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -68,8 +71,9 @@ class Balancer:
         self._loop.close()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Callable[[bytes], None]) -> None:
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(65536):
+            heard(data)
             writer.write(data)
             await writer.drain()
