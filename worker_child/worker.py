@@ -219,7 +219,7 @@ class Worker:
             self._carry_out(event(*facts, now))
             self._write()
             while self._runner.unbegun:
-                self._begin()
+                now = self._begin()
             # Only now, as what was decided is on its way.
             self._set_timer(now)
         except Exception as error:  # noqa: BLE001 - a session with a bug is not worked on with: the process ends, says why
@@ -228,15 +228,17 @@ class Worker:
     def _start(self, start: decisions.StartJob) -> None:
         self._runner.start(start.execution, start.job)
 
-    def _begin(self) -> None:
+    def _begin(self) -> float:
         """First steps of the jobs that were started, which are in the journal by now, and the outcomes that some have
-        already."""
+        already. Returns the time at which they were made, as they take what they take."""
         self._beginning = True
         self._runner.begin()
         self._beginning = False
+        now = time.monotonic()
         if self._finished:
-            self._carry_out(self._session.jobs_finished(self._take_finished(), time.monotonic()))
+            self._carry_out(self._session.jobs_finished(self._take_finished(), now))
             self._write()
+        return now
 
     def _carry_out(self, decided: list[Decision]) -> None:
         perform = self._perform
