@@ -54,10 +54,15 @@ class _Call(Asked):
         self.asked_at = time.monotonic()
 
 
+_LIFE = "(SELECT concat(pg_postmaster_start_time(), ' ', stats_reset) FROM pg_stat_bgwriter)"
+"""Another one after every restart, every recovery from a crash, and at every other server."""
+
+
 class _Unknown(Struct, frozen=True, kw_only=True):
     """A transaction whose COMMIT was sent and not answered."""
 
     xid: str
+    life: str
     error: str
 
 
@@ -84,7 +89,8 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self._waiting: asyncio.Event = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: set[Connection] = set()
+        self._lives: dict[Connection, str] = {}
+        """Of the server, as each connection found it."""
         self._away_since: float | None = None
         self._closing = False
         self._put_off = 0
@@ -211,7 +217,7 @@ class Writer:
                 await commit(connection)
             except LOST as error:
                 if xid is not None:
-                    return _Unknown(xid=xid, error=str(error))
+                    return _Unknown(xid=xid, life=self._lives.get(connection, ""), error=str(error))
                 raise
         self.observe(len(calls), time.perf_counter() - begun)
         self._conclude(calls, batch.finished)
@@ -256,6 +262,7 @@ class Writer:
         """A new connection; None when there is none, after a pause. Who has waited long enough is told."""
         try:
             connection = await self._database.connect()
+            await self._note_life(connection)
         except StoreUnavailable as error:
             now = time.monotonic()
             if self._away_since is None:
@@ -272,6 +279,14 @@ class Writer:
             self._away_since = None
             self._failed()
         return connection
+
+    async def _note_life(self, connection: Connection) -> None:
+        self._lives = {each: life for each, life in self._lives.items() if not each.is_closed()}
+        try:
+            self._lives[connection] = await connection.fetchval(f"SELECT {_LIFE}")
+        except FAULTS as error:
+            connection.terminate()
+            raise self._database.unavailable(error) from error
 
     def _drop(self, connection: Connection, error: object) -> None:
         _log.warning("connection to the store lost", error=str(error))
@@ -317,7 +332,7 @@ class Writer:
 
     async def _settle(self, unknown: _Unknown, calls: list[_Call]) -> bool:
         """Find out whether the transaction has happened. False: it has not, and may be made again."""
-        committed = await self._outcome(unknown.xid, time.monotonic() + PATIENCE)
+        committed = await self._outcome(unknown, time.monotonic() + PATIENCE)
         if committed is False:
             return False
         if committed:
@@ -325,31 +340,38 @@ class Writer:
             return True
         leases = [lease for call in calls if isinstance(call.command, Claim) for lease in call.result or ()]
         if leases:
-            self._keep(self._hand_back(unknown.xid, leases))
+            self._keep(self._hand_back(unknown, leases))
         _tell_all(calls, StoreUnavailable(f"the store was lost while it committed: {unknown.error}"))
         return True
 
-    async def _outcome(self, xid: str, until: float) -> bool | None:
-        """Whether the transaction has committed; None when that cannot be known in time."""
+    async def _outcome(self, unknown: _Unknown, until: float) -> bool | None:
+        """Whether the transaction has committed; None when that cannot be known, or not in time."""
         pauses = _Pauses()
         while time.monotonic() < until and not self._closing:
             try:
                 connection = await self._database.connect()
                 try:
-                    status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", xid)
+                    query = f"SELECT pg_xact_status($1::text::xid8), {_LIFE}"
+                    status, life = await connection.fetchrow(query, unknown.xid)
+                except asyncpg.InvalidParameterValueError:
+                    return False  # the number is still to be given: the server has forgotten the transaction
                 finally:
                     connection.terminate()
             except (StoreUnavailable, *FAULTS):
                 self._failed()
             else:
+                if life != unknown.life:
+                    # A transaction that a crash has undone leaves its number to another one, whose outcome this may be.
+                    return None if status in ("committed", None) else False
                 if status != "in progress":
                     return None if status is None else bool(status == "committed")
             await asyncio.sleep(pauses.next())
         return None
 
-    async def _hand_back(self, xid: str, leases: Sequence[Lease]) -> None:
-        """Jobs that may be leased to somebody who was told that there are none: they go back at no cost."""
-        if not await self._outcome(xid, float("inf")):
+    async def _hand_back(self, unknown: _Unknown, leases: Sequence[Lease]) -> None:
+        """Jobs that may be leased to somebody who was told that there are none: they go back at no cost. Where they are
+        not, the lease is nobody's, and changes nothing."""
+        if await self._outcome(unknown, float("inf")) is False:
             return
         for lease in leases:
             reported = jobs.Reported(

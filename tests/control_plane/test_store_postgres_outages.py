@@ -389,6 +389,36 @@ async def test_a_claim_whose_commit_got_no_answer_is_told_with_its_jobs(proxied,
     assert (await s.run(await s.store.run(s.project.id, lease.job.run_id))).result == {"one": {"n": 1}}
 
 
+async def test_a_transaction_that_a_crash_has_undone_is_not_taken_for_the_one_that_got_its_number(durable, monkeypatch):
+    """What was not flushed is forgotten with its number, which the server then gives to somebody else."""
+    place = PostgresPlace(durable)
+    durable.sql("ALTER SYSTEM SET wal_writer_delay = '10s'")
+    durable.sql("SELECT pg_reload_conf()")
+    given = []
+    commit = postgres_writer.commit
+
+    async def crash(connection):
+        monkeypatch.setattr(postgres_writer, "commit", commit)
+        lost = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
+        await asyncio.to_thread(durable.stop, signal.SIGQUIT)
+        await start(durable)
+        while not given or given[-1] < lost:
+            given.append(int(durable.sql("SELECT pg_current_xact_id()")))
+        assert given[0] <= lost
+        raise ConnectionResetError("the server has crashed")
+
+    async with scenario(place) as s:
+        await s.publish("a", [action()])
+        monkeypatch.setattr(postgres_writer, "commit", crash)
+        with pytest.raises(StoreUnavailable, match="while it committed"):
+            await s.start("a")
+        assert given
+        assert await s.read("SELECT count(*) FROM runs") == [(0,)]
+        run = await s.start("a")
+        assert await s.read("SELECT id FROM runs") == [(run.id,)]
+    place.remove()
+
+
 async def test_jobs_that_were_leased_to_somebody_who_was_never_told_go_back_at_no_cost(proxied, monkeypatch):
     monkeypatch.setattr(postgres_writer, "PATIENCE", 0.3)
     proxy, s = proxied
