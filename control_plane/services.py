@@ -226,7 +226,7 @@ class TimersConfig(Struct, frozen=True, kw_only=True):
 
     interval: float = 5.0
     busy_pause: float = 0.02
-    limit: int = 200
+    limit: int = 64
 
 
 class Timers(Service):

@@ -70,6 +70,13 @@ RUN_DEADLINE_EXCEEDED = "RunDeadlineExceeded"
 WAIT_DEADLINE_EXCEEDED = "WaitDeadlineExceeded"
 
 
+_UNREADABLE = {
+    "type": "InvalidVersion",
+    "message": "the run's version is not valid on this server, which is newer than the one that took it",
+}
+"""Of such a version no plan is left but how its runs take turns (specs.unreadable)."""
+
+
 class Parent(Struct, frozen=True, kw_only=True):
     """The step that starts a child run."""
 
@@ -270,8 +277,7 @@ class Engine(Recorder):
             message = f"not over within its wall_clock_timeout of {opened.plan.wall_clock_timeout or 0:g} s"
             self._stop(opened, "failed", {"error": _named(RUN_DEADLINE_EXCEEDED, message)}, "run_deadline")
         elif kind == "step" and not opened.plan.steps:
-            message = "the version that the run executes is not valid on this server"
-            self._step_failed(opened, step, _named("InvalidVersion", message))
+            self._step_failed(opened, step, _UNREADABLE)
         elif kind == "step" and step.kind == "sleep":
             self._step_completed(opened, step, {})
         elif kind == "step" and step.kind == "wait_for_event":
@@ -323,6 +329,9 @@ class Engine(Recorder):
                 del waiting[:place]
         if free and waiting:
             begun = waiting[0]
+            if not begun.plan.steps:
+                self.changes.append(RunUpdated(run=self._ended_run(begun, "failed", {"error": _UNREADABLE})))
+                return
             self.changes.append(TurnTaken(run_id=begun.run.id, automation_id=begun.run.automation_id))
             self.changes.append(RunBegun(run=self._begin(begun)))
 

@@ -63,7 +63,7 @@ def _fire(known: Known, writing: Writing, run_seq: int, kind: Any) -> bool:
         writing.execute("ROLLBACK TO timer")
         writing.execute("RELEASE timer")
         del writing.facts[facts:]
-        known.lanes.forget()
+        known.forget()
         writing.execute(known.sql["put_timer_off"], (writing.now + to_microseconds(PUT_OFF), run_seq, kind))
         return False
     writing.execute("RELEASE timer")

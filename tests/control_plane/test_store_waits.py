@@ -8,6 +8,7 @@ import apsw
 import asyncpg
 import pytest
 
+from control_plane.domain import specs
 from control_plane.domain.model import TERMINAL_RUN
 from control_plane.domain.runs import CLEANUP_TIMEOUT, Engine
 from control_plane.domain.store import CancelRequested, RunFilter, TimerArmed
@@ -180,6 +181,24 @@ async def test_a_timer_that_cannot_be_decided_holds_up_no_other(s, monkeypatch):
     monkeypatch.undo()
     assert await s.fire(HOUR + 61) == 1
     assert await s.statuses(bad) == ["completed"]
+
+
+async def test_runs_of_a_version_that_this_server_refuses_can_be_ended(place, monkeypatch):
+    async with scenario(place) as s:
+        await s.publish("nap", [sleep(), action()], concurrency="queue")
+        napping, queued = await s.start("nap"), await s.start("nap")
+        await s.publish("wait", [wait(), action()], cleanup=[action("tidy")])
+        waiting = await s.start("wait")
+        project, session = s.project, s.session
+    monkeypatch.setattr(specs, "read", lambda spec: (None, ["steps: this server is stricter"]))
+    async with scenario(place, prepared=False) as s:
+        s.project, s.session = project, session
+        assert (await s.cancel(waiting)).status == "cancelled"
+        await s.fire(HOUR)
+        ended = [await s.run(run) for run in (napping, queued)]
+        assert [(run.status, run.error_type) for run in ended] == [("failed", "InvalidVersion")] * 2
+        assert await s.claim(now=HOUR) == []
+        await nothing_is_left(s)
 
 
 # --- signals

@@ -61,7 +61,7 @@ def test_the_commands_do_what_the_page_says(tmp_path: Path) -> None:
 def test_the_tables_are_what_the_code_has() -> None:
     assert first_cells("| kind | config") == set(specs._STEP_KINDS)
     assert first_cells("| | |\n|---|---|\n| `allow`") == set(get_args(specs.Concurrency))
-    named = set(re.findall(r'_StepFailed\(\s*"(\w+)"', DOMAIN)) | set(re.findall(r'_named\("(\w+)"', DOMAIN))
+    named = set(re.findall(r'_StepFailed\(\s*"(\w+)"', DOMAIN)) | set(re.findall(r'"type": "(\w+)"', DOMAIN))
     named |= {runs.RUN_DEADLINE_EXCEEDED, runs.WAIT_DEADLINE_EXCEEDED, retries.EXECUTION_DEADLINE_EXCEEDED}
     assert first_cells("| error type | of") == named
     events = set(re.findall(r'"((?:run|step|signal)\.\w+)"', DOMAIN))
