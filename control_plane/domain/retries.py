@@ -12,6 +12,7 @@ EXECUTION_DEADLINE_EXCEEDED = "ExecutionDeadlineExceeded"
 """Error type of a job that ran, with all its attempts, longer than its step allows."""
 
 MAX_ATTEMPTS = 10
+MOST_BACKOFF = 100.0
 DEFAULT_ATTEMPTS = 1
 DEFAULT_EXECUTION_TIMEOUT = 86_400.0
 

@@ -563,6 +563,8 @@ class Engine(Recorder):
             step_key=step.step_key,
             max_attempts=planned.max_attempts,
             retry_delay=planned.delay,
+            retry_backoff=planned.backoff,
+            retry_max_delay=planned.max_delay,
             non_retryable=list(planned.non_retryable),
             execution_timeout=planned.timeout,
             pending_deadline_at=self._now + to_microseconds(self._pending_deadline),

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from control_plane.domain import conditions, templates
 from control_plane.domain.conditions import Condition
-from control_plane.domain.retries import DEFAULT_ATTEMPTS, DEFAULT_EXECUTION_TIMEOUT, MAX_ATTEMPTS
+from control_plane.domain.retries import DEFAULT_ATTEMPTS, DEFAULT_EXECUTION_TIMEOUT, MAX_ATTEMPTS, MOST_BACKOFF
 from control_plane.domain.times import parse_duration, parse_time
 
 MAX_STEPS = 1000
@@ -57,6 +57,8 @@ class ActionPlan(Struct, frozen=True, kw_only=True):
     environment_id: str | None = None
     max_attempts: int = DEFAULT_ATTEMPTS
     delay: float = 0.0
+    backoff: float = 1.0
+    max_delay: float | None = None
     non_retryable: tuple[str, ...] = ()
     timeout: float = DEFAULT_EXECUTION_TIMEOUT
 
@@ -442,7 +444,6 @@ class _Reader:
         environment_id = self.text(config, "environment_id", place)
         if location == "environment" and environment_id is None:
             self.fault(f"{place}.environment_id", 'required when execution_location is "environment"')
-        max_attempts, delay, non_retryable = self.retry(fields.get("retry", {}), f"{where}.retry")
         return ActionPlan(
             key=key,
             save_as=save_as,
@@ -451,10 +452,8 @@ class _Reader:
             parameters=self.json_object(config, "parameters", place),
             inputs=self.json_object(fields, "input", where),
             environment_id=environment_id,
-            max_attempts=max_attempts,
-            delay=delay,
-            non_retryable=non_retryable,
             timeout=self.timeout(fields.get("timeout", {}), f"{where}.timeout"),
+            **self.retry(fields.get("retry", {}), f"{where}.retry"),
         )
 
     def child(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> ChildPlan:
@@ -537,8 +536,9 @@ class _Reader:
         self.check_templates(mapping, where, _ROOTS | {"event"})
         return mapping
 
-    def retry(self, value: Any, where: str) -> tuple[int, float, tuple[str, ...]]:
-        fields = self.object(value, where, ("max_attempts", "delay", "non_retryable"))
+    def retry(self, value: Any, where: str) -> dict[str, Any]:
+        """The fields of an ActionPlan."""
+        fields = self.object(value, where, ("max_attempts", "delay", "backoff", "max_delay", "non_retryable"))
         attempts = fields.get("max_attempts", DEFAULT_ATTEMPTS)
         if isinstance(attempts, bool) or not isinstance(attempts, int) or not 1 <= attempts <= MAX_ATTEMPTS:
             self.fault(f"{where}.max_attempts", f"expected a whole number from 1 to {MAX_ATTEMPTS}")
@@ -547,7 +547,17 @@ class _Reader:
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             self.fault(f"{where}.non_retryable", "expected a list of error types")
             listed = []
-        return attempts, self.duration(fields, "delay", where) or 0.0, tuple(listed)
+        backoff = fields.get("backoff", 1.0)
+        if isinstance(backoff, bool) or not isinstance(backoff, int | float) or not 1 <= backoff <= MOST_BACKOFF:
+            self.fault(f"{where}.backoff", f"expected a number from 1 to {MOST_BACKOFF:g}")
+            backoff = 1.0
+        return {
+            "max_attempts": attempts,
+            "delay": self.duration(fields, "delay", where) or 0.0,
+            "backoff": float(backoff),
+            "max_delay": self.duration(fields, "max_delay", where),
+            "non_retryable": tuple(listed),
+        }
 
     def timeout(self, value: Any, where: str, default: float = DEFAULT_EXECUTION_TIMEOUT) -> float:
         fields = self.object(value, where, ("duration", "on_timeout"))

@@ -8,6 +8,7 @@ RULES = {
     "jobs_not_in_one_state": "every job is in exactly one state",
     "states_without_job": "every state is a job's",
     "streams_with_gaps": "the events of every run are without gaps",
+    "attempts_without_job": "every attempt that failed is a job's",
     "parts_without_run": "every step, event, job, timer and signal belongs to a run",
     "open_runs_without_job": "every run that goes on waits for a job, a time, a signal or its turn",
     "turns_held_twice": "of an automation that takes turns one run goes on",

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from control_plane.domain.enqueue import HIGHEST_PRIORITY, MOST_JOBS, Enqueued, NewJob
 from control_plane.domain.model import ORG_ID, Attempt, Job, JobKind, JobStatus
-from control_plane.domain.retries import DEFAULT_EXECUTION_TIMEOUT, LONGEST_DELAY, MAX_ATTEMPTS
+from control_plane.domain.retries import DEFAULT_EXECUTION_TIMEOUT, LONGEST_DELAY, MAX_ATTEMPTS, MOST_BACKOFF
 from control_plane.domain.store import JobFilter, JobView, Page
 from control_plane.domain.times import MICROSECONDS, parse_duration
 from control_plane.errors import Invalid
@@ -44,7 +44,7 @@ class JobRetryRequest(Request, frozen=True):
 
     max_attempts: Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] = 1
     delay: Duration | UnsetType = UNSET
-    backoff: Annotated[float, Meta(ge=1.0, le=100.0)] = 1.0
+    backoff: Annotated[float, Meta(ge=1.0, le=MOST_BACKOFF)] = 1.0
     max_delay: Duration | UnsetType = UNSET
     non_retryable: Annotated[list[Name], Meta(max_length=100)] | UnsetType = UNSET
 

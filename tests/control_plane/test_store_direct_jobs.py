@@ -389,3 +389,17 @@ async def test_jobs_that_are_alike_and_others_keep_their_order_and_their_own(s):
     assert [lease.job.max_attempts for lease in leases] == [1, 1, 1, 1, 3, 3]
     views = [await s.store.job_view(s.project.id, job_id) for job_id in enqueued.ids]
     assert [view.job.external_id for view in views] == [None, None, None, "four", "five", None]
+
+
+async def test_delays_of_a_step_grow_too(s):
+    retry = {"max_attempts": 4, "delay": "2s", "backoff": 5, "max_delay": "7s"}
+    await s.publish("a", [action(retry=retry)])
+    run = await s.start("a")
+    now = 0.0
+    for delay in (2, 7, 7):
+        await s.report(await s.claim_one(now=now), "failed", error="Boom", now=now)
+        assert await s.claim(now=now + delay - 0.001) == []
+        now += delay
+    await s.report(await s.claim_one(now=now), now=now)
+    retried = [event.payload["delay_seconds"] for event in await s.events(run) if event.event_type == "action.retried"]
+    assert retried == [2.0, 7.0, 7.0]

@@ -172,9 +172,17 @@ def run_sample(plane: ControlPlaneProcess) -> dict[str, Any]:
         return result
 
 
+def invoke(plane: ControlPlaneProcess) -> Any:
+    """A job without a run, and its answer."""
+    with plane.http() as http:
+        body = {"input": {"name": "Ada"}, "timeout_seconds": 60}
+        return http.post("/v1/projects/default/actions/greet/invocations", json=body, timeout=90).json().get("output")
+
+
 def test_worker_0_0_61_speaks_the_loops_dialect(loops_plane: ControlPlaneProcess) -> None:
     with script("0.0.61", loops_plane, "worker.py", "1", "public-2"):
         run = run_sample(loops_plane)
+        assert invoke(loops_plane) == {"greeting": "hello Ada"}
     assert run["status"] == "completed"
     assert run["result"] == {"greet": {"greeting": "hello Ada"}, "retry": {"attempt": 3}}
 
@@ -182,6 +190,7 @@ def test_worker_0_0_61_speaks_the_loops_dialect(loops_plane: ControlPlaneProcess
 def test_worker_0_5_0_finds_the_project_by_its_key(plane: ControlPlaneProcess) -> None:
     with script("0.5.0", plane, "worker.py", "2", "public-5"):
         run = run_sample(plane)
+        assert invoke(plane) == {"greeting": "hello Ada"}
     assert run["status"] == "completed"
     assert run["result"] == {"greet": {"greeting": "hello Ada"}, "retry": {"attempt": 3}}
 
@@ -197,6 +206,7 @@ def test_worker_0_0_61_on_a_project_that_alone_speaks_loops(tmp_path: Path) -> N
 def test_a_public_worker_goes_on_after_the_control_plane_was_killed(plane: ControlPlaneProcess) -> None:
     with script("0.0.23", plane, "worker.py", "1", "public-4"):
         assert run_sample(plane)["status"] == "completed"
+        assert invoke(plane) == {"greeting": "hello Ada"}
         plane.kill()
         plane.start()
         with plane.http() as http:

@@ -16,6 +16,9 @@ SELECT count(*) FROM (
     SELECT run_seq FROM events GROUP BY run_seq HAVING count(*) <> max(sequence) OR min(sequence) <> 1
 ) gaps
 
+-- name: attempts_without_job
+SELECT count(*) FROM job_attempts a WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.seq = a.job_seq)
+
 -- name: parts_without_run
 SELECT (SELECT count(*) FROM steps s WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = s.run_seq))
     + (SELECT count(*) FROM events e WHERE NOT EXISTS (SELECT 1 FROM runs r WHERE r.seq = e.run_seq))
