@@ -5,10 +5,12 @@ SELECT id, handle FROM projects
 -- name: census_lanes
 SELECT l.project_id, l.queue,
     (SELECT count(*) FROM (
-        SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at <= $1 LIMIT $2
+        SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at <= $1
+        ORDER BY p.available_at LIMIT $2
     ) counted),
     (SELECT count(*) FROM (
-        SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at > $1 LIMIT $2
+        SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at > $1
+        ORDER BY p.available_at LIMIT $2
     ) counted),
     (SELECT min(available_at) FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at <= $1)
 FROM lanes l

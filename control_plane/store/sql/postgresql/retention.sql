@@ -4,19 +4,27 @@
 -- name: retire_alone
 SELECT pg_try_advisory_xact_lock(7234017283807667)
 
+-- A job that has not ended, asked for run by run: a LIMIT keeps it from becoming a join of whole tables.
+-- name: open_job_tables
+LEFT JOIN LATERAL (
+    SELECT j.seq FROM steps s JOIN jobs j ON j.id = s.job_id LEFT JOIN jobs_finished f ON f.seq = j.seq
+    WHERE s.run_seq = r.seq AND f.seq IS NULL LIMIT 1
+) open_job ON true
+
 -- name: past_runs
-SELECT r.seq, r.created_at, CASE WHEN EXISTS (
-        SELECT 1 FROM steps s JOIN jobs j ON j.id = s.job_id
-        WHERE s.run_seq = r.seq AND NOT EXISTS (SELECT 1 FROM jobs_finished f WHERE f.seq = j.seq)
-    ) THEN NULL WHEN r.status IN ('completed', 'failed', 'cancelled') THEN r.completed_at END,
+SELECT r.seq, r.created_at,
+    CASE WHEN open_job.seq IS NULL AND r.status IN ('completed', 'failed', 'cancelled') THEN r.completed_at END,
     coalesce((SELECT max(e.sequence) FROM events e WHERE e.run_seq = r.seq), 0)
-FROM runs r WHERE r.seq > $1 ORDER BY r.seq LIMIT $2
+FROM (SELECT seq, created_at, status, completed_at FROM runs WHERE seq > $1 ORDER BY seq LIMIT $2) r
+{open_job_tables}
+ORDER BY r.seq
 
 -- Jobs whose run has gone are left over from nothing that we do, and go too.
 -- name: past_jobs
 SELECT j.seq, j.created_at, CASE WHEN r.seq IS NULL THEN f.completed_at END, 0
-FROM jobs j LEFT JOIN jobs_finished f ON f.seq = j.seq LEFT JOIN runs r ON r.seq = j.run_seq
-WHERE j.seq > $1 ORDER BY j.seq LIMIT $2
+FROM (SELECT seq, created_at, run_seq FROM jobs WHERE seq > $1 ORDER BY seq LIMIT $2) j
+LEFT JOIN jobs_finished f ON f.seq = j.seq LEFT JOIN runs r ON r.seq = j.run_seq
+ORDER BY j.seq
 
 -- name: past_deltas
 SELECT f.seq FROM (SELECT DISTINCT job_seq FROM deltas) d JOIN jobs_finished f ON f.seq = d.job_seq
@@ -29,12 +37,9 @@ SELECT id FROM sessions WHERE ended_at < $1 AND id NOT IN (SELECT session_id FRO
 DELETE FROM drains WHERE kind = 'session' AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.id = drains.target)
 
 -- name: finished_runs
-SELECT r.seq FROM runs r
-WHERE r.seq = ANY($1::bigint[]) AND r.status IN ('completed', 'failed', 'cancelled') AND NOT EXISTS (
-    SELECT 1 FROM steps s JOIN jobs j ON j.id = s.job_id
-    WHERE s.run_seq = r.seq AND NOT EXISTS (SELECT 1 FROM jobs_finished f WHERE f.seq = j.seq)
-)
-ORDER BY r.seq FOR UPDATE SKIP LOCKED
+SELECT r.seq FROM runs r {open_job_tables}
+WHERE r.seq = ANY($1::bigint[]) AND r.status IN ('completed', 'failed', 'cancelled') AND open_job.seq IS NULL
+ORDER BY r.seq FOR UPDATE OF r SKIP LOCKED
 
 -- name: jobs_of_runs
 SELECT j.seq FROM steps s JOIN jobs j ON j.id = s.job_id WHERE s.run_seq = ANY($1::bigint[])
