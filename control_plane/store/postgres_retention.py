@@ -15,7 +15,7 @@ async def find(
     """What may go: runs and jobs as Going, sessions and the jobs of deltas by their keys."""
     if what in ("sessions", "deltas"):
         return [row[0] for row in await connection.fetch(sql[f"past_{what}"], before, limit)]
-    rows = await connection.fetch(sql[f"past_{what}"], after, LOOKS)
+    rows = await connection.fetch(sql[f"past_{what}"], after)
     looked_at = [
         Past(seq=seq, created_at=created, ended_at=ended, events=events) for seq, created, ended, events in rows
     ]

@@ -7,4 +7,4 @@ OF_JOB = ("job_attempts", "deltas")
 """By `job_seq`."""
 
 LOOKS = 200
-"""Runs or jobs that one look goes through."""
+"""Runs or jobs that one look goes through: the LIMIT of past_runs and past_jobs."""

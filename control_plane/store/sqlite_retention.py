@@ -15,7 +15,7 @@ def find(connection: apsw.Connection, sql: dict[str, str], what: Retired, before
     """What may go: runs and jobs as Going, sessions and the jobs of deltas by their keys."""
     if what in ("sessions", "deltas"):
         return [row[0] for row in connection.execute(sql[f"past_{what}"], (before, limit))]
-    rows = connection.execute(sql[f"past_{what}"], (after, LOOKS))
+    rows = connection.execute(sql[f"past_{what}"], (after,))
     looked_at = [
         Past(seq=seq, created_at=created, ended_at=ended, events=events) for seq, created, ended, events in rows
     ]

@@ -45,11 +45,14 @@ SELECT j.queue, j.action_name, count(*) FROM jobs_claimed c JOIN jobs j ON j.seq
 WHERE j.project_id = $1 AND (j.queue = ANY($2::text[]) OR j.action_name = ANY($3::text[]))
 GROUP BY j.queue, j.action_name
 
+-- In the order of the index, so that it is read and not the table.
 -- name: pending_by_queue
 SELECT l.queue, sum(waiting.number)::bigint, min(due.at)
 FROM lanes l
 CROSS JOIN LATERAL (
-    SELECT count(*) AS number FROM (SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id LIMIT $2) counted
+    SELECT count(*) AS number FROM (
+        SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id ORDER BY p.available_at LIMIT $2
+    ) counted
 ) waiting
 LEFT JOIN LATERAL (
     SELECT p.available_at AS at FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at <= $3

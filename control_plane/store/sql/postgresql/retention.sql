@@ -1,3 +1,4 @@
+-- A look goes through 200 (retired_tables.LOOKS), said as a number: the planner must know how few they are.
 -- What may go is found by a short read, and looked at again by the transaction that deletes it.
 
 -- One replica at a time: the others pass.
@@ -15,20 +16,22 @@ LEFT JOIN LATERAL (
 SELECT r.seq, r.created_at,
     CASE WHEN open_job.seq IS NULL AND r.status IN ('completed', 'failed', 'cancelled') THEN r.completed_at END,
     coalesce((SELECT max(e.sequence) FROM events e WHERE e.run_seq = r.seq), 0)
-FROM (SELECT seq, created_at, status, completed_at FROM runs WHERE seq > $1 ORDER BY seq LIMIT $2) r
+FROM (SELECT seq, created_at, status, completed_at FROM runs WHERE seq > $1 ORDER BY seq LIMIT 200) r
 {open_job_tables}
 ORDER BY r.seq
 
 -- Jobs whose run has gone are left over from nothing that we do, and go too.
 -- name: past_jobs
-SELECT j.seq, j.created_at, CASE WHEN r.seq IS NULL THEN f.completed_at END, 0
-FROM (SELECT seq, created_at, run_seq FROM jobs WHERE seq > $1 ORDER BY seq LIMIT $2) j
-LEFT JOIN jobs_finished f ON f.seq = j.seq LEFT JOIN runs r ON r.seq = j.run_seq
+SELECT j.seq, j.created_at, CASE
+        WHEN (SELECT r.seq FROM runs r WHERE r.seq = j.run_seq) IS NULL
+        THEN (SELECT f.completed_at FROM jobs_finished f WHERE f.seq = j.seq)
+    END, 0
+FROM (SELECT seq, created_at, run_seq FROM jobs WHERE seq > $1 ORDER BY seq LIMIT 200) j
 ORDER BY j.seq
 
 -- name: past_deltas
-SELECT f.seq FROM (SELECT DISTINCT job_seq FROM deltas) d JOIN jobs_finished f ON f.seq = d.job_seq
-WHERE f.completed_at < $1 LIMIT $2
+SELECT d.job_seq FROM (SELECT DISTINCT job_seq FROM deltas) d
+WHERE (SELECT f.completed_at FROM jobs_finished f WHERE f.seq = d.job_seq) < $1 LIMIT $2
 
 -- name: past_sessions
 SELECT id FROM sessions WHERE ended_at < $1 AND id NOT IN (SELECT session_id FROM jobs_claimed) LIMIT $2

@@ -6,13 +6,13 @@ SELECT r.seq, r.created_at, CASE WHEN EXISTS (
         WHERE s.run_seq = r.seq AND NOT EXISTS (SELECT 1 FROM jobs_finished f WHERE f.seq = j.seq)
     ) THEN NULL WHEN r.status IN ('completed', 'failed', 'cancelled') THEN r.completed_at END,
     coalesce((SELECT max(e.sequence) FROM events e WHERE e.run_seq = r.seq), 0)
-FROM runs r WHERE r.seq > ?1 ORDER BY r.seq LIMIT ?2
+FROM runs r WHERE r.seq > ?1 ORDER BY r.seq LIMIT 200
 
 -- Jobs whose run has gone are left over from nothing that we do, and go too.
 -- name: past_jobs
 SELECT j.seq, j.created_at, CASE WHEN r.seq IS NULL THEN f.completed_at END, 0
 FROM jobs j LEFT JOIN jobs_finished f ON f.seq = j.seq LEFT JOIN runs r ON r.seq = j.run_seq
-WHERE j.seq > ?1 ORDER BY j.seq LIMIT ?2
+WHERE j.seq > ?1 ORDER BY j.seq LIMIT 200
 
 -- name: past_deltas
 SELECT f.seq FROM (SELECT DISTINCT job_seq FROM deltas) d JOIN jobs_finished f ON f.seq = d.job_seq
