@@ -186,6 +186,7 @@ class _Child:
             environment_id=settings.environment_id,
             identity_conflict=settings.identity_conflict,
             address=where.url,
+            key_file=settings.api_key_file is not None,
         )
 
     def _beat(self, now: float) -> pipe.Beat:

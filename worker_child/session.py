@@ -137,6 +137,8 @@ class SessionSettings(Struct, frozen=True, kw_only=True):
     environment_id: str | None = None
     identity_conflict: float = 180.0
     address: str = ""
+    key_file: bool = False
+    """Whether the key is from a file, which may have another one by now."""
 
 
 class _Job(Struct, eq=False):
@@ -261,7 +263,7 @@ class Session:
         self._last_acknowledgement = now
         self._deltas = DeltaTraffic()
         self._conflict_since: float | None = None
-        self._refused_once = False
+        self._refused_once = self._disowned = False
         self._garbage = 0
         self._garbage_since = now
         self._drain_asked = False
@@ -401,6 +403,7 @@ class Session:
             return []
         if key_changed and not self._refused_once:
             self._refused_once = True
+            self._disowned = False
             return self._lost(f"{reason}; the key file has a new key", now, 0.0)
         return self._end(reason, now, refused=True)
 
@@ -773,6 +776,11 @@ class Session:
     def _on_error(self, frame: frames.Error, now: float) -> list[Decision]:
         code, message = frame.error.code, frame.error.message
         decisions: list[Decision] = [Note("warning", "session.error", {"code": code, "message": message})]
+        if code == frames.INVALID_ACTOR and self.settings.key_file and not self._disowned:
+            # The upgrade with the same key is refused, and then the file is read: with a new key the jobs go on.
+            self._disowned = True
+            reason = f"the API key has ended: {message}"
+            return [*decisions, DropConnection(reason), *self._lost(reason, now, 0.0)]
         if code == frames.INVALID_ACTOR:
             return decisions + self._end(f"the control plane revoked the credential: {message}", now, refused=True)
         if code == frames.WORKER_INSTANCE_CONFLICT:

@@ -58,6 +58,7 @@ class SessionDriver:
         identity_conflict: float = 180.0,
         address: str = "",
         models: tuple[str, ...] = (),
+        key_file: bool = False,
     ) -> None:
         self.now = 1000.0
         self.settings = SessionSettings(
@@ -69,6 +70,7 @@ class SessionDriver:
             id_prefix="m",
             identity_conflict=identity_conflict,
             address=address,
+            key_file=key_file,
         )
         self.session = Session(self.settings, Backoff(lambda: jitter), self.now, leftover or [])
         self.decided: list[Decision] = []

@@ -596,6 +596,28 @@ def test_invalid_actor_ends_the_worker() -> None:
     assert "credential" in end.reason
 
 
+def test_a_key_that_has_ended_is_exchanged_for_the_one_in_its_file() -> None:
+    driver = SessionDriver(key_file=True).register()
+    for _ in range(2):  # and again at the next rotation
+        assert driver.error("invalid_actor").of(DropConnection)
+        assert not driver.of(End)
+        assert driver.wait(0.0).of(Connect)
+        assert not driver.took(driver.session.upgrade_refused("401", driver.now, key_changed=True)).of(End)
+        driver.register()
+    driver.error("invalid_actor")
+    driver.wait(0.0)
+    (end,) = driver.took(driver.session.upgrade_refused("401", driver.now, key_changed=False)).of(End)
+    assert end.refused
+
+
+def test_a_server_that_disowns_and_lets_in_again_is_believed_the_second_time() -> None:
+    driver = SessionDriver(key_file=True).register()
+    assert driver.error("invalid_actor").of(DropConnection)
+    driver.register()
+    (end,) = driver.error("invalid_actor").of(End)
+    assert end.refused
+
+
 def test_other_errors_are_only_noted() -> None:
     driver = SessionDriver().register()
     assert not driver.error("something").of(End)
