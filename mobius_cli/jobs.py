@@ -224,8 +224,10 @@ async def why(mobius: Mobius, output: Output, job: str) -> None:
     if output.is_json:
         output.json(answer)
         return
-    output.line(text.plain(answer.get("summary")))
-    for number, reason in enumerate(answer.get("reasons") or [], 1):
+    reasons = answer.get("reasons") or []
+    if not reasons:
+        output.line(text.plain(answer.get("summary")))
+    for number, reason in enumerate(reasons, 1):
         output.line(f"{number}. {text.plain(reason.get('message'))}")
         output.line(f"   what helps: {text.plain(reason.get('remedy'))}")
     miss = answer.get("nearest_miss")

@@ -112,7 +112,8 @@ def _workers(job: Job, presences: Sequence[Presence], eligible: Sequence[Presenc
         message = f"no worker of this project is connected{stale}"
         yield Reason(code="no_worker", message=message, remedy=f"start a worker for {_work_of(job)}")
     elif not eligible:
-        message = f"none of the {_counted(len(live), 'connected worker')} takes {_work_of(job)}"
+        none = "the only connected worker does not take" if len(live) == 1 else f"none of {len(live)} workers takes"
+        message = f"{none} {_work_of(job)}"
         yield Reason(code="no_eligible_worker", message=message, remedy=_remedy(job, live))
     elif all(presence.busy >= presence.session.concurrency_limit for presence in eligible):
         slots = sum(presence.session.concurrency_limit for presence in eligible)

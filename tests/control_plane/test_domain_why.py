@@ -68,7 +68,7 @@ def test_a_job_that_nothing_keeps_is_claimable() -> None:
         (
             [a_worker(selector=Selector(queues=("default",)))],
             "no_eligible_worker",
-            "none of the 1 connected worker takes action train from queue gpu",
+            "the only connected worker does not take action train from queue gpu",
         ),
         (
             [a_worker(busy=2), a_worker("rig-2", busy=2), a_worker("rig-3", draining=True)],
@@ -120,7 +120,7 @@ def test_the_nearest_miss_is_the_worker_with_the_fewest_differences() -> None:
 def test_a_generation_names_its_model() -> None:
     job = a_job(kind="llm_generation", action_name=None, provider="ollama", model="qwen")
     explanation = explained(job, a_worker(selector=Selector(models=(("ollama", "llama"),))))
-    assert explanation.summary == "none of the 1 connected worker takes model ollama/qwen from queue gpu"
+    assert explanation.summary == "the only connected worker does not take model ollama/qwen from queue gpu"
     assert explanation.nearest_miss is not None
     assert explanation.nearest_miss.differences == ["offers ollama/llama and not ollama/qwen"]
 
