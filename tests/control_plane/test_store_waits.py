@@ -201,6 +201,41 @@ async def test_runs_of_a_version_that_this_server_refuses_can_be_ended(place, mo
         await nothing_is_left(s)
 
 
+CELLS = {
+    # What a run is doing: what becomes of it when a timer of each kind fires, whether that kind belongs to it or not.
+    "queued": {"step": "queued", "run": "queued", "cleanup": "queued", "turn": "queued"},
+    "job": {"step": "suspended", "run": "failed", "cleanup": "suspended", "turn": "suspended"},
+    "sleep": {"step": "completed", "run": "failed", "cleanup": "suspended", "turn": "suspended"},
+    "wait": {"step": "failed", "run": "failed", "cleanup": "suspended", "turn": "suspended"},
+    "cleaning": {"step": "suspended", "run": "suspended", "cleanup": "completed", "turn": "suspended"},
+    "ended": {"step": "completed", "run": "completed", "cleanup": "completed", "turn": "completed"},
+}
+
+
+async def test_every_timer_in_every_state(s):
+    nothing = child("c", "none", condition="false")
+    await s.publish("queued", [action()], concurrency="queue")
+    await s.start("queued")
+    await s.publish("job", [action()])
+    await s.publish("sleep", [sleep()])
+    await s.publish("wait", [wait()])
+    await s.publish("cleaning", [nothing], cleanup=[action("tidy")])
+    await s.publish("ended", [nothing])
+    found = {state: {} for state in CELLS}
+    for state, kinds in CELLS.items():
+        for kind in kinds:
+            run = await s.start(state)
+            (((seq,),), due) = (await s.read(f"SELECT seq FROM runs WHERE id = '{run.id}'"), at(1))
+            outcome = json.dumps({"event": "completed", "payload": {}})
+            await s.write(f"DELETE FROM run_timers WHERE run_seq = {seq} AND kind = '{kind}'")
+            await s.write(f"INSERT INTO run_timers VALUES ({seq}, '{kind}', {due}, '{outcome}')")
+            await s.fire(1)
+            assert await s.read(f"SELECT kind FROM run_timers WHERE run_seq = {seq} AND due_at = {due}") == []
+            ((found[state][kind],),) = await s.read(f"SELECT status FROM runs WHERE seq = {seq}")
+            await s.cancel(run)
+    assert found == CELLS
+
+
 # --- signals
 
 
