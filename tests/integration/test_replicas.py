@@ -180,3 +180,23 @@ def test_one_of_two_replicas_is_killed_under_load_and_nothing_is_lost_or_done_tw
                 assert [step["attempt"] for step in automations.steps(http, run)] == [1]
             assert not list(supervisor.matching("process ended"))
             assert supervisor.terminate() == 0
+
+
+def test_what_a_killed_replica_was_to_wake_another_wakes_once(database: str, tmp_path: Path) -> None:
+    nap = {"kind": "sleep", "config": {"duration": "1s"}}
+    key_file = tmp_path / "api-key"
+    with (
+        ControlPlaneProcess(tmp_path / "one", store_url=database, key_file=key_file) as one,
+        ControlPlaneProcess(tmp_path / "two", store_url=database, key_file=key_file) as two,
+    ):
+        with one.http() as http:
+            automations.publish(http, "naps", [{"key": "a", **nap}, {"key": "b", **nap}])
+            automations.publish(http, "line", [{"key": "a", **nap}], concurrency="queue")
+            naps = [automations.start(http, "naps") for _ in range(10)]
+            line = [automations.start(http, "line") for _ in range(3)]
+        one.kill()
+        with two.http() as http:
+            for run in naps + line:
+                assert automations.finish(http, run)["status"] == "completed"
+                types = automations.event_types(http, run)
+                assert types.count("step.completed") == (2 if run in naps else 1)
