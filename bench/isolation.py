@@ -9,6 +9,7 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.supervisor_process import SupervisorProcess
@@ -24,7 +25,10 @@ def processor_time(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = sum(int(field) for field in fields[11:15]) / TICK
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(processor_time(int(child)) for child in children)
+    for child in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            own += processor_time(int(child))
+    return own
 
 
 def measure(server: WorkerSocketServer, supervisor: int, action: str, jobs: int) -> tuple[list[float], float]:
