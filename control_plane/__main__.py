@@ -244,7 +244,7 @@ async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.soc
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, f"received {number.name}")
-    parent = None if pipe is None else Parent(pipe, loop, stop)
+    parent = None if pipe is None else Parent(pipe, loop, stop, plane.watch_writes())
     host, port = listening.getsockname()[:2]
 
     def on_listening() -> None:

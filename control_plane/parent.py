@@ -38,12 +38,20 @@ _REARM_INTERVAL = 10.0
 
 
 class Parent:
-    """Our end of the pipe. `stop` is called once when the parent asks us to drain, or is gone."""
+    """Our end of the pipe. `stop` is called once when the parent asks us to drain, or is gone. While `stands_still()`
+    we do not beat: the parent then keeps our stacks, and starts us anew."""
 
-    def __init__(self, pipe: socket.socket, loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        pipe: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        stop: Callable[[str], None],
+        stands_still: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._pipe = pipe
         self._loop = loop
         self._stop = stop
+        self._stands_still = stands_still
         self._ready = False
         self._orphaned = False
         self._rearm_at = 0.0
@@ -68,9 +76,9 @@ class Parent:
     def _beat(self) -> None:
         now = self._loop.time()
         session: SessionState = "registered" if self._ready else "starting"
-        self._send(
-            Beat(slot=SLOT, incarnation=1, source="loop", session=session, loop_lag=max(0.0, now - self._beat_due))
-        )
+        lag = max(0.0, now - self._beat_due)
+        if not self._stands_still():
+            self._send(Beat(slot=SLOT, incarnation=1, source="loop", session=session, loop_lag=lag))
         if now >= self._rearm_at and not self._orphaned:
             self._rearm_at = now + _REARM_INTERVAL
             faulthandler.dump_traceback_later(HANG_LIMIT + _REARM_INTERVAL, exit=True)

@@ -45,6 +45,8 @@ from control_plane.services import (
     TimersConfig,
     Wakeups,
     WakeupsConfig,
+    WriteWatch,
+    WriteWatchConfig,
 )
 from control_plane.web.app import create_app
 from control_plane.web.authentication import Authenticator
@@ -227,6 +229,12 @@ class ControlPlane:
     def _close_streams(self) -> None:
         for readers in (self._streams, self._deltas, self._waits):
             readers.close()
+
+    def watch_writes(self) -> Callable[[], bool]:
+        """Have writes tried while it runs; call it before. What it gives says whether one stands still."""
+        watch = WriteWatch(self._store, WriteWatchConfig())
+        self._services.append(watch)
+        return watch.stands_still
 
     def stop(self, reason: str) -> None:
         """Ask for a graceful end."""

@@ -269,6 +269,35 @@ class Timers(Service):
                 return
 
 
+class WriteWatchConfig(Struct, frozen=True, kw_only=True):
+    """Seconds. A write that has not come back after `limit` stands still."""
+
+    interval: float = 10.0
+    limit: float = 30.0
+
+
+class WriteWatch(Service):
+    """Tries a write now and then, so that a supervisor can be told when writes do not come back. One that is refused
+    came back too: starting again would not help."""
+
+    def __init__(self, store: Store, config: WriteWatchConfig) -> None:
+        super().__init__(store, config.interval)
+        self._limit = config.limit
+        self._asked_at: float | None = None
+
+    def stands_still(self) -> bool:
+        """Whether a write has been out for too long."""
+        return self._asked_at is not None and time.monotonic() > self._asked_at + self._limit
+
+    async def run_once(self, now: int) -> None:  # noqa: ARG002 - the shape of a service
+        """One write."""
+        self._asked_at = time.monotonic()
+        try:
+            await self.store.ping()
+        finally:
+            self._asked_at = None
+
+
 class RetentionConfig(Struct, frozen=True, kw_only=True):
     """Seconds; None keeps for ever. Of each kind so much is kept behind its end; a round begins every `interval`. One
     transaction deletes about `limit` rows, and the pause behind it is `rest` times as long as it took."""

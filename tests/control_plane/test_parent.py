@@ -65,6 +65,26 @@ async def test_hello_ready_beats_and_last_words(pipes: tuple[socket.socket, sock
     assert (bye.reason, bye.refused) == ("stopped", False)
 
 
+async def test_while_writes_stand_still_it_does_not_beat(
+    pipes: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control_plane.parent.BEAT_INTERVAL", 0.01)
+    ours, theirs = pipes
+    asked = asyncio.Event()
+    still = [True] * 20
+
+    def stands_still() -> bool:
+        asked.set()
+        return bool(still) and still.pop()
+
+    parent = Parent(ours, asyncio.get_running_loop(), lambda _: None, stands_still)
+    assert isinstance(await receive(theirs), Hello)
+    assert isinstance(await receive(theirs), Beat)
+    assert asked.is_set()
+    assert still == []
+    parent.close("stopped")
+
+
 async def test_the_parents_end_and_its_drain_stop_us(pipes: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pipes
     reasons: asyncio.Queue[str] = asyncio.Queue()

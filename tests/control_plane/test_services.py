@@ -21,6 +21,8 @@ from control_plane.services import (
     TimersConfig,
     Wakeups,
     WakeupsConfig,
+    WriteWatch,
+    WriteWatchConfig,
 )
 from control_plane.store import postgres_queries, sqlite_queries
 from service_manager.notify import Notifier
@@ -269,3 +271,27 @@ async def test_what_there_is_to_do_is_counted_so_far_and_no_further(s, heard, mo
         await s.start("a")
     await Pulse(s.store, list, notifier, PulseConfig()).run_once(at(1))
     assert messages(listening)[1] == "STATUS=serving: 0 worker sessions; 0 jobs in hand, 2+ waiting; 2+ open runs"
+
+
+async def test_a_write_that_does_not_come_back_stands_still(s):
+    watch = WriteWatch(s.store, WriteWatchConfig(limit=0.0))
+    await watch.run_once(at(0))
+    assert not watch.stands_still()
+    async with s.writes_held():
+        writing = asyncio.create_task(watch.run_once(at(0)))
+        async with asyncio.timeout(30):
+            while not watch.stands_still():  # noqa: ASYNC110 - that nothing comes is no event
+                await asyncio.sleep(0.01)
+    await writing
+    assert not watch.stands_still()
+
+
+async def test_a_write_that_is_refused_came_back(s, monkeypatch):
+    async def full():
+        raise StoreUnavailable("disk full")
+
+    monkeypatch.setattr(s.store, "ping", full)
+    watch = WriteWatch(s.store, WriteWatchConfig(limit=0.0))
+    with pytest.raises(StoreUnavailable):
+        await watch.run_once(at(0))
+    assert not watch.stands_still()
