@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 
+import asyncpg
 import psutil
 import pytest
 
@@ -389,6 +390,42 @@ async def test_a_claim_whose_commit_got_no_answer_is_told_with_its_jobs(proxied,
     assert (await s.run(await s.store.run(s.project.id, lease.job.run_id))).result == {"one": {"n": 1}}
 
 
+async def crash_of_the_server(cluster, connection):
+    """As when the power goes."""
+    del connection
+    await asyncio.to_thread(cluster.stop, signal.SIGQUIT)
+    await start(cluster)
+
+
+async def crash_of_one_process(cluster, connection):
+    """As when the kernel has no memory left: all others are ended too, and the same server recovers."""
+    ended = asyncio.Event()
+    connection.add_termination_listener(lambda _: ended.set())
+    family = psutil.Process(cluster.process.pid).children()
+    (flusher,) = [process for process in family if "walwriter" in " ".join(process.cmdline())]
+    flusher.kill()
+    await ended.wait()
+    await asyncio.to_thread(cluster.wait_until_ready)
+
+
+@pytest.mark.parametrize("fall", [crash_of_the_server, crash_of_one_process])
+async def test_a_server_that_has_fallen_is_known(durable, fall):
+    async def life():
+        connection = await asyncpg.connect(durable.url("postgres"))
+        found = await connection.fetchval(f"SELECT {postgres_writer._LIFE}")
+        return connection, found
+
+    connection, before = await life()
+    other, same = await life()
+    assert same == before
+    await other.close()
+    await fall(durable, connection)
+    connection.terminate()
+    connection, after = await life()
+    await connection.close()
+    assert after != before
+
+
 async def test_a_transaction_that_a_crash_has_undone_is_not_taken_for_the_one_that_got_its_number(durable, monkeypatch):
     """What was not flushed is forgotten with its number, which the server then gives to somebody else."""
     place = PostgresPlace(durable)
@@ -400,8 +437,7 @@ async def test_a_transaction_that_a_crash_has_undone_is_not_taken_for_the_one_th
     async def crash(connection):
         monkeypatch.setattr(postgres_writer, "commit", commit)
         lost = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
-        await asyncio.to_thread(durable.stop, signal.SIGQUIT)
-        await start(durable)
+        await crash_of_the_server(durable, connection)
         while not given or given[-1] < lost:
             given.append(int(durable.sql("SELECT pg_current_xact_id()")))
         assert given[0] <= lost
