@@ -17,7 +17,7 @@ from control_plane.store.lanes import Lane
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_lanes import Lanes
 
-MOST_HINTED = 100
+MOST_HINTED = 1000
 """Jobs of a lane that are announced when its queue is opened."""
 
 

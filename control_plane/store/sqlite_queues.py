@@ -15,7 +15,7 @@ from control_plane.store.lanes import Lane
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import Writing
 
-MOST_HINTED = 100
+MOST_HINTED = 1000
 """Jobs of a lane that are announced when its queue is opened."""
 
 

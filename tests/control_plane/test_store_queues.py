@@ -220,3 +220,11 @@ async def test_a_limit_holds_across_replicas_and_its_end_reaches_all(cluster):
         await two.hears(JobClaimable)
         assert len(await two.claim(now=6, limit=10)) == 10
     place.remove()
+
+
+async def test_all_that_a_resumed_queue_has_is_announced_for_all_who_wait(s):
+    await say(s, "default", paused=True)
+    await s.enqueue([new() for _ in range(300)])
+    s.facts.clear()
+    await say(s, "default", paused=False)
+    assert sum(fact.count for fact in s.announced(JobClaimable)) == 300
