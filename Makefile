@@ -83,6 +83,7 @@ bench: $(VENV)/dev $(VENV)/npm-client/installed $(VENV)/bench-peers/installed ##
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
 	$(BIN)/python -m bench.tokens
+	$(BIN)/python -m bench.deltas
 	$(BIN)/python -m bench.isolation
 
 bench-growth: $(VENV)/dev ## what is not to grow: with what is kept, with what has passed through, with workers that wait (minutes)

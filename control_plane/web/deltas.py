@@ -181,8 +181,12 @@ class DeltaStreams(Readers):
                 await asyncio.sleep(WRITE_AGAIN_AFTER)
 
     def _write_soon(self, delay: float) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._time_to_write)
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + delay:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(delay, self._time_to_write)
 
     def _time_to_write(self) -> None:
         self._timer = None

@@ -233,9 +233,13 @@ async def test_a_reader_on_another_replica(tmp_path: Any, place: Any) -> None:
             await ask(worker, delta(job, 0, "far "))
             assert (await elsewhere.next())[0] == "generation.started"
             assert (await elsewhere.next())[1] == "1-0"  # written while the generation goes on
-            await ask(worker, delta(job, 1, "away"))
+            await ask(worker, delta(job, 1, "away "))
+            began = asyncio.get_running_loop().time()
+            assert (await elsewhere.next())[1] == "1-1"  # and the next chunk as soon, not when the idle are looked for
+            assert asyncio.get_running_loop().time() - began < deltas.IDLE_AFTER / 2 - 1
+            await ask(worker, delta(job, 2, "still"))
             await ask(worker, report(job))
-            assert words(await elsewhere.rest()) == "away"
+            assert words(await elsewhere.rest()) == "still"
 
 
 async def test_a_store_that_is_away_delays_what_is_kept_and_loses_nothing(
