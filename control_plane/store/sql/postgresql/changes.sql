@@ -2,6 +2,9 @@
 -- joins those that are needed). Its rows come as one JSON document, an array of arrays: the driver needs a tenth of the
 -- time for that which it needs for arrays of every column. Bytes are written as \x and hexadecimal digits.
 
+-- What is changed is always named by = ANY(ARRAY(...)) too: a plan that was made while a table was small joined by
+-- reading the whole index, and went on doing so when the table, or what was deleted from it, had grown.
+
 -- name: insert_runs
 INSERT INTO runs (
     seq, id, project_id, automation_id, automation_name, version_id, version, status, depth, created_at, updated_at,
@@ -23,7 +26,8 @@ FROM (
         n->>4 AS error_type, n->>5 AS error_message
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
-WHERE runs.seq = n.seq
+WHERE runs.seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND runs.seq = n.seq
 
 -- name: insert_steps
 INSERT INTO steps (
@@ -45,7 +49,8 @@ FROM (
         (n->>4)::bigint AS completed_at, n->>5 AS error_type, n->>6 AS error_message, n->>7 AS result
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
-WHERE steps.run_seq = n.run_seq AND steps.seq = n.seq
+WHERE steps.run_seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND steps.run_seq = n.run_seq AND steps.seq = n.seq
 
 -- name: attempt_steps
 UPDATE steps SET attempt = n.attempt, updated_at = n.updated_at
@@ -54,7 +59,8 @@ FROM (
         (n->>0)::bigint AS run_seq, (n->>1)::bigint AS seq, (n->>2)::bigint AS attempt, (n->>3)::bigint AS updated_at
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
-WHERE steps.run_seq = n.run_seq AND steps.seq = n.seq
+WHERE steps.run_seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND steps.run_seq = n.run_seq AND steps.seq = n.seq
 
 -- Jobs that are made together are mostly alike: what they share comes once for each kind of them ($1->0), and their
 -- rows ($1->1) begin with the number of their kind. Reading 26 values of every job took half of its insertion.
@@ -90,12 +96,9 @@ SELECT
 FROM jsonb_array_elements($1::jsonb) AS rows (n)
 
 -- name: leave_pending
-DELETE FROM jobs_pending USING (
-    SELECT
-        (n->>0)::bigint AS seq
-    FROM jsonb_array_elements($1::jsonb) AS rows (n)
-) AS n WHERE jobs_pending.seq = n.seq
-RETURNING jobs_pending.seq, available_at, attempts_charged, hand_backs, reported_token_hash
+DELETE FROM jobs_pending
+WHERE seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+RETURNING seq, available_at, attempts_charged, hand_backs, reported_token_hash
 
 -- Pending jobs that are claimed: what a claim does not change goes from row to row. What the jobs of one claim share
 -- comes once ($1->0), as in insert_jobs. It stands beside leave_pending.
@@ -124,19 +127,13 @@ JOIN claims ON claims.number = leased.claim
 JOIN leave_pending waited ON waited.seq = leased.seq
 
 -- name: leave_claimed
-DELETE FROM jobs_claimed USING (
-    SELECT
-        (n->>0)::bigint AS seq, (n->>1)::bytea AS lease_token_hash
-    FROM jsonb_array_elements($1::jsonb) AS rows (n)
-) AS n
-WHERE jobs_claimed.seq = n.seq AND jobs_claimed.lease_token_hash = n.lease_token_hash
+DELETE FROM jobs_claimed
+WHERE seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND lease_token_hash = ANY(ARRAY(SELECT (n->>1)::bytea FROM jsonb_array_elements($1::jsonb) AS rows (n)))
 
 -- name: leave_finished
-DELETE FROM jobs_finished USING (
-    SELECT
-        (n->>0)::bigint AS seq
-    FROM jsonb_array_elements($1::jsonb) AS rows (n)
-) AS n WHERE jobs_finished.seq = n.seq
+DELETE FROM jobs_finished
+WHERE seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
 
 -- name: insert_pending
 INSERT INTO jobs_pending (
@@ -183,7 +180,8 @@ FROM (
         (n->>3)::bytea AS reported_token_hash, (n->>4)::bigint AS updated_at
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
-WHERE jobs_pending.seq = n.seq
+WHERE jobs_pending.seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND jobs_pending.seq = n.seq
 
 -- name: request_cancel
 UPDATE jobs_claimed SET cancel_requested_at = n.cancel_requested_at, cancel_reason = n.cancel_reason,
@@ -194,7 +192,8 @@ FROM (
         n->>3 AS cancel_reason, (n->>4)::bigint AS updated_at
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
-WHERE jobs_claimed.seq = n.seq AND jobs_claimed.lease_token_hash = n.lease_token_hash
+WHERE jobs_claimed.seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND jobs_claimed.seq = n.seq AND jobs_claimed.lease_token_hash = n.lease_token_hash
 
 -- name: insert_attempts
 INSERT INTO job_attempts (
@@ -221,7 +220,8 @@ FROM (
         (n->>7)::bigint AS wall_clock_deadline_at
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ) AS n
-WHERE runs.seq = n.seq
+WHERE runs.seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND runs.seq = n.seq
 
 -- name: set_timers
 INSERT INTO run_timers (run_seq, kind, due_at, payload)

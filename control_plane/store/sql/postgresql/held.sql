@@ -6,19 +6,20 @@ WITH asked AS MATERIALIZED (
         n->>4 AS result
     FROM jsonb_array_elements($1::jsonb) AS rows (n)
 ), held AS (
-    DELETE FROM jobs_claimed c USING asked
-    WHERE c.seq = asked.seq AND c.lease_token_hash = asked.lease_token_hash AND c.cancel_requested_at IS NULL
-    RETURNING c.seq, asked.status, c.available_at, c.execution_deadline_at, c.claim_attempt, c.attempts_charged,
-        c.hand_backs, c.lease_token_hash, c.session_id, c.worker_instance_id, c.claimed_at, c.heartbeat_at,
-        asked.completed_at, asked.result
+    DELETE FROM jobs_claimed
+    WHERE seq = ANY(ARRAY(SELECT seq FROM asked))
+        AND lease_token_hash = ANY(ARRAY(SELECT lease_token_hash FROM asked)) AND cancel_requested_at IS NULL
+    RETURNING seq, available_at, execution_deadline_at, claim_attempt, attempts_charged, hand_backs, lease_token_hash,
+        session_id, worker_instance_id, claimed_at, heartbeat_at
 ), finished AS (
     INSERT INTO jobs_finished (
         seq, status, available_at, execution_deadline_at, claim_attempt, attempts_charged, hand_backs, lease_token_hash,
         reported_token_hash, session_id, worker_instance_id, claimed_at, heartbeat_at, completed_at, result
     )
     SELECT
-        seq, status, available_at, execution_deadline_at, claim_attempt, attempts_charged, hand_backs, lease_token_hash,
-        lease_token_hash, session_id, worker_instance_id, claimed_at, heartbeat_at, completed_at, result
-    FROM held
+        seq, asked.status, available_at, execution_deadline_at, claim_attempt, attempts_charged, hand_backs,
+        held.lease_token_hash, held.lease_token_hash, session_id, worker_instance_id, claimed_at, heartbeat_at,
+        asked.completed_at, asked.result
+    FROM held JOIN asked USING (seq)
 )
 SELECT pg_current_xact_id()::text, ARRAY(SELECT seq FROM held)
