@@ -231,7 +231,9 @@ ON CONFLICT (run_seq, kind) DO UPDATE SET due_at = excluded.due_at, payload = ex
 -- name: clear_timers
 DELETE FROM run_timers USING (
     SELECT (n->>0)::bigint AS run_seq, n->>1 AS kind FROM jsonb_array_elements($1::jsonb) AS rows (n)
-) AS n WHERE run_timers.run_seq = n.run_seq AND run_timers.kind = n.kind
+) AS n
+WHERE run_timers.run_seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND run_timers.run_seq = n.run_seq AND run_timers.kind = n.kind
 
 -- name: keep_signals
 INSERT INTO run_signals (run_seq, step_key, result, created_at)
@@ -240,7 +242,9 @@ SELECT (n->>0)::bigint, n->>1, n->>2, (n->>3)::bigint FROM jsonb_array_elements(
 -- name: take_signals
 DELETE FROM run_signals USING (
     SELECT (n->>0)::bigint AS run_seq, n->>1 AS step_key FROM jsonb_array_elements($1::jsonb) AS rows (n)
-) AS n WHERE run_signals.run_seq = n.run_seq AND run_signals.step_key = n.step_key
+) AS n
+WHERE run_signals.run_seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
+    AND run_signals.run_seq = n.run_seq AND run_signals.step_key = n.step_key
 
 -- name: set_turns
 INSERT INTO run_turns (run_seq, automation_id, holds)
@@ -248,6 +252,4 @@ SELECT (n->>0)::bigint, n->>1, (n->>2)::boolean FROM jsonb_array_elements($1::js
 ON CONFLICT (run_seq) DO UPDATE SET holds = excluded.holds
 
 -- name: leave_turns
-DELETE FROM run_turns USING (
-    SELECT (n->>0)::bigint AS run_seq FROM jsonb_array_elements($1::jsonb) AS rows (n)
-) AS n WHERE run_turns.run_seq = n.run_seq
+DELETE FROM run_turns WHERE run_seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
