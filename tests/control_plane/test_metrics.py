@@ -45,7 +45,7 @@ def lease(number, queue="default", project="proj_1", waited=0.5):
         available_at=at(0),
         claimed_at=at(waited),
     )
-    return Lease(job=job, lease_token="t")
+    return Lease(job=job, lease_token="t", spec="{}")
 
 
 def report(number, status="completed"):
