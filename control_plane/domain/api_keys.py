@@ -4,6 +4,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from control_plane.domain.model import ApiKey, Project, Scope
+from control_plane.domain.times import LATEST, rfc3339
 from control_plane.errors import Conflict, Invalid
 
 SCOPES: tuple[Scope, ...] = ("operator", "reader", "worker")
@@ -39,8 +40,7 @@ def created(grant: Grant, project: Project, key_id: str, now: int) -> ApiKey:
     """A key of that project. Raises Invalid("invalid_field")."""
     if not grant.scopes:
         raise Invalid("invalid_field", f"a key needs at least one scope: {', '.join(SCOPES)}")
-    if grant.expires_at is not None and grant.expires_at <= now:
-        raise Invalid("invalid_field", "expires_at is in the past: the key would open nothing")
+    _check_end(grant.expires_at, now)
     return ApiKey(
         id=key_id,
         project_id=project.id,
@@ -64,10 +64,9 @@ def rotated(old: ApiKey, new_id: str, overlap: int, expires_at: int | None, now:
             f"API key {old.id} was rotated already: rotate the one that replaced it, {old.replaced_by}",
             {"replaced_by": old.replaced_by},
         )
+    _check_end(expires_at, now)
     if expires_at is None and old.expires_at is not None:
-        expires_at = now + old.expires_at - old.created_at
-    elif expires_at is not None and expires_at <= now:
-        raise Invalid("invalid_field", "expires_at is in the past: the key would open nothing")
+        expires_at = min(now + old.expires_at - old.created_at, LATEST)
     new = replace(old, id=new_id, created_at=now, expires_at=expires_at, revoked_at=None, last_used_at=None)
     until = now + overlap if end is None else min(end, now + overlap)
     return Rotation(new=new, old=replace(old, expires_at=until, replaced_by=new_id))
@@ -76,3 +75,10 @@ def rotated(old: ApiKey, new_id: str, overlap: int, expires_at: int | None, now:
 def revoked(key: ApiKey, now: int) -> ApiKey:
     """It opens nothing any more. One that is revoked already stays as it is."""
     return key if key.revoked_at is not None else replace(key, revoked_at=now)
+
+
+def _check_end(expires_at: int | None, now: int) -> None:
+    if expires_at is not None and expires_at <= now:
+        raise Invalid("invalid_field", "expires_at is in the past: the key would open nothing")
+    if expires_at is not None and expires_at > LATEST:
+        raise Invalid("invalid_field", f"expires_at is after {rfc3339(LATEST)}; leave it out for a key without an end")

@@ -18,6 +18,7 @@ MAX_INSERTED_BYTES = 1024 * 1024
 _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _PATH = re.compile(r"\s*((?:\.[A-Za-z0-9_-]+)+)\s*")
 _SHOWN = 80
+_MOST_DIGITS = 20
 
 
 class TemplateError(ValueError):
@@ -108,7 +109,7 @@ def descend(value: Any, path: Path) -> Any:
     for position, key in enumerate(path.keys):
         if isinstance(value, dict) and key in value:
             value = value[key]
-        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+        elif isinstance(value, list) and len(key) < _MOST_DIGITS and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         else:
             so_far = Path(path.root, path.keys[:position])

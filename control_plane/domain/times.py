@@ -8,6 +8,9 @@ from functools import lru_cache
 MICROSECONDS = 1_000_000
 """In a second: the store's times are integer microseconds since the epoch, UTC."""
 
+LATEST = 253_402_300_799 * MICROSECONDS
+"""9999-12-31T23:59:59Z: a later time could be stored, but not be written in an answer."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")

@@ -11,7 +11,7 @@ from control_plane.domain.enqueue import HIGHEST_PRIORITY, MOST_JOBS, Enqueued, 
 from control_plane.domain.model import ORG_ID, Attempt, Job, JobKind, JobStatus
 from control_plane.domain.retries import DEFAULT_EXECUTION_TIMEOUT, LONGEST_DELAY, MAX_ATTEMPTS, MOST_BACKOFF
 from control_plane.domain.store import JobFilter, JobView, Page
-from control_plane.domain.times import MICROSECONDS, parse_duration
+from control_plane.domain.times import LATEST, MICROSECONDS, parse_duration, rfc3339
 from control_plane.errors import Invalid
 from control_plane.web.shapes import Cursor, JsonObject, Limit, Name, Request, Response, Text, moment
 
@@ -180,6 +180,8 @@ def new_jobs(request: EnqueueJobsRequest) -> list[NewJob]:
 def _new_job(each: NewJobRequest, index: int) -> NewJob:
     kind, spec = _work(each, f"jobs[{index}]")
     run_at = None if each.run_at is UNSET else round(each.run_at.timestamp() * MICROSECONDS)
+    if run_at is not None and run_at > LATEST:
+        raise _invalid(f"jobs[{index}].run_at", f"at the latest {rfc3339(LATEST)}")
     retry = _plain(each.retry)
     if retry is None:
         return NewJob(

@@ -47,6 +47,7 @@ def test_rendering(template, expected):
     [
         ("{{ .inputs.a.c }}", ".inputs.a has no 'c'"),
         ("{{ .inputs.list.1 }}", ".inputs.list has no '1'"),
+        (f"{{{{ .inputs.list.{'9' * 5000} }}}}", ".inputs.list has no '9999"),
         ("{{ .inputs.text.0 }}", ".inputs.text has no '0'"),
         ("{{ inputs.a }}", "only a path"),
         ("{{ .inputs.a | json }}", "only a path"),

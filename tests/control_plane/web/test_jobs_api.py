@@ -113,6 +113,7 @@ async def test_an_external_id_answers_the_same_job(http: httpx.AsyncClient) -> N
         ({"action_name": "a", "parameters": {}, "spec": {}}, "not both"),
         ({"action_name": "a", "retry": {"delay": "soon"}}, "retry.delay"),
         ({"action_name": "a", "retry": {"max_delay": "10000h"}}, "retry.max_delay"),
+        ({"action_name": "a", "run_at": "9999-12-31T23:59:59-01:00"}, "run_at: at the latest 9999-12-31T23:59:59Z"),
         ({"action_name": "a", "parameters": {"x": "y" * 800_000}}, "bytes"),
     ],
 )

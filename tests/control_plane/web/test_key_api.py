@@ -95,6 +95,7 @@ async def test_a_key_of_another_project_names_it(plane: Serving) -> None:
         ({"name": "x", "scopes": ["admin"]}, "'admin'"),
         ({"name": "x", "scopes": ["reader"], "expires_at": "2020-01-01T00:00:00Z"}, "expires_at is in the past"),
         ({"name": "x", "scopes": ["reader"], "expires_at": "2099-01-01T00:00:00"}, "$.expires_at"),
+        ({"name": "x", "scopes": ["reader"], "expires_at": "9999-12-31T23:59:59-01:00"}, "9999-12-31T23:59:59Z"),
         ({"name": "", "scopes": ["reader"]}, "$.name"),
     ],
 )
@@ -117,6 +118,15 @@ async def test_a_rotation_keeps_both_for_the_overlap(http: httpx.AsyncClient, pl
     second = (await http.post(f"{KEYS}/{answer['key']['id']}/rotations", json={"overlap_seconds": 0})).json()
     assert await status(plane, answer["secret"]) == 401
     assert await status(plane, second["secret"]) == 200
+
+
+async def test_a_key_that_lives_as_long_as_can_be_said_is_rotated_and_listed(http: httpx.AsyncClient) -> None:
+    last = "9999-12-31T23:59:59Z"
+    body = {"name": "ever", "scopes": ["reader"], "expires_at": last}
+    key_id = (await http.post(KEYS, json=body)).json()["key"]["id"]
+    rotation = (await http.post(f"{KEYS}/{key_id}/rotations")).json()
+    assert rotation["key"]["expires_at"] == last
+    assert rotation["key"]["id"] in [each["id"] for each in (await http.get(KEYS)).json()["items"]]
 
 
 async def test_a_revoked_key_is_refused_at_once_and_its_worker_told_why(
