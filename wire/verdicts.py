@@ -5,7 +5,9 @@ RESULT_TOO_LARGE = "ResultTooLarge"
 NON_RETRYABLE = frozenset({"NonRetryableError", "ValidationError", "UnknownAction", "PoisonJob", RESULT_TOO_LARGE})
 """Error types after which no attempt follows, whatever the step's policy says."""
 
-LOST = frozenset({"WorkerCrashed", "WorkerShutdown"})
+WORKER_SHUTDOWN = "WorkerShutdown"
+
+LOST = frozenset({"WorkerCrashed", WORKER_SHUTDOWN})
 """Error types of a worker that could not go on: like a lapsed lease, only sooner. The next attempt follows at once."""
 
 OVER_CAPACITY = "WorkerOverCapacity"

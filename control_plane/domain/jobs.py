@@ -17,6 +17,7 @@ from control_plane.domain.times import to_microseconds
 from control_plane.domain.transitions import JOB, JobEvent, follow
 from control_plane.errors import Conflict
 from control_plane.keys import hash_secret, same_hash
+from wire.verdicts import WORKER_SHUTDOWN
 
 MAX_ERROR_TYPE = 256
 MAX_ERROR_MESSAGE = 16_384
@@ -93,8 +94,11 @@ def claimed(job: Job, claimant: Claimant, lease_duration: float, now: int) -> Jo
 
 
 def tells_of_loss(report: Reported) -> bool:
-    """Whether the worker was lost: then it counts for the outcome what is recorded of the job's action."""
-    return report.status == "failed" and retries.may_have_run(report.error_type or "")
+    """Whether the worker was lost, or stops by itself: then it counts for the outcome what is recorded of the job's
+    action."""
+    return report.status == "cancelled" or (
+        report.status == "failed" and retries.may_have_run(report.error_type or "")
+    )
 
 
 def holds(job: Job, token_hash: bytes) -> bool:
@@ -117,6 +121,9 @@ def reported(job: Job, report: Reported, pending_deadline: float, now: int, *, o
         if job.cancel_requested_at is not None:
             return _ended(job, "cancelled", now, error_type=error_type, error_message=error_message)
         # Unasked: a public client that stops. The claim was started, so that the attempt keeps its number.
+        if only_once:
+            message = error_message or f"worker {job.worker_instance_id} stopped in the middle of it"
+            return _failed_attempt(job, WORKER_SHUTDOWN, message, pending_deadline, now, only_once=True)
         return _put_back(job, pending_deadline, now, started=True)
     return _failed_attempt(job, error_type or "Error", error_message or "", pending_deadline, now, only_once=only_once)
 

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -80,6 +80,8 @@ class Endpoint:
         began = self._services.clock()
         try:
             response, status = await self._answer(request)
+        except ClientDisconnect:
+            return  # in the middle of its body: nobody reads an answer
         except Exception as error:  # noqa: BLE001 - the last resort: one failed request harms nobody else
             refusal = as_http_error(error)
             status = refusal.status

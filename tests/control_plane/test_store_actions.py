@@ -85,6 +85,24 @@ async def test_a_worker_that_tells_of_its_end_is_a_lost_one(s, error, status):
     assert await s.report(lease, "failed", error="WorkerOverCapacity", now=12) == "handed_back"
 
 
+async def test_a_worker_that_stops_in_the_middle_gives_back_only_what_may_run_twice(s):
+    await record(s, "once", annotations={"idempotent": False})
+    await s.enqueue([new("once", max_attempts=3), new("other", max_attempts=3)])
+    leases = {lease.job.action_name: lease for lease in await s.claim(now=1)}
+    for lease in leases.values():
+        await s.report(lease, "cancelled", now=2)
+    assert (await s.job(leases["other"])).status == "pending"
+    withheld = await s.job(leases["once"])
+    assert (withheld.status, withheld.error_type) == ("failed", "WorkerShutdown")
+    assert "recorded as not idempotent" in withheld.error_message
+    # Where the cancel was asked for, it is one.
+    await s.enqueue([new("once", max_attempts=3)], now=3)
+    (lease,) = [each for each in await s.claim(now=4) if each.job.action_name == "once"]
+    await s.store.cancel_job(s.project.id, lease.job.id, None, now=at(5))
+    await s.report(lease, "cancelled", now=6)
+    assert (await s.job(lease)).status == "cancelled"
+
+
 async def test_a_step_whose_job_is_withheld_fails_and_a_direct_job_can_be_put_back(s):
     await record(s, "once", annotations={"idempotent": False})
     await s.publish("a", [action(action_name="once", retry={"max_attempts": 3})])
