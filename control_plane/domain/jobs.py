@@ -96,9 +96,7 @@ def claimed(job: Job, claimant: Claimant, lease_duration: float, now: int) -> Jo
 def tells_of_loss(report: Reported) -> bool:
     """Whether the worker was lost, or stops by itself: then it counts for the outcome what is recorded of the job's
     action."""
-    return report.status == "cancelled" or (
-        report.status == "failed" and retries.may_have_run(report.error_type or "")
-    )
+    return report.status == "cancelled" or (report.status == "failed" and retries.may_have_run(report.error_type or ""))
 
 
 def holds(job: Job, token_hash: bytes) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from control_plane import rate_limits
+from control_plane.web import app
 from control_plane.web.authentication import Authenticator
 from tests.support.control_plane_server import DEADLINE, Serving, register, serving
 
@@ -164,3 +165,28 @@ async def test_refused_keys_behind_a_trusted_proxy_are_counted_by_their_sender(t
         refused = await status("203.0.113.9", 8)
         assert (refused.headers["x-ratelimit-scope"], int(refused.headers["retry-after"]) > 100) == ("address", True)
         assert (await status("203.0.113.10", 9)).status_code == 401
+
+
+async def test_a_caller_that_goes_in_the_middle_of_its_body_is_no_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[str] = []
+    monkeypatch.setattr(app._log, "error", lambda event, **_: faults.append(event), raising=False)
+    gone = asyncio.Event()
+    read_body = app._read_body
+
+    async def noted(request: Any) -> bytes:
+        try:
+            return await read_body(request)
+        finally:
+            asyncio.get_running_loop().call_later(0, gone.set)
+
+    monkeypatch.setattr(app, "_read_body", noted)
+    async with serving(tmp_path) as plane:
+        _, writer = await asyncio.open_connection(plane.host, plane.port)
+        head = f"POST {P}/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {plane.key}\r\ncontent-length: 100\r\n\r\n"
+        writer.write(head.encode() + b"{")
+        await writer.drain()
+        writer.close()
+        await asyncio.wait_for(gone.wait(), DEADLINE)
+    assert faults == []
