@@ -173,7 +173,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool
     isolation: Isolation
     suspends: bool = True
-    """Whether its code may wait for something; false only for a coroutine that awaits nothing."""
+    """Whether the job may wait for something; false only for a coroutine that awaits nothing and runs as a task."""
 
     def convert(self, parameters: Any) -> Any:
         """The job's `spec.parameters` as the handler's type. Raises ValidationError, which names the field."""
@@ -216,6 +216,7 @@ class Registry:
         def register(handler: Handler) -> Handler:
             try:
                 signature = signatures.read(handler, Context)
+                isolated = _isolation(isolation, asynchronous=signature.asynchronous)
                 self.add(
                     Action(
                         name=name,
@@ -227,8 +228,8 @@ class Registry:
                         concurrency=_concurrency(concurrency),
                         timeout=timeout_seconds(timeout),
                         idempotent=idempotent,
-                        isolation=_isolation(isolation, asynchronous=signature.asynchronous),
-                        suspends=signature.suspends or not signature.asynchronous,
+                        isolation=isolated,
+                        suspends=signature.suspends or isolated != "task",
                     )
                 )
             except (TypeError, ValueError, OverflowError) as error:

@@ -330,3 +330,16 @@ async def test_cancelled_is_set_for_whoever_looks_at_it_later() -> None:
     given.cancel()
     assert given.cancelled.is_set()
     assert given.cancelled.wait_in_thread(0)
+
+
+def test_only_a_task_that_awaits_nothing_makes_do_with_its_first_step() -> None:
+    async def plain() -> None:
+        return None
+
+    def threaded() -> None:
+        return None
+
+    registry = Registry()
+    for name, handler, isolation in (("a", plain, "task"), ("b", plain, "process"), ("c", threaded, "thread")):
+        registry.action(name, isolation=isolation)(handler)  # type: ignore[arg-type]
+    assert [registry.get(name).suspends for name in ("a", "b", "c")] == [False, True, True]
