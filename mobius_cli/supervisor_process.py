@@ -163,7 +163,8 @@ class SupervisorProcess:
                 [self._ended, pressed], timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
             )
             if not self._ended.done() and pressed.done():
-                self._process.terminate()
+                # Another signal than the first: two of the same, one right after the other, arrive as one.
+                self._process.send_signal(signal.SIGINT)
             await asyncio.wait([self._ended], timeout=max(0.0, deadline - time.monotonic()))
         finally:
             pressed.cancel()
