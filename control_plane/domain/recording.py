@@ -24,6 +24,9 @@ from control_plane.domain.transitions import RUN, STEP, follow
 MAX_EVENT_RESULT_BYTES = 64 * 1024
 """A larger result is left out of its event; the step has it."""
 
+LONGEST_LINE = 20
+"""Runs that wait for their turn and are looked at together."""
+
 
 class Published(Struct, frozen=True, kw_only=True):
     """An automation that may be started, with its published version and that version's plan."""

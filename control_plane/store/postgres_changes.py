@@ -24,9 +24,9 @@ from control_plane.domain.changes import (
     StepUpdated,
 )
 from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
-from control_plane.domain.store import CancelRequested, Committed, JobClaimable, JobEnded, RunChanged
+from control_plane.domain.store import Committed, JobEnded, RunChanged
 from control_plane.store import postgres_waits, rows
-from control_plane.store.lanes import NEVER
+from control_plane.store.announced import cancel_requested, claimable
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts
 
@@ -176,7 +176,7 @@ class Writing:
 
     def _create_job(self, change: JobCreated, facts: list[Committed], _now: int) -> None:
         self._jobs_created[change.job.id] = change.job
-        facts.append(_claimable(change.job))
+        facts.append(claimable(change.job))
 
     def _change_job(self, change: JobChanged, facts: list[Committed], _now: int) -> None:
         before, after = change.before, change.after
@@ -186,7 +186,7 @@ class Writing:
             self._moves.append((before, after))
         queued = after.status == "pending" and before.status != "pending"
         if queued or (after.status == "pending" and after.pending_deadline_at != before.pending_deadline_at):
-            facts.append(_claimable(after))
+            facts.append(claimable(after))
         if after.status in TERMINAL_JOB:
             if after.session_id is not None:
                 self.finished[after.session_id] = after.id
@@ -198,15 +198,7 @@ class Writing:
         self._put("insert_attempts", key, *rows.attempt_row(change.attempt))
 
     def _announce_cancel(self, change: CancelAnnounced, facts: list[Committed], _now: int) -> None:
-        facts.append(
-            CancelRequested(
-                project_id=change.job.project_id,
-                job_id=change.job.id,
-                session_id=change.session_id,
-                reason=change.reason,
-                requested_at=change.requested_at,
-            )
-        )
+        facts.append(cancel_requested(change))
 
     def _wait(self, change: postgres_waits.AnyWait, facts: list[Committed], now: int) -> None:
         self._waits.add(change, facts, now)
@@ -301,7 +293,7 @@ class Writing:
             asked = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
             self._put("request_cancel", seq, as_bytea(before.lease_token_hash), *asked)
         else:
-            deadlines = (after.pending_deadline_at, _deadline(after))
+            deadlines = (after.pending_deadline_at, rows.deadline_at(after))
             self._put("update_pending", seq, *deadlines, after.reported_token_hash, after.updated_at)
 
     def _lease(self, seq: int, job: Job) -> None:
@@ -316,8 +308,8 @@ class Writing:
         if job.status == "pending":
             self._put(
                 "insert_pending", seq, lane_of(job), run_seq, job.available_at, job.pending_deadline_at,
-                _deadline(job), job.execution_deadline_at, job.claim_attempt, job.attempts_charged, job.hand_backs,
-                lease, reported, job.session_id, job.worker_instance_id, job.claimed_at,
+                rows.deadline_at(job), job.execution_deadline_at, job.claim_attempt, job.attempts_charged,
+                job.hand_backs, lease, reported, job.session_id, job.worker_instance_id, job.claimed_at,
                 job.updated_at,
             )  # fmt: skip
         elif job.status == "claimed":
@@ -354,22 +346,3 @@ def _waited(job: Job) -> tuple[Any, ...]:
     """What insert_leased takes over as it was, and what it leaves empty."""
     kept = (job.available_at, job.attempts_charged, job.hand_backs, job.reported_token_hash)
     return (*kept, job.cancel_requested_at, job.cancel_reason)
-
-
-def _deadline(job: Job) -> int:
-    """The earlier of the two deadlines of a pending job."""
-    return min(job.pending_deadline_at or NEVER, job.execution_deadline_at or NEVER)
-
-
-def _claimable(job: Job) -> JobClaimable:
-    return JobClaimable(
-        project_id=job.project_id,
-        job_id=job.id,
-        queue=job.queue,
-        available_at=job.available_at,
-        action_name=job.action_name,
-        provider=job.provider,
-        model=job.model,
-        environment_id=job.environment_id,
-        priority=job.priority,
-    )

@@ -12,15 +12,12 @@ from msgspec import Struct
 
 from control_plane.domain import specs
 from control_plane.domain.automations import check_startable
-from control_plane.domain.model import Automation, Job, Run, Step, Version
-from control_plane.domain.recording import Line, Open, Published, Running
+from control_plane.domain.model import TERMINAL_RUN, Automation, Job, Run, Step, Version
+from control_plane.domain.recording import LONGEST_LINE, Line, Open, Published, Running
 from control_plane.domain.runs import queue_of
 from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
 from control_plane.store.postgres_connections import Connection
-
-LONGEST_LINE = 20
-"""Runs that wait for their turn and are looked at together."""
 
 _MOST_VERSIONS = 2000
 _JOB_COLUMNS = rows.JOB_KEYS + len(rows.JOB)
@@ -119,7 +116,7 @@ class Facts:
             return None
         if loaded.step is None:
             raise RuntimeError(f"the step of {loaded.job.id} is not there")
-        if loaded.run.status in ("completed", "failed", "cancelled"):
+        if loaded.run.status in TERMINAL_RUN:
             return Running(run=loaded.run, step=loaded.step, plan=specs.Plan(steps=(), inputs={}))
         _, plan = self._versions.get(loaded.run.version_id)
         return Running(run=loaded.run, step=loaded.step, plan=plan, queue=loaded.queue)

@@ -32,6 +32,7 @@ from control_plane.domain.store import (
 )
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
+from control_plane.store.announced import claimable_row
 from control_plane.store.census import counted
 from control_plane.store.lanes import NEVER
 from control_plane.store.pages import page, position
@@ -282,8 +283,7 @@ class Queries:
     async def claimable(self, connection: Connection, since: int, now: int, limit: int) -> list[JobClaimable]:
         """See Store.claimable."""
         found = await self._all(connection, "claimable", since, now, limit)
-        names = ("available_at", "job_id", "project_id", "queue", "action_name", "provider", "model", "environment_id")
-        return [JobClaimable(**dict(zip(names, row, strict=True))) for row in found]
+        return [claimable_row(row) for row in found]
 
 
 def _shown(row: rows.Row) -> tuple[Job, str | None]:

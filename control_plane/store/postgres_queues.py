@@ -13,6 +13,7 @@ from control_plane.domain.queues import LimitScope, Room, Rules
 from control_plane.domain.store import COUNTED_UP_TO, Hold, JobClaimable, QueueView, Running
 from control_plane.errors import NotFound
 from control_plane.store import rows
+from control_plane.store.announced import claimable_row
 from control_plane.store.lanes import Lane
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_lanes import Lanes
@@ -87,10 +88,9 @@ async def announce(
             if name == (lane.queue if kind == "queue" else lane.action_name):
                 asked.setdefault(number, []).append(lane.id)
     facts = []
-    names = ("available_at", "job_id", "project_id", "queue", "action_name", "provider", "model", "environment_id")
     for number, lane_ids in asked.items():
         found = await connection.fetch(sql["heads_of_lanes"], lane_ids, now, number)
-        facts += [JobClaimable(**dict(zip(names, row, strict=True))) for row in found]
+        facts += [claimable_row(row) for row in found]
     return facts
 
 

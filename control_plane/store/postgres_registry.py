@@ -1,6 +1,5 @@
 """Commands on projects, keys, automations and sessions: rare, each in a transaction of its own."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from control_plane.errors import Conflict, NotFound
 from control_plane.store import postgres_presence, rows
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Known
+from control_plane.store.postgres_facts import lock_key
 
 
 class Registry:
@@ -143,11 +143,11 @@ class Registry:
         """See Store.register_session; with the ids of the sessions that it has superseded. Raises
         Conflict("session_superseded")."""
         # Two replicas that register one instance follow each other, so that the later one supersedes the earlier.
-        await connection.execute(self._sql["lock_keys"], [_lock_key(session)])
+        await connection.execute(self._sql["lock_keys"], [lock_key(session.project_id, session.worker_instance_id)])
         row = await connection.fetchrow(self._sql["lock_session"], session.id) if session.id else None
         earlier = rows.session(tuple(row)) if row is not None else None
         record = sessions.registered(session, earlier, lambda prefix: self._new_id(prefix, now), now)
-        await connection.execute(self._sql["share_drains"], postgres_presence.lock_key(record.project_id))
+        await connection.execute(self._sql["share_drains"], postgres_presence.drains_key(record.project_id))
         drains = (record.project_id, record.id, record.worker_instance_id, record.version)
         standing = await connection.fetchrow(self._sql["standing_drain"], *drains)
         record = replace(record, drain_requested=standing is not None)
@@ -204,8 +204,3 @@ class Registry:
         kept = list(except_for)
         status = await connection.execute(self._sql["end_sessions"], now, unseen_since, kept, *replicas)
         return int(status.rpartition(" ")[2])
-
-
-def _lock_key(session: Session) -> int:
-    text = f"{session.project_id}\0{session.worker_instance_id}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

@@ -23,6 +23,7 @@ from control_plane.domain.model import (
     Step,
     Version,
 )
+from control_plane.store.lanes import NEVER
 
 Row = Sequence[Any]
 
@@ -287,3 +288,8 @@ def _decoded(names: Sequence[str], row: Row, json_names: Sequence[str]) -> dict[
 
 def _encoded(names: Sequence[str], record: Any, json_names: Sequence[str]) -> list[Any]:
     return [to_json(getattr(record, name)) if name in json_names else getattr(record, name) for name in names]
+
+
+def deadline_at(job: Job) -> int:
+    """The column of a pending job: the earlier of its two deadlines."""
+    return min(job.pending_deadline_at or NEVER, job.execution_deadline_at or NEVER)

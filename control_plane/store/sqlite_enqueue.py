@@ -6,7 +6,8 @@ import apsw
 from msgspec.structs import replace
 
 from control_plane.domain.enqueue import Alike, Enqueued, NewJob, accept, each_job, external_ids
-from control_plane.store.sqlite_unit import Known, body_row, claimable, pending_row
+from control_plane.store.announced import claimable
+from control_plane.store.sqlite_unit import Known, body_row, pending_row
 from control_plane.store.sqlite_writer import Writing
 
 JOBS_A_COMMAND = 8

@@ -33,6 +33,7 @@ from control_plane.domain.store import (
 )
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
+from control_plane.store.announced import claimable_row
 from control_plane.store.census import counted
 from control_plane.store.lanes import NEVER
 from control_plane.store.pages import page, position
@@ -325,19 +326,5 @@ class Queries:
         """See Store.claimable."""
         with connection:
             found = self._all(connection, "claimable", since, now, limit)
-            due = [self._claimable(connection, available_at, seq) for available_at, seq in found]
+            due = [claimable_row((at, *self._one(connection, "claimable_job", seq))) for at, seq in found]
         return due  # noqa: RET504 - as above
-
-    def _claimable(self, connection: apsw.Connection, available_at: int, seq: int) -> JobClaimable:
-        row = self._one(connection, "claimable_job", seq)
-        job_id, project_id, queue, action_name, provider, model, environment_id = row
-        return JobClaimable(
-            project_id=project_id,
-            job_id=job_id,
-            queue=queue,
-            available_at=available_at,
-            action_name=action_name,
-            provider=provider,
-            model=model,
-            environment_id=environment_id,
-        )

@@ -29,11 +29,12 @@ from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, J
 from control_plane.domain.queues import LimitScope
 from control_plane.domain.recording import Open, Published, Running
 from control_plane.domain.runs import Engine, queue_of
-from control_plane.domain.store import CancelRequested, JobClaimable, JobEnded, LeaseTerms, RunChanged
+from control_plane.domain.store import JobEnded, LeaseTerms, RunChanged
 from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
-from control_plane.store.lanes import NEVER, KnownRules, Lanes
+from control_plane.store.announced import cancel_requested, claimable, claimable_row
+from control_plane.store.lanes import KnownRules, Lanes
 from control_plane.store.sqlite_waits import Waits
 from control_plane.store.sqlite_writer import Writing
 
@@ -393,20 +394,9 @@ class Unit(Waits):
             most = max(scopes.get(("queue", lane.queue), 0), scopes.get(("action", lane.action_name or ""), 0))
             if most:
                 heads = list(self._execute(self._sql["heads_of_lanes"], (lane.id, self.now, most)))
-                self._writing.facts += [self._claimable_at(seq, available_at) for seq, available_at in heads]
-
-    def _claimable_at(self, seq: int, available_at: int) -> JobClaimable:
-        job_id, project_id, queue, action_name, provider, model, environment_id = self.one("claimable_job", seq)
-        return JobClaimable(
-            project_id=project_id,
-            job_id=job_id,
-            queue=queue,
-            available_at=available_at,
-            action_name=action_name,
-            provider=provider,
-            model=model,
-            environment_id=environment_id,
-        )
+                self._writing.facts += [
+                    claimable_row((available_at, *self.one("claimable_job", seq))) for seq, available_at in heads
+                ]
 
     def _saw_finished(self, job: Job, seq: int) -> None:
         if job.id in self._known.watched:
@@ -424,7 +414,7 @@ class Unit(Waits):
             bindings = (after.cancel_requested_at, after.cancel_reason, after.updated_at)
             self._fenced("request_cancel", *bindings, seq, before.lease_token_hash)
             return
-        deadlines = (after.pending_deadline_at, _deadline(after))
+        deadlines = (after.pending_deadline_at, rows.deadline_at(after))
         self._fenced("update_pending", *deadlines, after.reported_token_hash, after.updated_at, seq)
         if after.pending_deadline_at != before.pending_deadline_at:
             self._announce(after)
@@ -444,15 +434,7 @@ class Unit(Waits):
         self._writing.facts.append(claimable(job))
 
     def _announce_cancel(self, change: CancelAnnounced) -> None:
-        self._writing.facts.append(
-            CancelRequested(
-                project_id=change.job.project_id,
-                job_id=change.job.id,
-                session_id=change.session_id,
-                reason=change.reason,
-                requested_at=change.requested_at,
-            )
-        )
+        self._writing.facts.append(cancel_requested(change))
 
     _APPLY: ClassVar[dict[type, Any]] = {
         RunCreated: _create_run,
@@ -481,7 +463,7 @@ def body_row(job: Job, lane_id: int, run_seq: int | None, step_seq: int | None) 
 def pending_row(job: Job, seq: int, lane_id: int) -> rows.Row:
     """For insert_pending."""
     return (
-        seq, lane_id, job.available_at, job.pending_deadline_at, _deadline(job), job.execution_deadline_at,
+        seq, lane_id, job.available_at, job.pending_deadline_at, rows.deadline_at(job), job.execution_deadline_at,
         job.claim_attempt, job.attempts_charged, job.hand_backs, job.lease_token_hash, job.reported_token_hash,
         job.session_id, job.worker_instance_id, job.claimed_at, job.updated_at,
     )  # fmt: skip
@@ -504,23 +486,3 @@ def _finished_row(job: Job, seq: int) -> rows.Row:
         job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, job.completed_at,
         job.error_type, job.error_message, rows.to_json(job.result),
     )  # fmt: skip
-
-
-def claimable(job: Job) -> JobClaimable:
-    """What is said of a pending job."""
-    return JobClaimable(
-        project_id=job.project_id,
-        job_id=job.id,
-        queue=job.queue,
-        available_at=job.available_at,
-        action_name=job.action_name,
-        provider=job.provider,
-        model=job.model,
-        environment_id=job.environment_id,
-        priority=job.priority,
-    )
-
-
-def _deadline(job: Job) -> int:
-    """The earlier of the two deadlines of a pending job."""
-    return min(job.pending_deadline_at or NEVER, job.execution_deadline_at or NEVER)

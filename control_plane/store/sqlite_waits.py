@@ -14,13 +14,10 @@ from control_plane.domain.changes import (
     TurnLeft,
     TurnTaken,
 )
-from control_plane.domain.recording import Line, Open
+from control_plane.domain.recording import LONGEST_LINE, Line, Open
 from control_plane.domain.store import TimerArmed
 from control_plane.store import rows
 from control_plane.store.sqlite_writer import Writing
-
-LONGEST_LINE = 20
-"""Runs that wait for their turn and are looked at together."""
 
 
 class Waits(ABC):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 
 import asyncpg
@@ -401,9 +402,9 @@ async def crash_of_one_process(cluster, connection):
     """As when the kernel has no memory left: all others are ended too, and the same server recovers."""
     ended = asyncio.Event()
     connection.add_termination_listener(lambda _: ended.set())
-    family = psutil.Process(cluster.process.pid).children()
-    (flusher,) = [process for process in family if "walwriter" in " ".join(process.cmdline())]
-    flusher.kill()
+    flusher = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+    assert flusher in [process.pid for process in psutil.Process(cluster.process.pid).children()]
+    os.kill(flusher, signal.SIGKILL)
     await ended.wait()
     await asyncio.to_thread(cluster.wait_until_ready)
 
