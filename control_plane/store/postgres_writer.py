@@ -380,10 +380,24 @@ class Writer:
                 error_type=OVER_CAPACITY,
                 error_message="the store was lost while it leased the job",
             )
+            await self._report_back(Report(project_id=lease.job.project_id, job_id=lease.job.id, reported=reported))
+
+    async def _report_back(self, report: Report) -> None:
+        """Nobody else asks again: left alone, the lease would lapse and cost the job an attempt."""
+        pauses = _Pauses()
+        while True:
             try:
-                await self.submit(Report(project_id=lease.job.project_id, job_id=lease.job.id, reported=reported))
+                await self.submit(report)
+            except StoreUnavailable as error:
+                if self._closing:
+                    _log.warning("a job could not be handed back", job_id=report.job_id, error=str(error))
+                    return
+                await asyncio.sleep(pauses.next())
             except ControlPlaneError as error:
-                _log.warning("a job could not be handed back", job_id=lease.job.id, error=str(error))
+                _log.warning("a job could not be handed back", job_id=report.job_id, error=str(error))
+                return
+            else:
+                return
 
     def _keep(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,10 @@ def test_a_worker_that_dies_takes_its_commands_along(tmp_path: Path, server: Wor
         workspace = tmp_path / "supervisor" / "state" / "workspaces" / "default"
         server.offer(BASH, {"command": "echo $PPID $$ > pids; sleep 600"})
         file = workspace / "pids"
+        deadline = time.monotonic() + 60
         while not (file.exists() and file.read_text().endswith("\n")):
-            supervisor.process.poll()
+            assert time.monotonic() < deadline, supervisor.text()
+            time.sleep(0.01)
         worker, command = (int(word) for word in file.read_text().split())
         psutil.Process(worker).kill()
         ended(command)

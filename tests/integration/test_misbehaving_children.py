@@ -24,7 +24,7 @@ PATIENCE = 30.0
 ROUND = 1.0
 """Seconds within which a supervisor notices what only its own clock tells it."""
 
-BUSY = 3.0
+BUSY = 8.0
 """Seconds that a busy machine may take for what is at once."""
 
 LIMITS = {"silence": "1500ms", "kill_after": "3s"}

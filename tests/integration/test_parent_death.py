@@ -13,7 +13,7 @@ from tests.support.supervisor_process import SupervisorProcess
 from tests.support.worker_socket_server import WorkerSocketServer
 
 PATIENCE = 30.0
-GRACE, KILL_AFTER, BUSY = 2.0, 3.0, 5.0
+GRACE, KILL_AFTER, BUSY = 2.0, 3.0, 15.0
 SETTINGS: dict[str, Any] = {
     "limits": {"silence": "1500ms", "kill_after": f"{KILL_AFTER:g}s"},
     "supervisor": {"drain_timeout": f"{GRACE:g}s"},

@@ -47,7 +47,6 @@ def seen_of(process: psutil.Process) -> Iterator[tuple[str, str]]:
 def test_no_secret_of_a_run_is_in_any_output(tmp_path: Path) -> None:
     heard: list[bytes] = []
     outputs = Outputs()
-    metrics_port = free_port()
     key_file = tmp_path / "worker-key"
     with (
         ControlPlaneProcess(tmp_path / "plane", "--log-level", "debug") as plane,
@@ -60,11 +59,12 @@ def test_no_secret_of_a_run_is_in_any_output(tmp_path: Path) -> None:
         key_file.touch(mode=0o600)
         key_file.write_text(made["secret"])
         front = {"api_url": balancer.url, "api_key_file": str(key_file)}
-        listen = {"listen": f"127.0.0.1:{metrics_port}"}
+        listen = {"listen": "127.0.0.1:0"}
         with SupervisorProcess(
             tmp_path / "box", plane, control_plane=front, supervisor=listen, workers=2
         ) as supervisor:
             supervisor.wait_for("ready", slot="default-2")
+            address = supervisor.wait_for("serving")["address"]
             automations.publish(http, "a", [automations.action_step("one", "test.noop")])
             automations.publish(http, "b", [automations.action_step("one", "no.such.action")])
             for _ in range(3):
@@ -80,9 +80,7 @@ def test_no_secret_of_a_run_is_in_any_output(tmp_path: Path) -> None:
             for path in ("/metrics", "/v1/projects/default/runs", "/v1/projects/other/runs", "/nowhere"):
                 outputs.texts[f"GET {path}"] = http.get(path).text
             for path in ("/metrics", "/status", "/readyz"):
-                outputs.texts[f"GET {path} of the supervisor"] = httpx.get(
-                    f"http://127.0.0.1:{metrics_port}{path}"
-                ).text
+                outputs.texts[f"GET {path} of the supervisor"] = httpx.get(f"http://{address}{path}").text
             for word in ("status", "check", "stacks"):
                 done = supervisor.command(word)
                 outputs.texts[f"mobius-supervisor {word}"] = done.stdout + done.stderr

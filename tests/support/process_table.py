@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,17 @@ def related(variable: str, value: str, members: dict[int, float]) -> list[psutil
                 found[process.pid] = process
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
-    return [process for process in found.values() if process.status() != psutil.STATUS_ZOMBIE]
+    return living(found.values())
+
+
+def living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of them that still run. One that only waits for its parent to look at its end does not."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def descriptors(pid: int) -> Counter[str]:

@@ -103,6 +103,13 @@ class PostgresPlace:
         finally:
             await connection.close()
 
+    def cut(self):
+        """End the connections of every store that is open here."""
+        self.cluster.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mobius%'"
+            f" AND datname = '{self.database}'"
+        )
+
     def remove(self):
         self.cluster.drop_database(self.database)
 

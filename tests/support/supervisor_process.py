@@ -8,6 +8,7 @@ Every wait is for a line of the log, with a deadline; nothing sleeps. On the way
 `leftovers` names it.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import Any, Self
 import psutil
 
 from tests.support.control_plane_process import ControlPlaneProcess
+from tests.support.process_table import living
 
 WAIT_TIMEOUT = 30.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,11 +154,7 @@ class SupervisorProcess:
 
     def leftovers(self) -> list[psutil.Process]:
         """Processes of its family that still run."""
-        return [
-            member
-            for member in self._family.values()
-            if member.is_running() and member.status() != psutil.STATUS_ZOMBIE
-        ]
+        return living(self._family.values())
 
     def terminate(self, timeout: float = WAIT_TIMEOUT) -> int:
         """SIGTERM; returns its exit code."""
@@ -182,5 +180,6 @@ class SupervisorProcess:
             self.process.kill()
             self.process.wait(WAIT_TIMEOUT)
         for member in self.leftovers():
-            member.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         psutil.wait_procs(self.leftovers(), timeout=WAIT_TIMEOUT)

@@ -1,6 +1,7 @@
 """Commands that do as they are told, and commands that do not."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -41,9 +42,11 @@ def descriptors() -> int:
 
 async def gone(pid: int) -> None:
     """Waits until no such process runs; an orphan may stay as a zombie until whoever adopted it looks."""
-    async with asyncio.timeout(DEADLINE):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        async with asyncio.timeout(DEADLINE):
+            while process.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_what_a_command_says_and_exits_with(bash: Environment) -> None:
