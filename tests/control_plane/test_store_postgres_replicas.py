@@ -151,7 +151,8 @@ async def test_a_listener_that_hears_nothing_is_replaced(place, monkeypatch):
     async with scenario(place) as s:
         await until(lambda: s.store.replicas._connection is not None)
         deaf = s.store.replicas._connection
-        await deaf.execute("UNLISTEN *")
+        async with s.store.replicas._sending:
+            await deaf.execute("UNLISTEN *")
         await until(lambda: s.store.replicas._connection not in (None, deaf))
         heard_at = s.store.replicas._heard_at
         await until(lambda: s.store.replicas._heard_at > heard_at)
@@ -160,7 +161,8 @@ async def test_a_listener_that_hears_nothing_is_replaced(place, monkeypatch):
 # --- sessions
 
 
-async def test_a_worker_that_is_alive_elsewhere_keeps_its_identity(place):
+async def test_a_worker_that_is_alive_elsewhere_keeps_its_identity(place, monkeypatch):
+    monkeypatch.setattr(postgres_replicas, "CONTEST_TIMEOUT", 30.0)
     async with replicas(place) as (one, two):
         session = await one.register("w-1")
         asking = asyncio.ensure_future(two.store.contest(one.project.id, "w-1"))
@@ -280,10 +282,10 @@ async def test_hints_are_gathered_sent_between_transactions_and_wait_for_no_disk
             sent.append((self.is_in_transaction(), await self.fetchval("SHOW synchronous_commit")))
         return await execute(self, query, *arguments, **options)
 
-    monkeypatch.setattr(asyncpg.Connection, "execute", watched)
-    async with scenario(place) as one, scenario(place, prepared=False) as two:
+    async with replicas(place) as (one, two):
         await one.publish("a", [action()])
         two.facts.clear()
+        monkeypatch.setattr(asyncpg.Connection, "execute", watched)
         runs = await asyncio.gather(*(one.start("a") for _ in range(200)))
         unheard = {run.id for run in runs}
         while unheard:

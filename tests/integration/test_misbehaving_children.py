@@ -153,7 +153,7 @@ def test_a_control_plane_that_hears_nothing_is_no_fault_of_the_children(tmp_path
             # After the connection's own fifteen seconds, which are five times `kill_after`.
             for slot in (SLOT, "default-2"):
                 supervisor.wait_for("session.disconnected", slot=slot)
-            for event in ("event loop", "killing", "process ended"):
+            for event in ("event loop runs", "killing", "process ended"):
                 assert list(supervisor.matching(event)) == []
             assert supervisor.terminate() == 0
 

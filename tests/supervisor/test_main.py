@@ -20,6 +20,9 @@ from tests.support.supervisor_process import ROOT, SupervisorProcess
 from tests.support.worker_socket_server import WorkerSocketServer
 
 PATIENCE = 30.0
+BUSY = 8.0
+"""Seconds that a busy machine may take for what is at once."""
+
 COMMAND = [sys.executable, "-m", "supervisor"]
 
 
@@ -175,7 +178,7 @@ def test_a_child_that_hangs_is_named_killed_with_evidence_and_replaced(
         supervisor.wait_for("event loop is silent", slot="default-1")
         hung = supervisor.wait_for("killing a process that hangs", slot="default-1")
         assert hung["hang"] == expected
-        assert hung["silent_for"] == pytest.approx(3.0, abs=1.0)
+        assert 3.0 <= hung["silent_for"] <= 3.0 + BUSY
         if expected == "loop_blocked":
             assert "in block" in hung["evidence"]["stacks"]
         else:

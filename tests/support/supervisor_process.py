@@ -157,10 +157,13 @@ class SupervisorProcess:
         return living(self._family.values())
 
     def terminate(self, timeout: float = WAIT_TIMEOUT) -> int:
-        """SIGTERM; returns its exit code."""
+        """SIGTERM; returns its exit code, when its log has been read to the end."""
         self.family()
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        code = self.process.wait(timeout)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._ended, WAIT_TIMEOUT), "somebody else holds its log open"
+        return code
 
     def kill(self) -> None:
         """SIGKILL, to the supervisor alone."""
