@@ -160,7 +160,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_harms_nobody(
                 report = {"type": "job.report", "job_id": job["id"], "lease_token": job["lease_token"]}
                 await ask(worker, {**report, "message_id": f"r-{number}", "result": {"text": "x" * 60_000}})
         assert (await http.get(f"{P}/runs/{run_id}")).json()["status"] == "completed"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await cut_off.wait()
     assert parse((await http.get(f"{P}/runs/{run_id}/events.stream")).content)[-1]["event"] == "run.completed"
 
@@ -172,6 +172,6 @@ async def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:
             chunks = response.aiter_bytes()
             assert (await anext(chunks)).startswith(b"id: 1\n")
             plane.plane.stop("the test says so")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 rest = [chunk async for chunk in chunks]
         assert b"run.completed" not in b"".join(rest)

@@ -290,7 +290,7 @@ async def test_a_live_owner_keeps_its_identity_and_a_dead_one_does_not(plane: Se
 
 
 async def test_a_silent_worker_is_pinged_then_dropped(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_socket, "PING_INTERVAL", 0.1)
+    monkeypatch.setattr(worker_socket, "PING_INTERVAL", 0.5)
     dropped: asyncio.Queue[str] = asyncio.Queue()
     monkeypatch.setattr(worker_socket.WorkerSocket, "_drop", record_drop(dropped))
     async with plane.worker() as answering:
