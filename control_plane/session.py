@@ -467,9 +467,9 @@ class Connection:
     # --- registration: section "Identity" of the contract
 
     def _register(self, frame: frames.Register) -> list[Action]:
-        texts = (frame.worker_instance_id, frame.name, frame.version, frame.environment_id)
-        if any("\0" in text for text in texts if text is not None):
-            return [_error("invalid_frame", "a text holds a NUL character, which no text may hold", frame.message_id)]
+        texts = (frame.worker_instance_id, frame.name, frame.version, frame.environment_id, *(frame.capabilities or ()))
+        if any("\0" in text for text in texts if text is not None) or _names_hold_nul(frame):
+            return [_refused_nul(frame)]
         self._phase = "registering"
         self._registration = frame
         token = frame.worker_session_token
@@ -627,6 +627,8 @@ class Connection:
                 return [_error("already_registered", "this connection has registered already", frame.message_id)]
 
     def _claimed(self, frame: frames.Claim, now: float) -> list[Action]:
+        if _names_hold_nul(frame):
+            return [_refused_nul(frame)]
         session = self._registered_session()
         actions = self._end_claim(now)
         slots = frame.available_slots if frame.available_slots is not None else max(1, self._free_slots)
@@ -767,6 +769,8 @@ class Connection:
         return forget
 
     def _ready(self, frame: frames.Ready, now: float) -> list[Action]:
+        if _names_hold_nul(frame):
+            return [_refused_nul(frame)]
         session = self._registered_session()
         actions: list[Action] = []
         selector = _selector(session.selector, frame)
@@ -900,6 +904,18 @@ def _selector(base: Selector, frame: frames.Register | frames.Ready | frames.Cla
         else base.models,
         environment_id=base.environment_id,
     )
+
+
+def _names_hold_nul(frame: frames.Register | frames.Ready | frames.Claim) -> bool:
+    """Whether a queue, an action or a model is called so that not every store could look for it."""
+    names = [*(frame.queues or ()), *(frame.action_names or ())]
+    for model in frame.models or ():
+        names += (model.provider, model.model)
+    return "\0" in "".join(names)
+
+
+def _refused_nul(frame: frames.Frame) -> Action:
+    return _error("invalid_frame", "a text holds a NUL character, which no text may hold", frame.message_id)
 
 
 def _directive(job_id: str, outcome: HeartbeatOutcome) -> frames.CancelDirective | None:

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from service_manager.credentials import others_can_read
 from supervisor.errors import ConfigurationError
 from wire.address import is_loopback
+from wire.frames import MOST_CONCURRENT
 from wire.tls import TlsFiles, TlsFilesError, client_context
 
 CREDENTIAL_NAME = "api-key"
@@ -145,7 +146,10 @@ Bytes = Annotated[Size, Meta(description="a size in quotes", examples=["512MiB"]
 Share = Annotated[Percent, Meta(description="a percentage from 1 to 100 in quotes", examples=["25%"])]
 Count = Annotated[int, Meta(ge=0, le=10**9, description="a whole number of 0 or more", examples=[0])]
 Workers = Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000", examples=[2])]
-Concurrency = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000", examples=[1])]
+Concurrency = Annotated[
+    int,
+    Meta(ge=1, le=MOST_CONCURRENT, description=f"a whole number from 1 to {MOST_CONCURRENT}", examples=[1]),
+]
 PoolName = Annotated[
     str,
     Meta(

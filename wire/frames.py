@@ -12,6 +12,9 @@ from msgspec import Meta, Struct
 LARGEST = 2**63 - 1
 """JSON knows no largest integer, but clocks and databases do."""
 
+MOST_CONCURRENT = 10_000
+"""Jobs that one worker may say it holds in flight."""
+
 Positive = Annotated[int, Meta(ge=1, le=LARGEST)]
 NonNegative = Annotated[int, Meta(ge=0, le=LARGEST)]
 MessageId = Annotated[str, Meta(max_length=256)]
@@ -108,7 +111,7 @@ class Register(Frame, frozen=True, tag="worker.register"):
 
     worker_instance_id: Identifier
     worker_session_token: str | None = None
-    concurrency_limit: Positive | None = None
+    concurrency_limit: Annotated[int, Meta(ge=1, le=MOST_CONCURRENT)] | None = None
     available_slots: NonNegative | None = None
     name: Label | None = None
     version: Label | None = None

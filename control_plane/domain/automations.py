@@ -4,6 +4,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from control_plane.domain import queues
 from control_plane.domain.model import Automation, Version
 from control_plane.errors import Conflict, Invalid
 
@@ -12,7 +13,6 @@ CHANGEABLE = frozenset(
 )
 OPTIONAL = CHANGEABLE - {"name", "status"}
 _STATUSES = ("draft", "active", "paused", "archived")
-_LONGEST_QUEUE = 256
 
 
 def check_fields(fields: dict[str, Any], known: frozenset[str]) -> None:
@@ -21,8 +21,8 @@ def check_fields(fields: dict[str, Any], known: frozenset[str]) -> None:
         if name not in known:
             raise Invalid("invalid_field", f"{name}: expected one of {', '.join(sorted(known))}")
     queue = (fields.get("settings") or {}).get("queue")
-    if queue is not None and not (isinstance(queue, str) and 0 < len(queue) <= _LONGEST_QUEUE and "\0" not in queue):
-        sentence = f"settings.queue: expected a text of 1 to {_LONGEST_QUEUE} characters without NUL"
+    if queue is not None and not (isinstance(queue, str) and queues.is_name(queue)):
+        sentence = f"settings.queue: expected a text of 1 to {queues.LONGEST_NAME} characters, none of them a control"
         raise Invalid("invalid_field", sentence)
 
 

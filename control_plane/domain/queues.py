@@ -3,6 +3,7 @@
 Nothing has to be said of a queue: it is there when a job names it. Where nothing was said, nothing is asked.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,14 @@ LimitScope = tuple[Literal["queue", "action"], str]
 """What a limit is on."""
 
 CHANGEABLE = frozenset({"paused", "max_running"})
+
+LONGEST_NAME = 256
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def is_name(text: str) -> bool:
+    """Whether a queue may be called so."""
+    return 0 < len(text) <= LONGEST_NAME and _CONTROLS.search(text) is None
 
 
 class Rules(Struct, frozen=True, kw_only=True):

@@ -23,11 +23,6 @@ Duration = Annotated[str, Meta(min_length=1, max_length=64)]
 YEAR = 366 * 86_400.0
 
 
-def is_queue_name(text: str) -> bool:
-    """Whether a queue may be called so, also one that an automation's settings name."""
-    return 0 < len(text) <= 256 and "\0" not in text
-
-
 class JobsQuery(Request, frozen=True):
     """A page looks at a bounded number of jobs: it may be short and not be the last."""
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from control_plane.domain import queues
 from control_plane.web import queue_shapes, shapes
 from control_plane.web.error_status import HttpError
-from control_plane.web.job_shapes import is_queue_name
 from control_plane.web.queue_shapes import QueueListResponse, QueueResponse
 from control_plane.web.routes import Call, Route
 
@@ -26,7 +26,7 @@ async def update_queue(call: Call[shapes.NoQuery, queue_shapes.UpdateQueueReques
 
     A queue need not have had a job. Jobs that run go on; on every replica what is said counts within a second."""
     name = call.path["queue"]
-    if not is_queue_name(name):
+    if not queues.is_name(name):
         raise HttpError(400, "invalid_request", f"{name[:128]!r} is no name of a queue")
     await call.store.update_queue(call.project_id, name, queue_shapes.queue_changes(call.body))
     return await _as_it_stands(call)

@@ -98,6 +98,32 @@ def test_what_is_no_frame_is_told_and_the_conversation_goes_on(room):
     assert worker.asked(StoreClaim)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"queues": ["a", "b\0"]},
+        {"action_names": ["\0"]},
+        {"models": [frames.ModelCapability(provider="p", model="m\0")]},
+        {"models": [frames.ModelCapability(provider="p\0", model="m")]},
+    ],
+)
+def test_names_that_no_store_could_look_for_are_refused_before_it_is_asked(room, names):
+    worker = Worker(room)
+    worker.send(frames.Register(worker_instance_id="w-1", message_id="m", **names))
+    assert worker.take()[0].error.code == "invalid_frame"
+    assert worker.questions == []
+    worker.register()
+    worker.take()
+    for kind in (frames.Ready, frames.Claim):
+        worker.send(kind(message_id="m", available_slots=1, **names))
+        (error,) = worker.take()
+        assert (error.error.code, error.message_id) == ("invalid_frame", "m")
+    assert worker.questions == []
+    assert worker.connection.session.selector == Selector()
+    worker.claim()
+    assert worker.asked(StoreClaim).order.selector == Selector()
+
+
 def test_a_keepalive_is_not_answered(room):
     worker = room.worker()
     worker.send(frames.Keepalive(message_id="k"))

@@ -182,6 +182,16 @@ def test_a_number_that_is_no_time_is_refused(seconds: int) -> None:
         )
 
 
+def test_a_worker_says_no_more_slots_than_there_may_be() -> None:
+    frame = b'{"type":"worker.register","worker_instance_id":"w","message_id":"m","concurrency_limit":%d}'
+    most = codec.decode_from_worker(frame % frames.MOST_CONCURRENT)
+    assert isinstance(most, frames.Register)
+    assert most.concurrency_limit == frames.MOST_CONCURRENT
+    with pytest.raises(RemoteFrameError, match=r"<= 10000 - at `\$.concurrency_limit`") as caught:
+        codec.decode_from_worker(frame % (frames.MOST_CONCURRENT + 1))
+    assert caught.value.message_id == "m"
+
+
 def test_a_frame_above_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(RemoteFrameError, match="limit"):
         codec.decode_from_worker(b" " * (codec.MAX_FRAME_TO_SERVER + 1))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -72,3 +73,16 @@ async def test_a_limit_lets_the_next_job_through_when_one_ends(plane: Serving, h
 @pytest.mark.parametrize("body", [{"max_running": 0}, {"paused": "yes"}, {"colour": "red"}])
 async def test_what_is_wrong_is_refused(http: httpx.AsyncClient, body: dict[str, object]) -> None:
     refused(await http.patch(f"{QUEUES}/default", json=body), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("name", ["line%0Abreak", "%1B[31mred", "%7F", "%C2%85", "q" * 257])
+async def test_names_that_no_queue_may_have(http: httpx.AsyncClient, name: str) -> None:
+    """Nor may an automation send its jobs there, so that every queue that is listed can be paused."""
+    refused(await http.patch(f"{QUEUES}/{name}", json={"paused": True}), 400, "invalid_request")
+    body = {"handle": "a", "name": "A", "settings": {"queue": unquote(name)}}
+    refused(await http.post(f"{P}/automations", json=body), 400, "invalid_field")
+    assert (await http.get(QUEUES)).json() == {"items": []}
+
+
+async def test_a_queue_with_an_unusual_name_is_paused(http: httpx.AsyncClient) -> None:
+    assert (await http.patch(f"{QUEUES}/eine%20%C3%B6ffentliche", json={"paused": True})).json()["paused"] is True

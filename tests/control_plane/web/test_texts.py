@@ -101,7 +101,16 @@ async def test_a_worker_that_sends_one_is_told_and_goes_on(plane: Serving) -> No
     async with plane.worker() as worker:
         refused = await register(worker, "worker \0")
         assert (refused["type"], refused["error"]["code"]) == ("error", "invalid_frame")
-        assert (await register(worker, "worker-1", queues=["nul \0"]))["type"] == "worker.registered"
+        nul = {"queues": ["q \0"]}, {"action_names": ["a", "a \0"]}, {"models": [{"provider": "p", "model": "m \0"}]}
+        for names in (*nul, {"capabilities": ["c \0"]}):
+            refused = await register(worker, "worker-1", **names)
+            assert (refused["type"], refused["error"]["code"]) == ("error", "invalid_frame")
+        assert (await register(worker, "worker-1"))["type"] == "worker.registered"
+        for number, names in enumerate(nul):
+            for kind in ("worker.ready", "jobs.claim"):
+                said = {"type": kind, "message_id": f"{kind}-{number}", "available_slots": 1} | names
+                refused = await ask(worker, said)
+                assert (refused["type"], refused["error"]["code"]) == ("error", "invalid_frame")
         beat = {"type": "job.heartbeat", "job_id": "job_\0", "lease_token": "\0", "message_id": "m-2"}
         assert (await ask(worker, beat))["type"] in ("job.heartbeat.ack", "error")
         report = {"type": "job.report", "job_id": "job_\0", "lease_token": "\0", "message_id": "m-3"}
