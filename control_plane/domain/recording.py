@@ -58,10 +58,12 @@ class Open(Going, frozen=True, kw_only=True):
 
 
 class Line(Struct, frozen=True, kw_only=True):
-    """The runs of one automation of which one goes on at a time: who has the turn, and who waits, the oldest first."""
+    """The runs of one automation of which one goes on at a time: who has the turn, and who waits, the oldest first.
+    `is_longer`: more may wait behind these, which are LONGEST_LINE at the most."""
 
     holder: Open | None = None
     waiting: tuple[Open, ...] = ()
+    is_longer: bool = False
 
 
 class Facts(Protocol):
@@ -81,6 +83,9 @@ class Facts(Protocol):
 
     def line(self, automation_id: str) -> Line:
         """Who runs and who waits; nobody else changes that as long as this transaction goes on."""
+
+    def place(self, run_id: str) -> int:
+        """Where the run stands in the order in which runs were created."""
 
 
 class Recorder:

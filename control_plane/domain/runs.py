@@ -301,6 +301,8 @@ class Engine(Recorder):
             goes_on = others[0].run
             sentence = f"run {goes_on.id} of automation {target.automation.handle} goes on, and its concurrency is skip"
             raise Conflict("run_skipped", sentence, {"run_id": goes_on.id, "status": goes_on.status})
+        if others and target.plan.concurrency == "replace" and line.is_longer:
+            self._set_timer(run, "turn", self._now)
         if others and (target.plan.concurrency == "queue" or not self._replace(others, run)):
             self.changes.append(TurnAwaited(run_id=run.id, automation_id=run.automation_id))
             return False
@@ -310,23 +312,33 @@ class Engine(Recorder):
     def _replace(self, others: list[Open], run: Run) -> bool:
         """Cancel the others; whether all of them have ended, which takes longer where they have to clean up."""
         ended = [self.cancel(other, f"replaced by run {run.id}") for other in others]
-        return all(each.status in TERMINAL_RUN for each in ended)
+        over = [each for each in ended if each.status in TERMINAL_RUN]
+        for each in over:
+            # Whose turn it is then is for the new one: their ends must not let one begin that is still to be replaced.
+            self._clear_timer(each, "turn")
+        return len(over) == len(ended)
 
     def _pass_turn(self, asking: Open) -> None:
-        """See who of the automation may run: `asking` has ended, or wants to begin."""
+        """See who of the automation may run: `asking` has ended, wants to begin, or has more to replace."""
         self._clear_timer(asking.run, "turn")
         line = self._facts.line(asking.run.automation_id)
         free, waiting = line.holder is None, list(line.waiting)
-        place = next((index for index, each in enumerate(waiting) if each.run.id == asking.run.id), 0)
-        others = [*([line.holder] if line.holder else ()), *waiting[:place]]
-        if others and asking.run.status == "queued":
-            if asking.plan.concurrency == "skip":
-                sentence = f"skipped: run {others[0].run.id} of the automation goes on, and its concurrency is skip"
-                self.cancel(asking, sentence)
-                del waiting[place]
-            elif asking.plan.concurrency == "replace":
+        place = self._facts.place(asking.run.id)
+        before = [each for each in waiting if self._facts.place(each.run.id) < place]
+        others = [*([line.holder] if line.holder else ()), *before]
+        if asking.plan.concurrency == "replace":
+            if asking.run.status == "queued":
                 free = self._replace(others, asking.run)
-                del waiting[:place]
+            else:
+                # Those whom it began or ended without having looked at them.
+                self._replace(before, asking.run)
+            del waiting[: len(before)]
+            if line.is_longer and not waiting:
+                self._set_timer(asking.run, "turn", self._now)
+        elif asking.plan.concurrency == "skip" and asking.run.status == "queued" and others:
+            sentence = f"skipped: run {others[0].run.id} of the automation goes on, and its concurrency is skip"
+            self.cancel(asking, sentence)
+            waiting = [each for each in waiting if each.run.id != asking.run.id]
         if free and waiting:
             begun = waiting[0]
             if not begun.plan.steps:

@@ -75,6 +75,9 @@ class _FactsOfProject:
     def line(self, automation_id: str) -> Line:
         return self._facts.line(automation_id)
 
+    def place(self, run_id: str) -> int:
+        return self._facts.run_seqs[run_id]
+
 
 class Decisions:
     """Of one transaction: load `facts`, `make` decisions, then `write` what they changed."""

@@ -5,6 +5,7 @@ and what all decisions of a transaction miss is loaded by one statement a kind.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -105,6 +106,7 @@ class Facts:
         self._signals: dict[tuple[str, str], dict[str, Any] | None] = {}
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, list[tuple[bool, str]]] = {}
+        self._longer: set[str] = set()
 
     # --- asked by decisions
 
@@ -192,7 +194,7 @@ class Facts:
                 holder = opened
             else:
                 waiting.append(opened)
-        return Line(holder=holder, waiting=tuple(waiting))
+        return Line(holder=holder, waiting=tuple(waiting), is_longer=automation_id in self._longer)
 
     def runs_in_line(self, automation_id: str) -> set[str]:
         """The ids of those whom `line` tells of."""
@@ -268,9 +270,14 @@ class Facts:
         """The lines of these, as far as their runs are loaded, which means locked. Whoever has come since will ask."""
         if automation_ids:
             self._lines.update({automation_id: [] for automation_id in automation_ids})
-            for automation_id, holds, run_id, _, _ in await self.find_lines(connection, automation_ids):
+            found = await self.find_lines(connection, automation_ids)
+            waiting = Counter(automation_id for automation_id, holds, *_ in found if not holds)
+            self._longer |= {automation_id for automation_id, number in waiting.items() if number == LONGEST_LINE}
+            for automation_id, holds, run_id, _, _ in found:
                 if run_id in self.runs:
                     self._lines[automation_id].append((holds, run_id))
+                else:
+                    self._longer.add(automation_id)
 
     async def load_only_once(self, connection: Connection, jobs: Iterable[Job]) -> None:
         """What is recorded of the actions of these jobs, where it counts."""

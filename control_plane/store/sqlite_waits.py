@@ -58,7 +58,11 @@ class Waits(ABC):
                 holder = opened
             else:
                 waiting.append(opened)
-        return Line(holder=holder, waiting=tuple(waiting))
+        return Line(holder=holder, waiting=tuple(waiting), is_longer=len(waiting) == LONGEST_LINE)
+
+    def place(self, run_id: str) -> int:
+        """See domain.recording.Facts."""
+        return self._run_seqs[run_id]
 
     # --- changes
 

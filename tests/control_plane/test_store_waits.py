@@ -10,6 +10,7 @@ import pytest
 
 from control_plane.domain import specs
 from control_plane.domain.model import TERMINAL_RUN
+from control_plane.domain.recording import LONGEST_LINE
 from control_plane.domain.runs import CLEANUP_TIMEOUT, Engine
 from control_plane.domain.store import CancelRequested, RunFilter, TimerArmed
 from control_plane.errors import Conflict, Invalid, NotFound
@@ -505,6 +506,75 @@ async def test_a_run_replaces_the_one_that_goes_on(s):
     assert (await s.run(first)).error_message == f"replaced by run {second.id}"
     await s.fire(0)
     assert await s.statuses(first, second) == ["cancelled", "suspended"]
+
+
+async def a_long_line(s, concurrency="replace", **more):
+    """Runs that queued up, more than are looked at together, under a version that queues; the next one does not."""
+    await s.publish("a", [action()], concurrency="queue", **more)
+    line = [await s.start("a") for _ in range(2 * LONGEST_LINE + 5)]
+    await s.store.create_version(s.project.id, "a", {"steps": [action()], "concurrency": concurrency}, None)
+    await s.store.publish_version(s.project.id, "a", 2)
+    return line
+
+
+async def began(s, *runs):
+    return [run.id for run in runs if (await s.run(run)).started_at is not None]
+
+
+async def test_a_run_replaces_all_that_wait_however_many(s):
+    line = await a_long_line(s)
+    newest = await s.start("a")
+    assert newest.status == "suspended"
+    await s.fire(0)
+    assert await s.statuses(*line) == ["cancelled"] * len(line)
+    assert {(await s.run(run)).error_message for run in line} == {f"replaced by run {newest.id}"}
+    assert await began(s, *line) == [line[0].id]
+    assert [lease.job.run_id for lease in await s.claim()] == [newest.id]
+    assert await s.statuses(newest) == ["suspended"]
+    await nothing_is_left(s)
+
+
+async def test_a_run_that_ends_before_it_has_replaced_them_all_lets_none_of_them_begin(s):
+    line = await a_long_line(s)
+    newest = await s.start("a")
+    # Its timer has not fired, and somebody else has come since who waits for it.
+    await s.store.create_version(s.project.id, "a", {"steps": [action()], "concurrency": "queue"}, None)
+    await s.store.publish_version(s.project.id, "a", 3)
+    behind = await s.start("a")
+    await s.cancel(newest)
+    await s.fire(0)
+    assert await s.statuses(*line) == ["cancelled"] * len(line)
+    assert await began(s, *line) == [line[0].id]
+    assert await s.statuses(newest, behind) == ["cancelled", "suspended"]
+    await nothing_is_left(s)
+
+
+async def test_a_run_that_waits_for_a_cleanup_replaces_all_that_wait_too(s):
+    line = await a_long_line(s, cleanup=[action("tidy")])
+    newest = await s.start("a")
+    await s.fire(0)
+    assert await s.statuses(*line, newest) == ["suspended", *["cancelled"] * (len(line) - 1), "queued"]
+    tidy = await s.claim_one()
+    assert tidy.job.step_key == "tidy"
+    await s.report(tidy)
+    await s.fire(0)
+    assert await s.statuses(line[0], newest) == ["cancelled", "suspended"]
+    assert await began(s, *line) == [line[0].id]
+    await nothing_is_left(s)
+
+
+@pytest.mark.parametrize(("concurrency", "then"), [("replace", "suspended"), ("skip", "cancelled")])
+async def test_a_child_behind_a_long_line_takes_its_turn_as_its_version_says(s, concurrency, then):
+    line = await a_long_line(s, concurrency)
+    await s.publish("parent", [child("c", "a"), action("after")])
+    parent = await s.start("parent")
+    (started, _) = await s.steps(parent)
+    newest = await s.store.run(s.project.id, started.result["run_id"])
+    await s.fire(0)
+    old = ["cancelled"] * len(line) if concurrency == "replace" else ["suspended", *["queued"] * (len(line) - 1)]
+    assert await s.statuses(*line, newest) == [*old, then]
+    assert await began(s, *line) == [line[0].id]
+    await nothing_is_left(s)
 
 
 async def test_starts_at_the_same_time_leave_one_run(s):
