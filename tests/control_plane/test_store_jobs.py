@@ -155,6 +155,20 @@ async def test_the_report_of_a_failed_attempt_is_a_duplicate_too_whatever_came_a
     assert await s.report(first) == "superseded"
 
 
+async def test_what_a_lapsed_lease_says_late_counts_unless_the_lapse_ended_the_job(s):
+    """As docs/jobs.md says it."""
+    await s.publish("again", [action(retry={"max_attempts": 2})])
+    await s.publish("once", [action()])
+    waits, over = await s.start("again"), await s.start("once")
+    late = {lease.job.run_id: lease for lease in await s.claim()}
+    await s.reap(LEASE + 1)
+    assert await s.report(late[waits.id], result={"late": True}, now=LEASE + 2) == "accepted"
+    assert await s.report(late[over.id], result={"late": True}, now=LEASE + 2) == "superseded"
+    assert await s.statuses(waits, over) == ["completed", "failed"]
+    job = await s.job(late[over.id])
+    assert (job.status, job.error_type, job.result) == ("failed", "LeaseLapsed", None)
+
+
 async def test_a_zombie_changes_nothing(s):
     run = await one_job(s, retry={"max_attempts": 2})
     zombie = await s.claim_one(now=0)
