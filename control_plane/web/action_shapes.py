@@ -20,6 +20,7 @@ from control_plane.web.shapes import (
     TagValue,
     Text,
     changes_of,
+    if_known,
     moment,
 )
 
@@ -172,5 +173,5 @@ def action_page(page: Page) -> ActionListResponse:
     return ActionListResponse(
         items=[action_shape(action) for action in page.items],
         has_more=page.next_cursor is not None,
-        next_cursor=UNSET if page.next_cursor is None else page.next_cursor,
+        next_cursor=if_known(page.next_cursor),
     )

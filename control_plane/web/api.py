@@ -3,7 +3,6 @@
 import asyncio
 
 import msgspec
-from msgspec import UNSET
 
 from control_plane.web import (
     actions_api,
@@ -116,7 +115,7 @@ async def start_run(call: Call[shapes.NoQuery, shapes.StartRunRequest]) -> shape
     run = await call.store.start_run(
         call.project_id,
         call.path["handle"],
-        inputs=None if body.inputs is UNSET else body.inputs,
+        inputs=shapes.given(body.inputs),
         source=shapes.run_source(body.source),
         external_id=body.external_id or None,
     )

@@ -20,7 +20,7 @@ from control_plane.errors import NotFound, StoreUnavailable
 from control_plane.keys import hash_secret, same_hash
 from control_plane.session import TakeDelta
 from control_plane.web.server_sent import Readers, Stream, Write
-from control_plane.web.shapes import GenerationEvent
+from control_plane.web.shapes import GenerationEvent, if_known
 
 WRITE_AFTER = 0.2
 """Seconds for which deltas are gathered before they are written."""
@@ -290,8 +290,8 @@ def _end_of(job: Job) -> bytes:
         job_id=job.id,
         attempt=job.claim_attempt,
         outcome=job.status,
-        error_type=UNSET if job.error_type is None else job.error_type,
-        error_message=UNSET if job.error_message is None else job.error_message,
+        error_type=if_known(job.error_type),
+        error_message=if_known(job.error_message),
     )
     return _event("generation.ended", event)
 

@@ -11,9 +11,21 @@ from control_plane.domain.enqueue import HIGHEST_PRIORITY, MOST_JOBS, Enqueued, 
 from control_plane.domain.model import ORG_ID, Attempt, Job, JobKind, JobStatus
 from control_plane.domain.retries import DEFAULT_EXECUTION_TIMEOUT, LONGEST_DELAY, MAX_ATTEMPTS, MOST_BACKOFF
 from control_plane.domain.store import JobFilter, JobView, Page
-from control_plane.domain.times import LATEST, MICROSECONDS, parse_duration, rfc3339
+from control_plane.domain.times import LATEST, parse_duration, rfc3339
 from control_plane.errors import Invalid
-from control_plane.web.shapes import Cursor, JsonObject, Limit, Name, Request, Response, Text, moment
+from control_plane.web.shapes import (
+    Cursor,
+    JsonObject,
+    Limit,
+    Name,
+    Request,
+    Response,
+    Text,
+    given,
+    if_known,
+    microseconds_of,
+    moment,
+)
 
 QueueName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z")]
 ExternalId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -174,45 +186,34 @@ def new_jobs(request: EnqueueJobsRequest) -> list[NewJob]:
 
 def _new_job(each: NewJobRequest, index: int) -> NewJob:
     kind, spec = _work(each, f"jobs[{index}]")
-    run_at = None if each.run_at is UNSET else round(each.run_at.timestamp() * MICROSECONDS)
+    run_at = microseconds_of(each.run_at)
     if run_at is not None and run_at > LATEST:
         raise _invalid(f"jobs[{index}].run_at", f"at the latest {rfc3339(LATEST)}")
-    retry = _plain(each.retry)
-    if retry is None:
-        return NewJob(
-            kind=kind,
-            spec=spec,
-            queue=each.queue,
-            action_name=_plain(each.action_name),
-            provider=_plain(each.provider),
-            model=_plain(each.model),
-            environment_id=_plain(each.environment_id),
-            priority=each.priority,
-            run_at=run_at,
-            delay=each.delay_seconds,
-            execution_timeout=each.timeout_seconds,
-            external_id=_plain(each.external_id),
-        )
-    where = f"jobs[{index}].retry"
     return NewJob(
         kind=kind,
         spec=spec,
         queue=each.queue,
-        action_name=_plain(each.action_name),
-        provider=_plain(each.provider),
-        model=_plain(each.model),
-        environment_id=_plain(each.environment_id),
+        action_name=given(each.action_name),
+        provider=given(each.provider),
+        model=given(each.model),
+        environment_id=given(each.environment_id),
         priority=each.priority,
         run_at=run_at,
         delay=each.delay_seconds,
-        max_attempts=retry.max_attempts,
-        retry_delay=_seconds(retry.delay, f"{where}.delay") or 0.0,
-        retry_backoff=retry.backoff,
-        retry_max_delay=_seconds(retry.max_delay, f"{where}.max_delay"),
-        non_retryable=tuple(_plain(retry.non_retryable) or ()),
         execution_timeout=each.timeout_seconds,
-        external_id=_plain(each.external_id),
+        external_id=given(each.external_id),
+        **({} if each.retry is UNSET else _retry(each.retry, f"jobs[{index}].retry")),
     )
+
+
+def _retry(retry: JobRetryRequest, where: str) -> dict[str, Any]:
+    return {
+        "max_attempts": retry.max_attempts,
+        "retry_delay": _seconds(retry.delay, f"{where}.delay") or 0.0,
+        "retry_backoff": retry.backoff,
+        "retry_max_delay": _seconds(retry.max_delay, f"{where}.max_delay"),
+        "non_retryable": tuple(given(retry.non_retryable) or ()),
+    }
 
 
 def _work(each: NewJobRequest, where: str) -> tuple[JobKind, JsonObject]:
@@ -255,10 +256,6 @@ def _invalid(where: str, sentence: str) -> Invalid:
     return Invalid("invalid_job", f"{where}: {sentence}")
 
 
-def _plain(value: Any) -> Any:
-    return None if value is UNSET else value
-
-
 def enqueued_shape(enqueued: Enqueued) -> EnqueueJobsResponse:
     """What was handed in, by id."""
     return EnqueueJobsResponse(ids=enqueued.ids, existing=enqueued.existing or UNSET)
@@ -266,7 +263,7 @@ def enqueued_shape(enqueued: Enqueued) -> EnqueueJobsResponse:
 
 def job_filter(query: JobsQuery) -> JobFilter:
     """What the listing is asked for."""
-    return JobFilter(status=_plain(query.status), queue=_plain(query.queue), action_name=_plain(query.action_name))
+    return JobFilter(status=given(query.status), queue=given(query.queue), action_name=given(query.action_name))
 
 
 _PLAIN = (
@@ -292,7 +289,7 @@ def job_shape(job: Job, *, attempts: list[Attempt] | None = None) -> JobResponse
         max_attempts=job.max_attempts,
         delay_seconds=job.retry_delay,
         backoff=job.retry_backoff,
-        max_delay_seconds=UNSET if job.retry_max_delay is None else job.retry_max_delay,
+        max_delay_seconds=if_known(job.retry_max_delay),
         non_retryable=job.non_retryable or UNSET,
     )
     if attempts is not None:
@@ -311,8 +308,8 @@ def attempt_shape(attempt: Attempt) -> JobAttemptResponse:
         error_message=attempt.error_message,
         started_at=moment(attempt.started_at),
         ended_at=moment(attempt.ended_at),
-        worker_instance_id=UNSET if attempt.worker_instance_id is None else attempt.worker_instance_id,
-        session_id=UNSET if attempt.session_id is None else attempt.session_id,
+        worker_instance_id=if_known(attempt.worker_instance_id),
+        session_id=if_known(attempt.session_id),
     )
 
 
@@ -326,5 +323,5 @@ def job_page(page: Page) -> JobListResponse:
     return JobListResponse(
         items=[job_shape(job) for job in page.items],
         has_more=page.next_cursor is not None,
-        next_cursor=UNSET if page.next_cursor is None else page.next_cursor,
+        next_cursor=if_known(page.next_cursor),
     )

@@ -10,7 +10,16 @@ from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.times import MICROSECONDS
 from control_plane.keys import hash_secret, key_for_project
 from control_plane.web.routes import Call, Route
-from control_plane.web.shapes import Name, NoQuery, Request, Response, moment
+from control_plane.web.shapes import (
+    Name,
+    NoQuery,
+    Request,
+    Response,
+    if_known,
+    microseconds_of,
+    moment,
+    moment_if_known,
+)
 
 LONGEST_OVERLAP = 90 * 86_400
 
@@ -77,10 +86,10 @@ def key_shape(key: ApiKey, now: int) -> KeyResponse:
         scopes=list(key.scopes),
         status="active" if end is None or end > now else ended,
         created_at=moment(key.created_at),
-        expires_at=_moment_if_set(key.expires_at),
-        revoked_at=_moment_if_set(key.revoked_at),
-        last_used_at=_moment_if_set(key.last_used_at),
-        replaced_by=UNSET if key.replaced_by is None else key.replaced_by,
+        expires_at=moment_if_known(key.expires_at),
+        revoked_at=moment_if_known(key.revoked_at),
+        last_used_at=moment_if_known(key.last_used_at),
+        replaced_by=if_known(key.replaced_by),
     )
 
 
@@ -99,7 +108,7 @@ async def create_key(call: Call[NoQuery, CreateKeyRequest]) -> NewKeyResponse:
         call.body.name,
         hash_secret(secret),
         scopes=call.body.scopes,
-        expires_at=_microseconds(call.body.expires_at),
+        expires_at=microseconds_of(call.body.expires_at),
     )
     return NewKeyResponse(key=key_shape(key, call.services.wall_clock()), secret=secret)
 
@@ -113,7 +122,7 @@ async def rotate_key(call: Call[NoQuery, RotateKeyRequest]) -> RotationResponse:
         call.path["id"],
         hash_secret(secret),
         overlap=call.body.overlap_seconds * MICROSECONDS,
-        expires_at=_microseconds(call.body.expires_at),
+        expires_at=microseconds_of(call.body.expires_at),
     )
     now = call.services.wall_clock()
     return RotationResponse(key=key_shape(rotation.new, now), secret=secret, replaced=key_shape(rotation.old, now))
@@ -123,14 +132,6 @@ async def revoke_key(call: Call[NoQuery, None]) -> KeyResponse:
     """The key of the path opens nothing any more, and what it had opened is closed."""
     key = await call.store.revoke_key(call.project_id, call.path["id"])
     return key_shape(key, call.services.wall_clock())
-
-
-def _moment_if_set(microseconds: int | None) -> datetime | UnsetType:
-    return UNSET if microseconds is None else moment(microseconds)
-
-
-def _microseconds(at: datetime | UnsetType) -> int | None:
-    return None if isinstance(at, UnsetType) else round(at.timestamp() * MICROSECONDS)
 
 
 _KEYS = "/v1/projects/{project}/keys"

@@ -1,14 +1,13 @@
 """What the HTTP side takes and gives of queues (see shapes.py)."""
 
 from datetime import datetime
-from typing import Any
 
 from msgspec import UNSET, UnsetType
 
 from control_plane.domain.store import COUNTED_UP_TO, QueueView
 from control_plane.domain.times import MICROSECONDS
 from control_plane.web.action_shapes import MaxRunning
-from control_plane.web.shapes import Request, Response, changes_of, moment
+from control_plane.web.shapes import Request, Response, if_known, moment_if_known
 
 
 class UpdateQueueRequest(Request, frozen=True):
@@ -38,11 +37,6 @@ class QueueListResponse(Response, frozen=True):
     items: list[QueueResponse]
 
 
-def queue_changes(request: UpdateQueueRequest) -> dict[str, Any]:
-    """What is to be changed."""
-    return changes_of(request)
-
-
 def queue_shape(view: QueueView, *, now: int) -> QueueResponse:
     """As it stands at `now` (microseconds)."""
     queue, oldest = view.queue, view.oldest_available_at
@@ -52,7 +46,7 @@ def queue_shape(view: QueueView, *, now: int) -> QueueResponse:
         pending=view.pending,
         claimed=view.claimed,
         pending_is_more=True if view.pending >= COUNTED_UP_TO else UNSET,
-        paused_at=UNSET if queue.paused_at is None else moment(queue.paused_at),
-        max_running=UNSET if queue.max_running is None else queue.max_running,
+        paused_at=moment_if_known(queue.paused_at),
+        max_running=if_known(queue.max_running),
         oldest_age_seconds=UNSET if oldest is None else max(0, now - oldest) / MICROSECONDS,
     )

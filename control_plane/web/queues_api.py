@@ -28,7 +28,7 @@ async def update_queue(call: Call[shapes.NoQuery, queue_shapes.UpdateQueueReques
     name = call.path["queue"]
     if not queues.is_name(name):
         raise HttpError(400, "invalid_request", f"{name[:128]!r} is no name of a queue")
-    await call.store.update_queue(call.project_id, name, queue_shapes.queue_changes(call.body))
+    await call.store.update_queue(call.project_id, name, shapes.changes_of(call.body))
     return await _as_it_stands(call)
 
 

@@ -32,7 +32,7 @@ from control_plane.domain.model import (
     VersionStatus,
 )
 from control_plane.domain.store import Page, RunFilter, SessionView
-from control_plane.domain.times import to_microseconds
+from control_plane.domain.times import MICROSECONDS, to_microseconds
 from wire.frames import ModelCapability
 
 SESSION_STALE_AFTER = 90.0
@@ -491,12 +491,24 @@ def moment(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _set(value: Any) -> Any:
+def moment_if_known(microseconds: int | None) -> datetime | UnsetType:
+    """The same of a time that may not be known: then the response leaves it out."""
+    return UNSET if microseconds is None else moment(microseconds)
+
+
+def if_known(value: Any) -> Any:
+    """A field of a response, which leaves out what is None."""
     return UNSET if value is None else value
 
 
-def _moment_if_set(microseconds: int | None) -> datetime | UnsetType:
-    return UNSET if microseconds is None else moment(microseconds)
+def given(value: Any) -> Any:
+    """A field of a request; None: it does not have it."""
+    return None if value is UNSET else value
+
+
+def microseconds_of(at: datetime | UnsetType) -> int | None:
+    """A time of a request as the store's; None: it names none."""
+    return None if isinstance(at, UnsetType) else round(at.timestamp() * MICROSECONDS)
 
 
 def project_shape(project: Project) -> ProjectResponse:
@@ -508,7 +520,7 @@ def project_shape(project: Project) -> ProjectResponse:
         access_mode="org_open",
         created_at=moment(project.created_at),
         updated_at=moment(project.updated_at),
-        description=_set(project.description),
+        description=if_known(project.description),
     )
 
 
@@ -525,14 +537,14 @@ def automation_shape(automation: Automation) -> AutomationResponse:
         triggers=[],
         created_at=moment(automation.created_at),
         updated_at=moment(automation.updated_at),
-        published_version=_set(automation.published_version),
-        description=_set(automation.description),
-        default_agent_id=_set(automation.default_agent_id),
-        default_inputs=_set(automation.default_inputs),
-        settings=_set(automation.settings),
-        tags=_set(automation.tags),
-        last_run_at=_moment_if_set(automation.last_run_at),
-        archived_at=_moment_if_set(automation.archived_at),
+        published_version=if_known(automation.published_version),
+        description=if_known(automation.description),
+        default_agent_id=if_known(automation.default_agent_id),
+        default_inputs=if_known(automation.default_inputs),
+        settings=if_known(automation.settings),
+        tags=if_known(automation.tags),
+        last_run_at=moment_if_known(automation.last_run_at),
+        archived_at=moment_if_known(automation.archived_at),
     )
 
 
@@ -541,7 +553,7 @@ def automation_page(page: Page) -> AutomationListResponse:
     return AutomationListResponse(
         items=[automation_shape(item) for item in page.items],
         has_more=page.next_cursor is not None,
-        next_cursor=_set(page.next_cursor),
+        next_cursor=if_known(page.next_cursor),
     )
 
 
@@ -557,7 +569,7 @@ def version_shape(version: Version) -> VersionResponse:
         created_at=moment(version.created_at),
         spec=version.spec,
         validation=version.validation,
-        compiled_plan=_set(version.compiled_plan),
+        compiled_plan=if_known(version.compiled_plan),
     )
 
 
@@ -575,17 +587,17 @@ def run_shape(run: Run) -> RunResponse:
         updated_at=moment(run.updated_at),
         automation_name=run.automation_name,
         inputs=run.inputs,
-        result=_set(run.result),
-        source=_set(run.source),
-        parent_run_id=_set(run.parent_run_id),
-        parent_automation_id=_set(run.parent_automation_id),
-        parent_step_key=_set(run.parent_step_key),
-        error_type=_set(run.error_type),
-        error_message=_set(run.error_message),
-        wall_clock_deadline_at=_moment_if_set(run.wall_clock_deadline_at),
-        wake_at=_moment_if_set(run.wake_at),
-        started_at=_moment_if_set(run.started_at),
-        completed_at=_moment_if_set(run.completed_at),
+        result=if_known(run.result),
+        source=if_known(run.source),
+        parent_run_id=if_known(run.parent_run_id),
+        parent_automation_id=if_known(run.parent_automation_id),
+        parent_step_key=if_known(run.parent_step_key),
+        error_type=if_known(run.error_type),
+        error_message=if_known(run.error_message),
+        wall_clock_deadline_at=moment_if_known(run.wall_clock_deadline_at),
+        wake_at=moment_if_known(run.wake_at),
+        started_at=moment_if_known(run.started_at),
+        completed_at=moment_if_known(run.completed_at),
     )
 
 
@@ -594,7 +606,7 @@ def run_page(page: Page) -> RunListResponse:
     return RunListResponse(
         items=[run_shape(item) for item in page.items],
         has_more=page.next_cursor is not None,
-        next_cursor=_set(page.next_cursor),
+        next_cursor=if_known(page.next_cursor),
     )
 
 
@@ -609,8 +621,8 @@ def event_shape(event: Event) -> EventResponse:
         event_type=event.event_type,
         created_at=moment(event.created_at),
         payload=event.payload,
-        step_id=_set(event.step_id),
-        step_key=_set(event.step_key),
+        step_id=if_known(event.step_id),
+        step_key=if_known(event.step_key),
     )
 
 
@@ -628,16 +640,16 @@ def step_shape(step: Step) -> StepResponse:
         attempt=step.attempt,
         created_at=moment(step.created_at),
         updated_at=moment(step.updated_at),
-        step_name=_set(step.step_name),
+        step_name=if_known(step.step_name),
         wait_id=step.id.replace("step_", "wait_", 1) if step.kind == "wait_for_event" else UNSET,
-        job_id=_set(step.job_id),
-        inputs=_set(step.inputs),
-        parameters=_set(step.parameters),
-        result=_set(step.result),
-        error_type=_set(step.error_type),
-        error_message=_set(step.error_message),
-        started_at=_moment_if_set(step.started_at),
-        completed_at=_moment_if_set(step.completed_at),
+        job_id=if_known(step.job_id),
+        inputs=if_known(step.inputs),
+        parameters=if_known(step.parameters),
+        result=if_known(step.result),
+        error_type=if_known(step.error_type),
+        error_message=if_known(step.error_message),
+        started_at=moment_if_known(step.started_at),
+        completed_at=moment_if_known(step.completed_at),
     )
 
 
@@ -649,8 +661,8 @@ def _job_reference(job: Job, step_names: dict[str, str]) -> JobReference:
         action=job.action_name or "",
         status=job.status,
         updated_at=moment(job.updated_at),
-        claimed_at=_moment_if_set(job.claimed_at),
-        heartbeat_at=_moment_if_set(job.heartbeat_at),
+        claimed_at=moment_if_known(job.claimed_at),
+        heartbeat_at=moment_if_known(job.heartbeat_at),
     )
 
 
@@ -670,8 +682,8 @@ def worker_session_record(view: SessionView, *, now: int) -> WorkerSessionRespon
         created_at=moment(session.created_at),
         saturation=round(min(1.0, len(view.current_jobs) / session.concurrency_limit), 3),
         drain_requested=session.drain_requested,
-        ended_at=_moment_if_set(session.ended_at),
-        end_reason=_set(session.end_reason),
+        ended_at=moment_if_known(session.ended_at),
+        end_reason=if_known(session.end_reason),
     )
 
 
@@ -688,12 +700,12 @@ def _presence(view: SessionView, now: int) -> dict[str, Any]:
         "busy_job_count": len(view.current_jobs),
         "current_jobs": [_job_reference(job, view.step_names) for job in view.current_jobs],
         "last_seen_at": moment(session.last_seen_at),
-        "last_activity_at": _moment_if_set(_last_activity(view)),
+        "last_activity_at": moment_if_known(_last_activity(view)),
         "last_job": UNSET if view.last_job is None else _job_reference(view.last_job, view.step_names),
-        "name": _set(session.name),
-        "version": _set(session.version),
-        "environment_id": _set(session.selector.environment_id),
-        "api_key_id": _set(session.api_key_id),
+        "name": if_known(session.name),
+        "version": if_known(session.version),
+        "environment_id": if_known(session.selector.environment_id),
+        "api_key_id": if_known(session.api_key_id),
         "queues": list(session.selector.queues),
         "action_names": list(session.selector.action_names),
         "models": [ModelCapability(provider=provider, model=model) for provider, model in session.selector.models],
@@ -725,7 +737,7 @@ def worker_session_page(page: Page, *, now: int) -> WorkerSessionListResponse:
         items=items,
         totals=_totals(open_rows),
         has_more=page.next_cursor is not None,
-        next_cursor=_set(page.next_cursor),
+        next_cursor=if_known(page.next_cursor),
     )
 
 

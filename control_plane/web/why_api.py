@@ -78,7 +78,7 @@ def _shape(view: JobView, explanation: why.Explanation) -> WhyResponse:
                 code=reason.code,
                 message=reason.message,
                 remedy=reason.remedy,
-                until=UNSET if reason.until is None else shapes.moment(reason.until),
+                until=shapes.moment_if_known(reason.until),
             )
             for reason in explanation.reasons
         ],
