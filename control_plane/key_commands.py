@@ -141,12 +141,10 @@ def _microseconds(text: str, option: str) -> int:
 
 
 def _state(key: ApiKey, now: int) -> str:
-    end = api_keys.ends_at(key)
+    status, end = api_keys.status_at(key, now), api_keys.ends_at(key)
     if end is None:
-        return "active"
-    if end > now:
-        return f"active until {_moment(end)}"
-    return f"{'revoked' if key.revoked_at is not None else 'expired'} since {_moment(end)}"
+        return status
+    return f"{status} {'until' if status == 'active' else 'since'} {_moment(end)}"
 
 
 def _last_used(key: ApiKey) -> str:

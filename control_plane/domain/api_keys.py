@@ -1,11 +1,15 @@
 """What an API key opens, until when, and what becomes of it. Pure: `now` is microseconds."""
 
+from typing import Literal
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from control_plane.domain.model import ApiKey, Project, Scope
 from control_plane.domain.times import LATEST, rfc3339
 from control_plane.errors import Conflict, Invalid
+
+KeyStatus = Literal["active", "expired", "revoked"]
 
 SCOPES: tuple[Scope, ...] = ("operator", "reader", "worker")
 """All that there are; a key that names none has them all."""
@@ -34,6 +38,14 @@ def opens(key: ApiKey, scope: Scope) -> bool:
 def ends_at(key: ApiKey) -> int | None:
     """From when on it opens nothing; None: it has no end yet. It never moves later."""
     return min((at for at in (key.expires_at, key.revoked_at) if at is not None), default=None)
+
+
+def status_at(key: ApiKey, now: int) -> KeyStatus:
+    """What the key is then."""
+    end = ends_at(key)
+    if end is None or end > now:
+        return "active"
+    return "revoked" if key.revoked_at is not None else "expired"
 
 
 def created(grant: Grant, project: Project, key_id: str, now: int) -> ApiKey:

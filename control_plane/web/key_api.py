@@ -1,7 +1,7 @@
 """The routes on API keys: for operators, of their own project alone. A secret is in the one answer that makes it."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
 
@@ -24,7 +24,6 @@ from control_plane.web.shapes import (
 LONGEST_OVERLAP = 90 * 86_400
 
 Moment = Annotated[datetime, Meta(tz=True)]
-KeyStatus = Literal["active", "expired", "revoked"]
 
 
 class CreateKeyRequest(Request, frozen=True):
@@ -49,7 +48,7 @@ class KeyResponse(Response, frozen=True, kw_only=True):
     id: str
     name: str
     scopes: list[Scope]
-    status: KeyStatus
+    status: api_keys.KeyStatus
     created_at: datetime
     expires_at: datetime | UnsetType = UNSET
     revoked_at: datetime | UnsetType = UNSET
@@ -78,13 +77,11 @@ class RotationResponse(NewKeyResponse, frozen=True):
 
 def key_shape(key: ApiKey, now: int) -> KeyResponse:
     """As the API shows it at `now`, microseconds."""
-    end = api_keys.ends_at(key)
-    ended: KeyStatus = "revoked" if key.revoked_at is not None else "expired"
     return KeyResponse(
         id=key.id,
         name=key.name,
         scopes=list(key.scopes),
-        status="active" if end is None or end > now else ended,
+        status=api_keys.status_at(key, now),
         created_at=moment(key.created_at),
         expires_at=moment_if_known(key.expires_at),
         revoked_at=moment_if_known(key.revoked_at),
