@@ -58,6 +58,12 @@ class Service(ABC):
         """Seconds until the next round."""
         return self.interval
 
+    def _pause_until(self, due: int | None) -> float:
+        """Until then (microseconds; None: nothing is due), at most the interval."""
+        if due is None:
+            return self.interval
+        return min(self.interval, max(0.0, (due - self.store.now()) / MICROSECONDS))
+
     async def _run(self) -> None:
         while True:
             self._woken.clear()
@@ -205,9 +211,7 @@ class Wakeups(Service):
 
     def pause(self) -> float:
         """Until the next delayed job is due, at most the interval."""
-        if self._next is None:
-            return self.interval
-        return min(self.interval, max(0.0, (self._next - self.store.now()) / MICROSECONDS))
+        return self._pause_until(self._next)
 
     async def run_once(self, now: int) -> None:
         """Announce what became claimable since the last round."""
@@ -247,11 +251,7 @@ class Timers(Service):
 
     def pause(self) -> float:
         """Until the next timer is due, at most the interval."""
-        if self._busy:
-            return self._config.busy_pause
-        if self._next is None:
-            return self.interval
-        return min(self.interval, max(0.0, (self._next - self.store.now()) / MICROSECONDS))
+        return self._config.busy_pause if self._busy else self._pause_until(self._next)
 
     async def run_once(self, now: int) -> None:
         """Fire until nothing is due but what others are deciding about. Nothing is written when nothing is due."""
