@@ -51,6 +51,33 @@ def updated(automation: Automation, changes: dict[str, Any], now: int) -> Automa
     return replace(automation, **{**changes, "archived_at": archived_at, "updated_at": now})
 
 
+def draft(
+    automation: Automation,
+    version_id: str,
+    spec: dict[str, Any],
+    errors: list[str],
+    compiled_plan: dict[str, Any] | None,
+    now: int,
+) -> Version:
+    """The automation's next version; `errors` are what is wrong with its spec."""
+    return Version(
+        id=version_id,
+        project_id=automation.project_id,
+        automation_id=automation.id,
+        version=automation.latest_version + 1,
+        status="draft",
+        spec=spec,
+        validation={"valid": not errors, "errors": errors},
+        compiled_plan=compiled_plan,
+        created_at=now,
+    )
+
+
+def not_valid_here(errors: list[str]) -> Conflict:
+    """Of a version that was published: this server may be newer and stricter than the one that did."""
+    return Conflict("invalid_version", f"the published version is not valid here: {errors[0]}")
+
+
 def published(automation: Automation, version: Version, now: int) -> Automation:
     """The automation whose runs execute this version from now on. Raises Conflict("invalid_version" |
     "automation_archived")."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from control_plane.domain import specs
+from control_plane.domain import automations, specs
 from control_plane.domain.automations import check_startable
 from control_plane.domain.model import TERMINAL_RUN, Automation, Job, Run, Step, Version
 from control_plane.domain.recording import LONGEST_LINE, Line, Open, Published, Running
@@ -67,8 +67,7 @@ class Versions:
             raise Missing("version", version_id)
         version, plan, errors = found
         if plan is None:
-            # A newer server may be stricter than the one that published it.
-            raise Conflict("invalid_version", f"the published version is not valid here: {errors[0]}")
+            raise automations.not_valid_here(errors)
         return version, plan
 
     def plan_or_less(self, version_id: str) -> specs.Plan:

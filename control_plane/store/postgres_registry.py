@@ -81,17 +81,7 @@ class Registry:
         """See Store.create_version."""
         _, errors = specs.read(spec)
         automation = await self._lock(connection, project_id, handle)
-        version = Version(
-            id=self._new_id("ver", now),
-            project_id=project_id,
-            automation_id=automation.id,
-            version=automation.latest_version + 1,
-            status="draft",
-            spec=spec,
-            validation={"valid": not errors, "errors": errors},
-            compiled_plan=compiled_plan,
-            created_at=now,
-        )
+        version = automations.draft(automation, self._new_id("ver", now), spec, errors, compiled_plan, now)
         await connection.execute(self._sql["insert_version"], *rows.version_row(version))
         await self._write(connection, replace(automation, latest_version=version.version, updated_at=now))
         return version

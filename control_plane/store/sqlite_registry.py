@@ -81,17 +81,7 @@ def create_version(
     def command(writing: Writing) -> Version:
         unit = Unit(known, writing)
         automation = unit.automation(project_id, handle)
-        version = Version(
-            id=unit.new_id("ver"),
-            project_id=project_id,
-            automation_id=automation.id,
-            version=automation.latest_version + 1,
-            status="draft",
-            spec=spec,
-            validation={"valid": not errors, "errors": errors},
-            compiled_plan=compiled_plan,
-            created_at=writing.now,
-        )
+        version = automations.draft(automation, unit.new_id("ver"), spec, errors, compiled_plan, writing.now)
         writing.execute(known.sql["insert_version"], rows.version_row(version))
         _write(known, writing, replace(automation, latest_version=version.version, updated_at=writing.now))
         return version

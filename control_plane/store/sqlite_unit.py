@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import apsw
 from msgspec.structs import replace
 
-from control_plane.domain import specs
+from control_plane.domain import automations, specs
 from control_plane.domain.automations import check_startable
 from control_plane.domain.changes import (
     AnyChange,
@@ -236,8 +236,7 @@ class Unit(Waits):
             version = rows.version(self.one("version_by_id", version_id))
             plan, errors = specs.read(version.spec)
             if plan is None:
-                # A newer server may be stricter than the one that published it.
-                raise Conflict("invalid_version", f"the published version is not valid here: {errors[0]}")
+                raise automations.not_valid_here(errors)
             if len(self._known.plans) >= _MOST_PLANS:
                 self._known.plans.clear()
             self._known.plans[version_id] = plan
