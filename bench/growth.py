@@ -31,7 +31,7 @@ from bench.isolation import processor_time
 from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, Lease, LeaseTerms, Store
-from control_plane.keys import hash_secret, new_lease_token
+from control_plane.keys import hash_secret, new_lease_tokens
 from control_plane.store import store_at
 from supervisor.memory import memory_of
 from tests.support.control_plane_process import ControlPlaneProcess
@@ -78,7 +78,7 @@ async def opened(url: str) -> tuple[Store, Session]:
         id="",
         project_id=project.id,
         worker_instance_id="worker",
-        token_hash=hash_secret(new_lease_token()),
+        token_hash=hash_secret(new_lease_tokens(1)[0]),
         concurrency_limit=CLAIMED,
         selector=Selector(),
         created_at=0,
@@ -100,7 +100,7 @@ async def claim(store: Store, session: Session) -> list[Lease]:
         worker_instance_id=session.worker_instance_id,
         selector=session.selector,
         limit=CLAIMED,
-        lease_tokens=[new_lease_token() for _ in range(CLAIMED)],
+        lease_tokens=new_lease_tokens(CLAIMED),
     )
     return await store.claim(order)
 

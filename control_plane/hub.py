@@ -32,14 +32,14 @@ class Hub:
         self,
         terms: LeaseTerms,
         new_session_token: Callable[[], str],
-        new_lease_token: Callable[[], str],
+        new_lease_tokens: Callable[[int], list[str]],
         *,
         replicated: bool = False,
     ) -> None:
         self.terms = terms
         self.replicated = replicated
         self.new_session_token = new_session_token
-        self.new_lease_token = new_lease_token
+        self.new_lease_tokens = new_lease_tokens
         self._connections: dict[str, dict[Connection, None]] = {}
         self._owners: dict[tuple[str, str], Connection] = {}
         self._identities: dict[Connection, tuple[str, str]] = {}

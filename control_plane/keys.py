@@ -16,6 +16,7 @@ _RANDOM_BITS = 80
 _COUNTED_BITS = 20
 """Two look-ups' worth."""
 _RANDOM_LIMIT = 1 << _RANDOM_BITS
+_TOKEN_BYTES = 20
 
 
 def new_api_key(project: str | None = None, random: Random = os.urandom) -> str:
@@ -40,10 +41,12 @@ def new_session_token(random: Random = os.urandom) -> str:
     return "wst_" + _random_text(random)
 
 
-def new_lease_token(random: Random = os.urandom) -> str:
-    """A fresh lease token."""
-    # In hexadecimal, which is made in no time: a claim makes one for every job.
-    return "lease_" + random(20).hex()
+def new_lease_tokens(number: int, random: Random = os.urandom) -> list[str]:
+    """So many fresh lease tokens, each of 160 random bits."""
+    # A claim makes one for every job: in hexadecimal, of one call to the system for all, they are made in no time.
+    text = random(_TOKEN_BYTES * number).hex()
+    size = 2 * _TOKEN_BYTES
+    return ["lease_" + text[start : start + size] for start in range(0, size * number, size)]
 
 
 def hash_secret(secret: str) -> bytes:

@@ -27,7 +27,7 @@ from control_plane.domain.store import Committed, LeaseTerms, Store
 from control_plane.hub import Hub
 from control_plane.key_holders import KeyHolders
 from control_plane.key_watch import KeyWatch, KeyWatchConfig
-from control_plane.keys import new_lease_token, new_session_token
+from control_plane.keys import new_lease_tokens, new_session_token
 from control_plane.metrics import Live, Metrics
 from control_plane.observations import Observations
 from control_plane.rate_limits import Limits
@@ -161,7 +161,7 @@ class ControlPlane:
         self._metrics_listening = metrics_listening
         self._store = store
         self._listener = Listener()
-        self.hub = Hub(terms, new_session_token, new_lease_token, replicated=store.replicated)
+        self.hub = Hub(terms, new_session_token, new_lease_tokens, replicated=store.replicated)
         self._streams = RunStreams()
         self._waits = JobWaits(store)
         holders = KeyHolders()

@@ -65,7 +65,6 @@ TRY_AGAIN_LATER = 1013
 REPLACED = 4000
 """Close code for a socket whose session, or whose identity, has a newer socket."""
 
-_encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 _LATER_ORIGINS = {"automation_action_step": "loop_action_step"}
@@ -214,11 +213,12 @@ class Memory:
         self.answers[key] = answer
         if len(self.answers) > REMEMBERED_ANSWERS:
             self.answers.popitem(last=False)
-        last = answer[-1]
-        if isinstance(last, frames.Claimed) and last.jobs:
-            self._claims.append(key)
-            if len(self._claims) > REMEMBERED_CLAIMS:
-                self.answers.pop(self._claims.popleft(), None)
+        if key[0] is frames.Claimed:
+            claimed = answer[-1]
+            if isinstance(claimed, frames.Claimed) and claimed.jobs:
+                self._claims.append(key)
+                if len(self._claims) > REMEMBERED_CLAIMS:
+                    self.answers.pop(self._claims.popleft(), None)
 
 
 class Registry(Protocol):
@@ -227,7 +227,7 @@ class Registry(Protocol):
     terms: LeaseTerms
     replicated: bool
     new_session_token: Callable[[], str]
-    new_lease_token: Callable[[], str]
+    new_lease_tokens: Callable[[int], list[str]]
 
     def owner(self, project_id: str, worker_instance_id: str) -> "Connection | None":
         """The connection that owns the identity now."""
@@ -272,6 +272,10 @@ class Connection:
         self.draining = False
         self._registry = registry
         self._cadence = registry.terms.heartbeat_cadence
+        self._lease = frames.Lease(
+            lease_duration_seconds=_whole(registry.terms.lease_duration),
+            heartbeat_cadence_seconds=_whole(self._cadence),
+        )
         self._phase: Literal["new", "registering", "registered", "refused", "gone"] = "new"
         self._questions = 0
         self._open: dict[int, Callable[[Any, float], list[Action]]] = {}
@@ -295,14 +299,15 @@ class Connection:
         place = 0
         for frame in received:
             if type(frame) is frames.Report and self._phase == "registered":
-                answer = self._known_answer(frame)
-                if answer is not None:
-                    actions += answer
-                    continue
+                if frame.message_id is not None:
+                    key = (frames.ReportAck, frame.message_id)
+                    if key in self._memory.answers or key in self._unanswered:
+                        actions += self._known_answer(frame) or ()
+                        continue
+                    self._unanswered.add(key)
                 if not reports:
                     place = len(actions)
                 reports.append(frame)
-                self._await_answer(frame)
             else:
                 actions += self._receive(frame, now)
         if reports:
@@ -567,10 +572,7 @@ class Connection:
         answer = frames.Registered(
             message_id=frame.message_id if frame is not None else None,
             worker_session_token=self._token,
-            lease=frames.Lease(
-                lease_duration_seconds=_whole(self._registry.terms.lease_duration),
-                heartbeat_cadence_seconds=_whole(self._cadence),
-            ),
+            lease=self._lease,
         )
         actions: list[Action] = [Send(frame=answer)]
         if predecessor is not None:
@@ -676,7 +678,7 @@ class Connection:
             worker_instance_id=session.worker_instance_id,
             selector=claim.selector,
             limit=limit,
-            lease_tokens=[self._registry.new_lease_token() for _ in range(limit)],
+            lease_tokens=self._registry.new_lease_tokens(limit),
             excluded=tuple(self._memory.excluded),
         )
         return [StoreClaim(question=claim.question, order=order)]
@@ -737,11 +739,12 @@ class Connection:
         def taken(outcomes: list[ReportOutcome], now: float) -> list[Action]:
             actions: list[Action] = []
             told = False
+            freed = 0
             for frame, outcome in zip(reports, outcomes, strict=True):
                 actions += self._answer(frame.message_id, _acknowledgement(frame, outcome))
                 told = told or (outcome.verdict != "unknown" and frame.job_id not in self._memory.excluded)
+                freed += outcome.verdict not in ("duplicate", "unknown")
             if self.session is not None:
-                freed = sum(outcome.verdict not in ("duplicate", "unknown") for outcome in outcomes)
                 self._free_slots = min(self.session.concurrency_limit, self._free_slots + freed)
             # The public Python workers claim again only when they are hinted, also for the slots that free now.
             if told and self._may_be_hinted():
@@ -822,7 +825,7 @@ class Connection:
             key = (type(answer[-1]), message_id)
             self._unanswered.discard(key)
             self._memory.remember(key, answer)
-        return [Send(frame=frame) for frame in answer]
+        return [Send(frame=answer[0])] if len(answer) == 1 else [Send(frame=frame) for frame in answer]
 
     def _may_be_hinted(self) -> bool:
         return (
@@ -840,18 +843,19 @@ class Connection:
 
     def _job_frame(self, lease: Lease) -> frames.ClaimedJob:
         job = lease.job
-        org = self.peer.dialect == "org"
+        dialect = self.peer.dialect
+        org = dialect == "org"
         return frames.ClaimedJob(
             id=job.id,
             kind=job.kind,
-            origin=job.origin if self.peer.dialect == "automations" else _LATER_ORIGINS.get(job.origin, job.origin),
+            origin=job.origin if dialect == "automations" else _LATER_ORIGINS.get(job.origin, job.origin),
             executor_kind="customer_worker",
             queue=job.queue,
             spec=_spec_with_our_own(lease),
             lease_token=lease.lease_token,
             claim_attempt=job.claim_attempt,
-            lease_duration_seconds=_whole(self._registry.terms.lease_duration),
-            heartbeat_cadence_seconds=_whole(self._cadence),
+            lease_duration_seconds=self._lease.lease_duration_seconds,
+            heartbeat_cadence_seconds=self._lease.heartbeat_cadence_seconds,
             action_name=job.action_name,
             environment_id=job.environment_id,
             provider=job.provider,
@@ -880,18 +884,17 @@ _deadline_text = lru_cache(maxsize=1024)(rfc3339)
 
 def _spec_with_our_own(lease: Lease) -> Any:
     """The spec as it is stored, with `mobius` at its end: it is not read to be written again."""
-    spec, own = lease.spec, _encoder.encode(_our_own(lease.job)).decode()
+    spec, own = lease.spec, _our_own(lease.job)
     if '"mobius"' in spec:
-        return {**_decoder.decode(spec), "mobius": _our_own(lease.job)}
+        return {**_decoder.decode(spec), "mobius": _decoder.decode(own)}
     return msgspec.Raw(f'{spec[:-1]}{"," if len(spec) > len("{}") else ""}"mobius":{own}}}'.encode())
 
 
-def _our_own(job: Job) -> dict[str, Any]:
-    """What only our own worker reads (contract, "Frames": `spec.mobius`)."""
-    own: dict[str, Any] = {"max_attempts": job.max_attempts, "idempotency_key": job.id}
-    if job.execution_deadline_at is not None:
-        own["deadline_at"] = _deadline_text(job.execution_deadline_at)
-    return own
+def _our_own(job: Job) -> str:
+    """What only our own worker reads (contract, "Frames": `spec.mobius`), as JSON."""
+    deadline = job.execution_deadline_at
+    ends = "" if deadline is None else f',"deadline_at":"{_deadline_text(deadline)}"'
+    return f'{{"max_attempts":{job.max_attempts},"idempotency_key":"{job.id}"{ends}}}'
 
 
 def _selector(base: Selector, frame: frames.Register | frames.Ready | frames.Claim) -> Selector:

@@ -18,6 +18,7 @@ from wire.frames import (
     Identifier,
     MessageId,
     Report,
+    ReportAck,
 )
 from wire.verdicts import RESULT_TOO_LARGE
 
@@ -65,15 +66,6 @@ class _ReportAsWritten(Report, frozen=True, tag="job.report"):
     result: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
 
 
-class _ClaimedJobAsWritten(ClaimedJob, frozen=True):
-    # Its spec was read when it was handed in.
-    spec: msgspec.Raw  # type: ignore[assignment]
-
-
-class _ClaimedAsWritten(Claimed, frozen=True, tag="jobs.claimed"):
-    jobs: list[_ClaimedJobAsWritten]  # type: ignore[assignment]
-
-
 class _ClaimedInParts(msgspec.Struct):
     type: Literal["jobs.claimed"]
     jobs: list[msgspec.Raw]
@@ -96,7 +88,8 @@ _correlation = msgspec.json.Decoder(_Correlation)
 _read_back_to_server: dict[type, Any] = dict.fromkeys(FROM_WORKER, _from_worker)
 _read_back_to_server[Report] = msgspec.json.Decoder(_ReportAsWritten)
 _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
-_read_back_to_worker[Claimed] = msgspec.json.Decoder(_ClaimedAsWritten)
+# Two of every job, made of what a frame, a request or the store was checked for when it was read.
+_as_built_to_worker = (Claimed, ReportAck)
 
 
 def decode_from_worker(data: bytes | str) -> FromWorker:
@@ -163,6 +156,8 @@ def encode_to_server(frame: FromWorker) -> bytes:
 
 def encode_to_worker(frame: FromServer) -> bytes:
     """A server's frame as bytes of at most MAX_FRAME_TO_WORKER. Raises LocalFrameError."""
+    if type(frame) in _as_built_to_worker:
+        return _bounded(frame, _written(frame), MAX_FRAME_TO_WORKER)
     return _encode(frame, _read_back_to_worker.get(type(frame)), MAX_FRAME_TO_WORKER)
 
 
@@ -215,13 +210,24 @@ def _message_id(data: bytes | str) -> str | None:
 def _encode(frame: Any, decoder: Any, limit: int) -> bytes:
     if decoder is None:
         raise LocalFrameError(f"{type(frame).__name__} is not a frame of this direction")
+    data = _written(frame)
     try:
-        data = _encoder.encode(frame)
         # msgspec checks types when it reads, not when it writes; reading our own bytes back costs half a
         # microsecond for a usual frame and keeps a wrong one from ever leaving.
         decoder.decode(data)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise LocalFrameError(f"{type(frame).__name__}: {error}") from error
+    return _bounded(frame, data, limit)
+
+
+def _written(frame: Any) -> bytes:
+    try:
+        return _encoder.encode(frame)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise LocalFrameError(f"{type(frame).__name__}: {error}") from error
+
+
+def _bounded(frame: Any, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise LocalFrameError(f"{type(frame).__name__} of {len(data)} bytes is larger than the limit of {limit}")
     return data

@@ -104,6 +104,16 @@ def holds(job: Job, token_hash: bytes) -> bool:
     return job.status == "claimed" and same_hash(job.lease_token_hash, token_hash)
 
 
+def completes(job: Job, report: Reported) -> bool:
+    """Whether `reported` would give the job completed with the report's result, and leave everything else as it is:
+    what nearly every report does."""
+    return (
+        report.status == "completed"
+        and holds(job, report.token_hash)
+        and not same_hash(job.reported_token_hash, report.token_hash)
+    )
+
+
 def reported(job: Job, report: Reported, pending_deadline: float, now: int, *, only_once: bool = False) -> Outcome:
     """A worker's report (contract, "Words on the wire"). `only_once`: see retries.after_failure."""
     if same_hash(job.reported_token_hash, report.token_hash):

@@ -20,6 +20,8 @@ REPORTS_A_COMMAND = 8
 
 _OUTCOMES = {verdict: ReportOutcome(verdict=verdict) for verdict in get_args(jobs.Verdict)}
 
+_ACCEPTED = _OUTCOMES["accepted"]
+
 _log = structlog.get_logger("control_plane.store")
 
 
@@ -133,13 +135,10 @@ def reports(
 def _complete(known: Known, unit: Unit, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome | None:
     """The usual report: a job without a run that this process has leased is completed. None: it is another."""
     seq, job = known.leased.get(job_id, (0, None))
-    if job is None or job.run_id is not None or job.project_id != project_id:
+    if job is None or job.run_id is not None or job.project_id != project_id or not jobs.completes(job, reported):
         return None
-    outcome = jobs.reported(job, reported, known.terms.pending_deadline, unit.now)
-    if outcome.event != "completed" or outcome.after is None:
-        return None
-    unit.finish(job, outcome.after, seq)
-    return _OUTCOMES[outcome.verdict]
+    unit.complete(job, reported, seq)
+    return _ACCEPTED
 
 
 def _report(known: Known, unit: Unit, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome:

@@ -25,11 +25,13 @@ from control_plane.domain.changes import (
     StepCreated,
     StepUpdated,
 )
-from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, Run
+from control_plane.domain.jobs import Reported
+from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, JobStatus, Run
 from control_plane.domain.queues import LimitScope
 from control_plane.domain.recording import Open, Published, Running
 from control_plane.domain.runs import Engine, queue_of
 from control_plane.domain.store import JobEnded, LeaseTerms, RunChanged
+from control_plane.domain.transitions import JOB, follow
 from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
@@ -348,6 +350,16 @@ class Unit(Waits):
         self._finished.append((seq, before.lease_token_hash, _finished_row(after, seq)))
         self._saw_finished(after, seq)
 
+    def complete(self, job: Job, report: Reported, seq: int) -> None:
+        """As `finish`, of a job without a run that the report completes."""
+        if job.lease_token_hash is None:
+            raise FenceBrokenError(f"{job.id} is not claimed")
+        self._left_claimed(job)
+        status = follow(JOB, job.status, "completed")
+        row = _ended_row(job, seq, status, report.token_hash, self.now, (None, None, rows.to_json(report.result)))
+        self._finished.append((seq, job.lease_token_hash, row))
+        self._saw_finished(job, seq)
+
     def flush(self) -> None:
         """Write what is written for many at once."""
         if self._leased:
@@ -479,9 +491,15 @@ def _claimed_row(job: Job, seq: int) -> rows.Row:
 
 def _finished_row(job: Job, seq: int) -> rows.Row:
     """For insert_finished."""
+    said = (job.error_type, job.error_message, rows.to_json(job.result))
+    return _ended_row(job, seq, job.status, job.reported_token_hash, job.completed_at, said)
+
+
+def _ended_row(
+    job: Job, seq: int, status: JobStatus, reported: bytes | None, ended_at: int | None, said: rows.Row
+) -> rows.Row:
     return (
-        seq, job.status, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged,
-        job.hand_backs, job.lease_token_hash, job.reported_token_hash, job.session_id, job.worker_instance_id,
-        job.claimed_at, job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, job.completed_at,
-        job.error_type, job.error_message, rows.to_json(job.result),
+        seq, status, job.available_at, job.execution_deadline_at, job.claim_attempt, job.attempts_charged,
+        job.hand_backs, job.lease_token_hash, reported, job.session_id, job.worker_instance_id, job.claimed_at,
+        job.heartbeat_at, job.cancel_requested_at, job.cancel_reason, ended_at, *said,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """The one thread that writes: it drains its queue into one transaction, commits, and only then tells the callers.
 
-Every command runs in a savepoint of its own, so that one that is refused harms no neighbour. A fault of the store
-itself (disk full, read-only, I/O) ends the whole batch: everybody in it is told so, the connection is opened anew, and
-the next batch tries again.
+A command that is refused harms no neighbour: nearly all are before they have written anything, and where one was not,
+the batch is undone and done again with a savepoint for each. A fault of the store itself (disk full, read-only, I/O)
+ends the whole batch: everybody in it is told so, the connection is opened anew, and the next batch tries again.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from control_plane.store.clock import Clock
 MAX_BATCH = 512
 """Commands a transaction, each counted by its weight."""
 
-ROWS_A_STEP = (32, 8, 1)
+ROWS_A_STEP = (64, 32, 16, 8, 4, 2, 1)
 """Each size is a statement to prepare."""
 
 FAULTS = (
@@ -72,6 +72,22 @@ class Writing:
 Command = Callable[[Writing], Any]
 _Entry = tuple[Command, int | None, "asyncio.Future[Any]", int]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+_One = Callable[[Command, Writing], tuple[Any, BaseException | None]]
+
+
+class _HalfDoneError(Exception):
+    """A command was refused after it had written something."""
+
+
+class _Done:
+    """What the commands of a batch came to: how each ended, the facts of all, the latest of their times, and the last
+    finished job's seq by session id."""
+
+    def __init__(self, outcomes: list[_Outcome] | None = None) -> None:
+        self.outcomes: list[_Outcome] = outcomes if outcomes is not None else []
+        self.facts: list[Committed] = []
+        self.latest = 0
+        self.finished: dict[str, int] = {}
 
 
 class Writer:
@@ -155,8 +171,7 @@ class Writer:
         return None
 
     def _commit(self, batch: Sequence[_Entry]) -> None:
-        outcomes: list[_Outcome] = []
-        facts: list[Committed] = []
+        done = _Done()
         seconds: float | None = None
         try:
             if self._connection is None:
@@ -164,24 +179,45 @@ class Writer:
             connection = self._connection
             begun = time.perf_counter()
             connection.execute("BEGIN IMMEDIATE")
-            latest, finished = 0, dict[str, int]()
-            for command, now, future, _ in batch:
-                writing = Writing(connection, self._clock.now() if now is None else now)
-                outcomes.append((future, *self._one(command, writing)))
-                facts += writing.facts
-                finished |= writing.seen_jobs
-                latest = max(latest, writing.now)
-            self._before_commit(connection, latest, finished)
+            try:
+                done = self._done(connection, batch, self._at_once)
+            except _HalfDoneError:
+                connection.execute("ROLLBACK")
+                self._rolled_back()
+                connection.execute("BEGIN IMMEDIATE")
+                done = self._done(connection, batch, self._in_savepoint)
+            self._before_commit(connection, done.latest, done.finished)
             connection.execute("COMMIT")
             seconds = time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear and the thread must live
             self._give_up(error)
             sentence = f"the store cannot write now: {error}"
-            outcomes = [(future, None, StoreUnavailable(sentence)) for _, _, future, _ in batch]
-            facts = []
-        self._tell(outcomes, facts, seconds)
+            done = _Done([(future, None, StoreUnavailable(sentence)) for _, _, future, _ in batch])
+        self._tell(done.outcomes, done.facts, seconds)
 
-    def _one(self, command: Command, writing: Writing) -> tuple[Any, BaseException | None]:
+    def _done(self, connection: apsw.Connection, batch: Sequence[_Entry], one: _One) -> "_Done":
+        done = _Done()
+        for command, now, future, _ in batch:
+            writing = Writing(connection, self._clock.now() if now is None else now)
+            done.outcomes.append((future, *one(command, writing)))
+            done.facts += writing.facts
+            done.finished |= writing.seen_jobs
+            done.latest = max(done.latest, writing.now)
+        return done
+
+    def _at_once(self, command: Command, writing: Writing) -> tuple[Any, BaseException | None]:
+        changes = writing.connection.total_changes
+        before = changes()
+        try:
+            return command(writing), None
+        except FAULTS:
+            raise
+        except Exception as error:
+            if changes() != before:
+                raise _HalfDoneError from error
+            return None, _refused(writing, error)
+
+    def _in_savepoint(self, command: Command, writing: Writing) -> tuple[Any, BaseException | None]:
         writing.execute("SAVEPOINT command")
         try:
             result = command(writing)
@@ -190,12 +226,8 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this command's caller alone
             writing.execute("ROLLBACK TO command")
             writing.execute("RELEASE command")
-            writing.facts.clear()
-            writing.seen_jobs.clear()
             self._rolled_back()
-            if not isinstance(error, ControlPlaneError):
-                _log.error("a store command failed", exc_info=error)
-            return None, error
+            return None, _refused(writing, error)
         writing.execute("RELEASE command")
         return result, None
 
@@ -241,6 +273,14 @@ class Writer:
 def _of_rows(statement: str, many: int) -> str:
     head, _, values = statement.rpartition("VALUES ")
     return f"{head}VALUES {', '.join([values] * many)}"
+
+
+def _refused(writing: Writing, error: Exception) -> Exception:
+    writing.facts.clear()
+    writing.seen_jobs.clear()
+    if not isinstance(error, ControlPlaneError):
+        _log.error("a store command failed", exc_info=error)
+    return error
 
 
 def _ignore(facts: Sequence[Committed]) -> None:

@@ -4,7 +4,7 @@ from control_plane.keys import (
     Identifiers,
     hash_secret,
     new_api_key,
-    new_lease_token,
+    new_lease_tokens,
     new_session_token,
     project_of_key,
     same_hash,
@@ -17,7 +17,7 @@ def test_api_keys():
     assert re.fullmatch(r"mbx_[0-9a-z]{32}\.on-prem", key)
     assert project_of_key(key) == "on-prem"
     assert project_of_key(new_api_key()) is None
-    assert len({new_api_key() for _ in range(100)} | {new_lease_token(), new_session_token()}) == 102
+    assert len({new_api_key() for _ in range(100)} | {*new_lease_tokens(64), new_session_token()}) == 165
 
 
 def test_hashes_compare():

@@ -574,7 +574,11 @@ class Room:
 
     def _new_hub(self) -> Hub:
         terms = LeaseTerms(lease_duration=LEASE, heartbeat_cadence=CADENCE)
-        return Hub(terms, lambda: f"session-{next(self._tokens)}", lambda: f"lease-{next(self._tokens)}")
+        return Hub(
+            terms,
+            lambda: f"session-{next(self._tokens)}",
+            lambda number: [f"lease-{next(self._tokens)}" for _ in range(number)],
+        )
 
     def link_of(self, connection: Connection) -> Link | None:
         """The link of a connection, while the server has it."""

@@ -25,7 +25,7 @@ class Room:
         self.hub = Hub(
             LeaseTerms(lease_duration=60.0, heartbeat_cadence=CADENCE),
             lambda: f"session token {next(numbers)}",
-            lambda: f"lease token {next(numbers)}",
+            lambda number: [f"lease token {next(numbers)}" for _ in range(number)],
             replicated=replicated,
         )
         self.sessions = count(1)

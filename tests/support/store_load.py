@@ -9,7 +9,7 @@ import sys
 
 from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, LeaseTerms
-from control_plane.keys import hash_secret, new_lease_token
+from control_plane.keys import hash_secret, new_lease_tokens
 from control_plane.store import store_at
 from wire.frames import Report
 
@@ -58,7 +58,7 @@ async def main(url):
                 worker_instance_id="w",
                 selector=Selector(),
                 limit=3,
-                lease_tokens=[new_lease_token() for _ in range(3)],
+                lease_tokens=new_lease_tokens(3),
             )
             for lease in await store.claim(order):
                 say("job", lease.job.id, lease.lease_token)

@@ -137,9 +137,10 @@ SELECT min(next) FROM (
     FROM lanes
 )
 
+-- Those that had to wait for their time: of all others it was said when they came, by this very process.
 -- name: claimable
 SELECT p.available_at, p.seq FROM lanes CROSS JOIN jobs_pending p ON p.lane_id = lanes.id
-WHERE p.available_at > ? AND p.available_at <= ?
+WHERE p.available_at > ? AND p.available_at <= ? AND p.available_at > p.updated_at
 ORDER BY p.available_at, p.seq LIMIT ?
 
 -- name: claimable_job
