@@ -50,7 +50,7 @@ REMEMBERED_CLAIMS = 4
 CLAIM_POLL = 5.0
 """Seconds after which an open claim asks the store again, whatever the hints said."""
 
-MOST_JOBS = 64
+MOST_JOBS = 256
 """The largest number of jobs that one claim leases; a worker with more free slots claims again."""
 
 RETRY_PAUSE = 1.0
