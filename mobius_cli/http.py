@@ -201,6 +201,10 @@ class Mobius:
         """`summary` and `reasons`. Raises NotFoundError."""
         return await self._ask("GET", f"/jobs/{_segment(job_id)}/why")
 
+    async def why_run(self, run_id: str) -> Record:
+        """The same of a run, with the `job` that it waits for. Raises NotFoundError."""
+        return await self._ask("GET", f"/runs/{_segment(run_id)}/why")
+
     async def cancel_job(self, job_id: str, reason: str | None) -> Record:
         """The job; one that has ended is returned as it is."""
         body = {"reason": reason} if reason else {}

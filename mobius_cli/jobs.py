@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mobius_cli import text
+from mobius_cli import reasons, text
 from mobius_cli.documents import parse_inputs, parse_moment, read_jobs
 from mobius_cli.errors import RunFailedError, UsageError
 from mobius_cli.http import Mobius, Record
@@ -71,14 +71,6 @@ _FIELDS: list[Column] = [
     ("error", text.fault),
     ("spec", lambda job: text.plain(job.get("spec") or None)),
     ("result", lambda job: text.plain(job.get("result"))),
-]
-_ATTEMPTS: list[Column] = [
-    ("ATTEMPT", lambda attempt: text.plain(attempt.get("attempt"))),
-    ("DIED OF", lambda attempt: text.plain(attempt.get("error_type"))),
-    ("MESSAGE", lambda attempt: text.plain(attempt.get("error_message"))),
-    ("WORKER", lambda attempt: text.plain(attempt.get("worker_instance_id"))),
-    ("STARTED", lambda attempt: text.date_and_time(attempt.get("started_at"))),
-    ("TOOK", lambda attempt: text.took(attempt.get("started_at"), attempt.get("ended_at"))),
 ]
 
 
@@ -212,7 +204,7 @@ def _show(output: Output, job: Record) -> None:
     output.record(_FIELDS, job)
     attempts = job.get("attempts")
     if attempts and not output.is_json:
-        output.records(_ATTEMPTS, attempts, nothing="")
+        output.records(reasons.ATTEMPTS, attempts, nothing="")
 
 
 @jobs.command("why")
@@ -221,21 +213,7 @@ def _show(output: Output, job: Record) -> None:
 async def why(mobius: Mobius, output: Output, job: str) -> None:
     """Say why a job is not running: what keeps it, in order, and what would help."""
     answer = await mobius.why(job)
-    if output.is_json:
-        output.json(answer)
-        return
-    reasons = answer.get("reasons") or []
-    if not reasons:
-        output.line(text.plain(answer.get("summary")))
-    for number, reason in enumerate(reasons, 1):
-        output.line(f"{number}. {text.plain(reason.get('message'))}")
-        output.line(f"   what helps: {text.plain(reason.get('remedy'))}")
-    miss = answer.get("nearest_miss")
-    if miss:
-        differences = "; ".join(text.plain(each) for each in miss.get("differences") or [])
-        output.line(f"nearest: {text.plain(miss.get('worker_instance_id'))} ({differences})")
-    if answer.get("attempts"):
-        output.records(_ATTEMPTS, answer["attempts"], nothing="")
+    reasons.show(output, answer)
 
 
 @jobs.command("cancel")

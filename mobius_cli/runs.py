@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mobius_cli import text
+from mobius_cli import reasons, text
 from mobius_cli.documents import parse_inputs, parse_moment
 from mobius_cli.errors import RunFailedError
 from mobius_cli.event_stream import RUN_ENDED
@@ -114,6 +114,14 @@ async def stream(mobius: Mobius, output: Output, run_id: str, since: int) -> Non
     With --output json each event is one line. The exit code is 1 when the run ended failed or cancelled.
     """
     await follow(mobius, output, run_id, since=since)
+
+
+@runs.command("why")
+@click.argument("run_id", metavar="ID")
+@asks_mobius
+async def why(mobius: Mobius, output: Output, run_id: str) -> None:
+    """Say what a run waits for: its turn, a time, a signal, or a job with what keeps that, and what would help."""
+    reasons.show(output, await mobius.why_run(run_id))
 
 
 @runs.command("cancel")

@@ -334,6 +334,14 @@ class Running(Struct, frozen=True, kw_only=True):
     running: int
 
 
+class Turn(Struct, frozen=True, kw_only=True):
+    """Of a run that waits for its turn: the run that has it (None: nobody has, and it is about to be decided), and how
+    many wait before it, counted up to COUNTED_UP_TO."""
+
+    holder_id: str | None = None
+    before: int = 0
+
+
 class Hold(Struct, frozen=True, kw_only=True):
     """What holds a job back, if it does."""
 
@@ -528,6 +536,9 @@ class Store(Protocol):
 
         Raises NotFound("not_found" | "unknown_step"), Invalid("not_a_wait_step" | "signal_refused"),
         Conflict("run_ended" | "already_signalled")."""
+
+    async def turn(self, project_id: str, run_id: str) -> Turn | None:
+        """What the run's turn waits for; None: it waits for none."""
 
     async def fire_timers(self, *, limit: int, now: int | None = None) -> Fired:
         """What is due happens, the oldest first: steps wake, waits and runs reach their deadlines, queued runs start.

@@ -1,4 +1,4 @@
-"""Why a job waits: computed from what is there now, never stored. Pure decisions.
+"""Why a job, or a run, waits: computed from what is there now, never stored. Pure decisions.
 
 The reasons come in the order in which they would have to be removed: a job of a paused queue is not helped by another
 worker. Where no worker is able to run the job, the nearest miss is the live worker that fails it in the fewest ways.
@@ -9,14 +9,17 @@ from typing import Literal
 
 from msgspec import Struct
 
-from control_plane.domain.model import TERMINAL_JOB, Job, Selector, Session
+from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Job, Run, Selector, Session, Step
 from control_plane.domain.selection import admits
+from control_plane.domain.store import Turn
 from control_plane.domain.times import MICROSECONDS, rfc3339
 
 State = Literal["waiting", "claimable", "running", "ended"]
 Code = Literal[
     "queue_paused", "no_worker", "no_eligible_worker", "workers_full", "limit_reached", "delayed_until", "retry_at"
 ]
+RunCode = Literal["awaiting_turn", "sleeping_until", "awaiting_signal"]
+"""What a run waits for beside a job."""
 
 MOST_NAMES = 5
 """Workers, queues or actions that a sentence names."""
@@ -41,7 +44,7 @@ class Limit(Struct, frozen=True, kw_only=True):
 class Reason(Struct, frozen=True, kw_only=True):
     """One thing that keeps the job waiting. `until` (microseconds) where it ends by itself."""
 
-    code: Code
+    code: Code | RunCode
     message: str
     remedy: str
     until: int | None = None
@@ -56,7 +59,7 @@ class Miss(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
-    """`summary` is one sentence; `reasons` are empty unless the job waits."""
+    """`summary` is one sentence; `reasons` are empty unless the job, or the run, waits."""
 
     state: State
     summary: str
@@ -84,6 +87,58 @@ def explain(
         return Explanation(state="claimable", summary=summary, reasons=[])
     miss = None if eligible else _nearest_miss(job, presences)
     return Explanation(state="waiting", summary=reasons[0].message, reasons=reasons, nearest_miss=miss)
+
+
+def explain_run(
+    run: Run, step: Step | None, *, turn: Turn | None = None, job: Explanation | None = None, now: int
+) -> Explanation:
+    """What the run waits for. `step` is the one that it has reached and not ended; `job` says why that step's job, if
+    it has one, is not done; `turn`: what its turn waits for."""
+    if run.status in TERMINAL_RUN:
+        error = f": {run.error_type}: {run.error_message}" if run.error_type else ""
+        return Explanation(state="ended", summary=f"it has ended: {run.status}{error}", reasons=[])
+    if run.status == "queued":
+        return _waiting(_for_its_turn(turn))
+    if step is None:
+        return Explanation(state="running", summary="it goes on by itself", reasons=[])
+    if job is not None:
+        cleanup = "cleanup " if step.kind == "cleanup" else ""
+        summary = f"{cleanup}step {step.step_key} waits for job {step.job_id}: {job.summary}"
+        return Explanation(state=job.state, summary=summary, reasons=job.reasons, nearest_miss=job.nearest_miss)
+    if step.kind == "wait_for_event":
+        return _waiting(_for_a_signal(run, step))
+    return _waiting(_for_a_time(run, step, now))
+
+
+def _waiting(reason: Reason) -> Explanation:
+    return Explanation(state="waiting", summary=reason.message, reasons=[reason])
+
+
+def _for_its_turn(turn: Turn | None) -> Reason:
+    if turn is None or (turn.holder_id is None and not turn.before):
+        message = "it is about to be decided whether it is its turn"
+        return Reason(code="awaiting_turn", message=message, remedy="wait a moment")
+    before = f"{_counted(turn.before, 'run')} before it" if turn.before else ""
+    if turn.holder_id is None:
+        return Reason(code="awaiting_turn", message=f"it waits for its turn, {before}", remedy="wait")
+    behind = f", and {before}" if before else ""
+    message = f"its automation runs one at a time: run {turn.holder_id} goes on{behind}"
+    return Reason(code="awaiting_turn", message=message, remedy=f"wait, or mobius runs cancel {turn.holder_id}")
+
+
+def _for_a_signal(run: Run, step: Step) -> Reason:
+    event = (step.parameters or {}).get("event_type")
+    until = "" if run.wake_at is None else f", and fails without one at {rfc3339(run.wake_at)}"
+    message = f"step {step.step_key} waits for a signal ({event}){until}"
+    remedy = f"mobius runs signal {run.id} {step.step_key}"
+    return Reason(code="awaiting_signal", message=message, remedy=remedy, until=run.wake_at)
+
+
+def _for_a_time(run: Run, step: Step, now: int) -> Reason:
+    due = run.wake_at if run.wake_at is not None else now
+    seconds = max(0.0, (due - now) / MICROSECONDS)
+    message = f"step {step.step_key} sleeps until {rfc3339(due)}"
+    return Reason(code="sleeping_until", message=message, remedy=f"wait {seconds:.0f} s", until=due)
 
 
 def _end_of(job: Job) -> str:

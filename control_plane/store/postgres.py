@@ -63,6 +63,7 @@ from control_plane.domain.store import (
     RunFilter,
     SessionTaken,
     SessionView,
+    Turn,
 )
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import StoreUnavailable
@@ -380,6 +381,10 @@ class PostgresStore:
     async def steps(self, project_id: str, run_id: str) -> list[Step]:
         """See Store."""
         return await self._read(self._queries.steps, project_id, run_id)
+
+    async def turn(self, project_id: str, run_id: str) -> Turn | None:
+        """See Store."""
+        return await self._read(self._queries.turn, project_id, run_id)
 
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """See Store."""

@@ -29,6 +29,7 @@ from control_plane.domain.store import (
     Page,
     RunFilter,
     SessionView,
+    Turn,
 )
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
@@ -166,6 +167,12 @@ class Queries:
         run_seq = await self._run_seq(connection, project_id, run_id)
         found = await self._all(connection, "events_of_run", run_seq, since, limit, pages.MOST_EVENT_BYTES)
         return [rows.event(project_id, run_id, row) for row in found]
+
+    async def turn(self, connection: Connection, project_id: str, run_id: str) -> Turn | None:
+        """See Store.turn."""
+        run_seq = await self._run_seq(connection, project_id, run_id)
+        found = await self._one(connection, "turn_of_run", COUNTED_UP_TO, run_seq)
+        return None if found is None else Turn(holder_id=found[0], before=found[1])
 
     async def _run_seq(self, connection: Connection, project_id: str, run_id: str) -> int:
         row = await self._one(connection, "run_seq", run_id, project_id)

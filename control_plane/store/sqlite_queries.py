@@ -30,6 +30,7 @@ from control_plane.domain.store import (
     Page,
     RunFilter,
     SessionView,
+    Turn,
 )
 from control_plane.errors import NotFound
 from control_plane.store import pages, rows
@@ -176,6 +177,11 @@ class Queries:
                 break
             events.append(rows.event(project_id, run_id, row))
         return events
+
+    def turn(self, connection: apsw.Connection, project_id: str, run_id: str) -> Turn | None:
+        """See Store.turn."""
+        found = self._one(connection, "turn_of_run", COUNTED_UP_TO, self._run_seq(connection, project_id, run_id))
+        return None if found is None else Turn(holder_id=found[0], before=found[1])
 
     def next_timer_at(self, connection: apsw.Connection) -> int | None:
         """See Store.next_timer_at."""

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from control_plane.domain import why
-from control_plane.domain.model import Job, Selector, Session
+from control_plane.domain.model import Job, Run, Selector, Session, Step
 from control_plane.domain.selection import admits
+from control_plane.domain.store import Turn
 
 NOW = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -165,3 +166,76 @@ def test_a_worker_misses_a_job_exactly_where_it_is_not_offered_it(
     assert (explanation.nearest_miss is None) == admits(selector, job)
     if explanation.nearest_miss is not None:
         assert explanation.nearest_miss.differences
+
+
+# --- runs
+
+
+def a_run(**fields: Any) -> Run:
+    defaults = {
+        "id": "run_1",
+        "project_id": "proj_1",
+        "automation_id": "auto_1",
+        "automation_name": "A",
+        "version_id": "ver_1",
+        "version": 1,
+        "status": "suspended",
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Run(**(defaults | fields))
+
+
+def a_step(**fields: Any) -> Step:
+    defaults = {
+        "id": "step_1",
+        "project_id": "proj_1",
+        "run_id": "run_1",
+        "step_key": "one",
+        "save_as": "one",
+        "kind": "action",
+        "status": "suspended",
+        "seq": 1,
+        "attempt": 1,
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Step(**(defaults | fields))
+
+
+@pytest.mark.parametrize(
+    ("turn", "says", "remedy"),
+    [
+        (None, "it is about to be decided whether it is its turn", "wait a moment"),
+        (Turn(), "it is about to be decided whether it is its turn", "wait a moment"),
+        (Turn(before=2), "it waits for its turn, 2 runs before it", "wait"),
+        (
+            Turn(holder_id="run_0"),
+            "its automation runs one at a time: run run_0 goes on",
+            "wait, or mobius runs cancel run_0",
+        ),
+        (
+            Turn(holder_id="run_0", before=1),
+            "its automation runs one at a time: run run_0 goes on, and 1 run before it",
+            "wait, or mobius runs cancel run_0",
+        ),
+    ],
+)
+def test_a_queued_run_waits_for_its_turn(turn: Turn | None, says: str, remedy: str) -> None:
+    explanation = why.explain_run(a_run(status="queued"), None, turn=turn, now=NOW)
+    (reason,) = explanation.reasons
+    assert (explanation.state, explanation.summary, reason.code) == ("waiting", says, "awaiting_turn")
+    assert (reason.message, reason.remedy) == (says, remedy)
+
+
+def test_a_run_says_of_its_step_and_job_what_they_wait_for() -> None:
+    asleep = why.explain_run(a_run(wake_at=NOW + 90 * SECOND), a_step(kind="sleep"), now=NOW)
+    assert codes(asleep) == ["sleeping_until"]
+    assert (asleep.reasons[0].remedy, asleep.reasons[0].until) == ("wait 90 s", NOW + 90 * SECOND)
+    job = explained(a_job())
+    waits = why.explain_run(a_run(), a_step(kind="cleanup", job_id="job_1"), job=job, now=NOW)
+    assert (waits.state, waits.reasons) == ("waiting", job.reasons)
+    assert waits.summary == "cleanup step one waits for job job_1: no worker of this project is connected"
+    assert why.explain_run(a_run(status="running"), None, now=NOW).state == "running"
+    failed = why.explain_run(a_run(status="failed", error_type="Oops", error_message="no disk"), None, now=NOW)
+    assert (failed.state, failed.summary, failed.reasons) == ("ended", "it has ended: failed: Oops: no disk", [])

@@ -12,7 +12,7 @@ from control_plane.domain import specs
 from control_plane.domain.model import TERMINAL_RUN
 from control_plane.domain.recording import LONGEST_LINE
 from control_plane.domain.runs import CLEANUP_TIMEOUT, Engine
-from control_plane.domain.store import CancelRequested, RunFilter, TimerArmed
+from control_plane.domain.store import CancelRequested, RunFilter, TimerArmed, Turn
 from control_plane.errors import Conflict, Invalid, NotFound
 from control_plane.store import pages
 from tests.support.store_scenario import SqlitePlace, action, at, scenario
@@ -430,6 +430,21 @@ async def test_a_run_that_is_over_has_no_deadline(s):
 
 
 # --- one run at a time
+
+
+async def test_what_a_queued_run_waits_behind(s):
+    await s.publish("a", [action()], concurrency="queue")
+    first, second, third = [await s.start("a") for _ in range(3)]
+    turns = [await s.store.turn(s.project.id, run.id) for run in (first, second, third)]
+    assert turns == [None, Turn(holder_id=first.id), Turn(holder_id=first.id, before=1)]
+    await s.cancel(first)
+    assert await s.store.turn(s.project.id, third.id) == Turn(before=1)
+    await s.fire(0)
+    assert await s.store.turn(s.project.id, third.id) == Turn(holder_id=second.id)
+    with pytest.raises(NotFound):
+        await s.store.turn("proj_other", third.id)
+    with pytest.raises(NotFound):
+        await s.store.turn(s.project.id, "run_nobody")
 
 
 async def test_queued_runs_start_in_order_when_the_one_before_has_ended(s):

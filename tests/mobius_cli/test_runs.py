@@ -53,6 +53,20 @@ def test_a_run_that_waits_and_is_cancelled(command: MobiusCommand) -> None:
     assert f"run {run_id} ended cancelled" in done.stderr
 
 
+def test_why(command: MobiusCommand, approval: str) -> None:
+    run_id = started(command, "waits")
+    said = command.run("runs", "why", run_id).stdout.splitlines()
+    assert said[0].startswith("step only waits for job job_")
+    assert said[1].startswith("1. ")
+    assert said[2].startswith("   what helps: ")
+    waits = started(command, approval)
+    assert f"   what helps: mobius runs signal {waits} ok" in command.run("runs", "why", waits).stdout.splitlines()
+    assert [reason["code"] for reason in command.json("runs", "why", waits)["reasons"]] == ["awaiting_signal"]
+    command.run("runs", "cancel", run_id)
+    assert command.run("runs", "why", run_id).stdout == "it has ended: cancelled\n"
+    assert command.run("runs", "why", "run_nobody").returncode == 66
+
+
 def test_list_by_status(command: MobiusCommand) -> None:
     run_id = started(command, "waits")
     assert run_id in {run["id"] for run in command.json("runs", "list", "--status", "suspended")}

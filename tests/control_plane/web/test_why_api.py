@@ -75,6 +75,73 @@ async def test_a_delayed_job_and_one_that_nobody_has(http: httpx.AsyncClient) ->
     refused(await http.get(f"{P}/jobs/job_nobody/why"), 404, "not_found")
 
 
+NAP = {"key": "nap", "kind": "sleep", "config": {"duration": "1h"}}
+ASK = {"key": "ok", "kind": "wait_for_event", "config": {"event_type": "approved"}, "timeout": {"duration": "2h"}}
+WORK = {"key": "work", "kind": "action", "config": {"action_name": "train"}}
+
+
+async def started(http: httpx.AsyncClient, handle: str, *steps: dict[str, Any], **more: Any) -> str:
+    """A run of it, which is made if there are `steps`."""
+    path = f"{P}/automations"
+    if steps:
+        (await http.post(path, json={"handle": handle, "name": handle})).raise_for_status()
+        spec = {"spec": {"steps": list(steps), **more}}
+        (await http.post(f"{path}/{handle}/versions", json=spec)).raise_for_status()
+        (await http.post(f"{path}/{handle}/versions/1/publication")).raise_for_status()
+    run_id: str = (await http.post(f"{path}/{handle}/runs", json={})).raise_for_status().json()["id"]
+    return run_id
+
+
+async def why_run(http: httpx.AsyncClient, run_id: str) -> tuple[str, list[str], dict[str, Any]]:
+    answer = (await http.get(f"{P}/runs/{run_id}/why")).raise_for_status().json()
+    assert answer["run_id"] == run_id
+    return answer["state"], [reason["code"] for reason in answer["reasons"]], answer
+
+
+async def test_what_a_run_waits_for_from_its_turn_to_its_end(plane: Serving, http: httpx.AsyncClient) -> None:
+    first = await started(http, "a", NAP, concurrency="queue")
+    second, third = await started(http, "a"), await started(http, "a")
+    state, codes, answer = await why_run(http, first)
+    assert (state, codes, answer["step_key"]) == ("waiting", ["sleeping_until"], "nap")
+    run = (await http.get(f"{P}/runs/{first}")).json()
+    assert answer["reasons"][0]["until"] == run["wake_at"]
+    state, codes, answer = await why_run(http, third)
+    assert (state, codes, answer["run_status"]) == ("waiting", ["awaiting_turn"], "queued")
+    assert answer["summary"] == f"its automation runs one at a time: run {first} goes on, and 1 run before it"
+    assert answer["reasons"][0]["remedy"] == f"wait, or mobius runs cancel {first}"
+    assert (await why_run(http, second))[2]["summary"].endswith(f"run {first} goes on")
+    (await http.post(f"{P}/runs/{first}/cancellations", json={})).raise_for_status()
+    state, codes, answer = await why_run(http, first)
+    assert (state, codes, answer["summary"]) == ("ended", [], "it has ended: cancelled")
+    refused(await http.get(f"{P}/runs/run_nobody/why"), 404, "not_found")
+
+
+async def test_what_a_run_waits_for_a_signal_and_its_job_with_that_jobs_own_reasons(
+    plane: Serving, http: httpx.AsyncClient
+) -> None:
+    run = await started(http, "b", ASK, WORK)
+    state, codes, answer = await why_run(http, run)
+    assert (state, codes, answer["step_key"]) == ("waiting", ["awaiting_signal"], "ok")
+    assert "a signal (approved), and fails without one at " in answer["summary"]
+    assert answer["reasons"][0]["remedy"] == f"mobius runs signal {run} ok"
+    (await http.post(f"{P}/runs/{run}/signals", json={"step_key": "ok"})).raise_for_status()
+    state, codes, answer = await why_run(http, run)
+    assert (state, codes, answer["step_key"]) == ("waiting", ["no_worker"], "work")
+    job = answer["job"]
+    assert job == (await http.get(f"{P}/jobs/{job['job_id']}/why")).json()
+    assert answer["summary"] == f"step work waits for job {job['job_id']}: no worker of this project is connected"
+    async with plane.worker() as worker:
+        await register(worker, "rig-1")
+        assert (await why_run(http, run))[0] == "claimable"
+        (claimed,) = (await ask(worker, {"type": "jobs.claim", "available_slots": 1}))["jobs"]
+        state, codes, answer = await why_run(http, run)
+        assert (state, codes) == ("running", [])
+        assert "worker rig-1 has it" in answer["summary"]
+        await ask(worker, {"type": "job.report", "job_id": claimed["id"], "lease_token": claimed["lease_token"]})
+        state, _, answer = await why_run(http, run)
+        assert (state, "step_key" in answer, "job" in answer) == ("ended", False, False)
+
+
 async def test_a_paused_queue_and_a_limit_that_is_reached(plane: Serving, http: httpx.AsyncClient) -> None:
     await enqueued(http, queue="gpu")
     (await http.patch(f"{P}/queues/gpu", json={"max_running": 1})).raise_for_status()

@@ -28,6 +28,13 @@ JOIN run_signals s ON s.run_seq = asked.run_seq AND s.step_key = asked.step_key
 -- name: try_keys
 SELECT key FROM unnest($1::bigint[]) AS asked (key) WHERE pg_try_advisory_xact_lock(key)
 
+-- name: turn_of_run
+SELECT (SELECT r.id FROM run_turns h JOIN runs r ON r.seq = h.run_seq
+        WHERE h.automation_id = w.automation_id AND h.holds LIMIT 1),
+    (SELECT count(*) FROM (SELECT 1 FROM run_turns b
+        WHERE b.automation_id = w.automation_id AND NOT b.holds AND b.run_seq < w.run_seq LIMIT $1) counted)
+FROM run_turns w WHERE w.run_seq = $2 AND NOT w.holds
+
 -- name: lines
 SELECT t.automation_id, t.holds, r.id, r.project_id, t.run_seq
 FROM unnest($1::text[]) AS asked (automation_id)

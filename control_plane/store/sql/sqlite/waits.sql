@@ -38,6 +38,13 @@ SELECT holds, run_seq FROM run_turns WHERE automation_id = ? AND holds = 1
 UNION ALL
 SELECT * FROM (SELECT holds, run_seq FROM run_turns WHERE automation_id = ? AND holds = 0 ORDER BY run_seq LIMIT ?)
 
+-- name: turn_of_run
+SELECT (SELECT r.id FROM run_turns h JOIN runs r ON r.seq = h.run_seq
+        WHERE h.automation_id = w.automation_id AND h.holds = 1 LIMIT 1),
+    (SELECT count(*) FROM (SELECT 1 FROM run_turns b
+        WHERE b.automation_id = w.automation_id AND b.holds = 0 AND b.run_seq < w.run_seq LIMIT ?))
+FROM run_turns w WHERE w.run_seq = ? AND w.holds = 0
+
 -- name: begin_run
 UPDATE runs SET status = ?, updated_at = ?, completed_at = ?, error_type = ?, error_message = ?, started_at = ?,
     wall_clock_deadline_at = ?
