@@ -204,6 +204,14 @@ PathList = Annotated[
     list[Annotated[str, Meta(pattern=r"^[^\x00]{1,4096}$")]],
     Meta(description="a list of directories", examples=[["."]]),
 ]
+Keep = Annotated[
+    str,
+    Meta(
+        pattern=r"^(off|(?=.*[1-9])[0-9]+(\.[0-9]+)?(ms|s|m|h|d))$",
+        description='a duration above zero in quotes, or "off"',
+        examples=["30d"],
+    ),
+]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json", "journald"]
 Journal = Literal["fsync", "write", "off"]
@@ -224,6 +232,8 @@ class ControlPlane(Struct, frozen=True, kw_only=True):
     store_password_file: PathText = ""
     lease_duration: WholeTime = WholeSeconds(60)
     heartbeat_cadence: WholeTime = WholeSeconds(20)
+    keep_finished: Keep = "30d"
+    metrics_listen: str = ""
 
 
 class Supervisor(Struct, frozen=True, kw_only=True):
@@ -353,11 +363,8 @@ def build(document: dict[str, Any], directory: Path, environ: Mapping[str, str])
     named = frozenset(sections["control_plane"])
     control_plane = _overridden(control_plane, named, environ, notes)
     control_plane = _resolve_control_plane(control_plane, named, directory, Path(supervisor.state_dir), problems)
-    if control_plane.embedded and control_plane.listen == supervisor.listen:
-        problems.append(
-            f"supervisor.listen: expected an address of its own, got {_shown(supervisor.listen)}, which "
-            "control_plane.listen has already; change one of the two ports"
-        )
+    if control_plane.embedded:
+        _check_addresses(control_plane, supervisor, problems)
     found = [_resolve_pool(pool, index, directory, environ, problems) for index, pool in enumerate(found)]
     found = [
         _resolve_workspace(pool, index, directory, Path(supervisor.state_dir), problems)
@@ -570,7 +577,12 @@ def _resolve_control_plane(
 ) -> ControlPlane:
     if control_plane.embedded:
         _check_listen(control_plane.listen, "control_plane.listen", problems, lowest_port=1)
-        _check_loopback(control_plane.listen, problems)
+        remedy = "put a proxy that ends TLS in front, or run mobius-control-plane by itself"
+        _check_loopback(control_plane.listen, "control_plane.listen", remedy, problems)
+        if control_plane.metrics_listen:
+            _check_listen(control_plane.metrics_listen, "control_plane.metrics_listen", problems, lowest_port=1)
+            remedy = "scrape /metrics of `listen` with a key of scope reader from elsewhere"
+            _check_loopback(control_plane.metrics_listen, "control_plane.metrics_listen", remedy, problems)
     if not control_plane.embedded or "api_url" in named:
         _check_url(control_plane.api_url, problems)
     if control_plane.lease_duration < 2 * control_plane.heartbeat_cadence:
@@ -678,13 +690,29 @@ def _check_listen(listen: str, path: str, problems: list[str], *, lowest_port: i
         )
 
 
-def _check_loopback(listen: str, problems: list[str]) -> None:
-    """The embedded control plane speaks plain HTTP: API keys would cross the network for everybody to read."""
+def _check_addresses(control_plane: ControlPlane, supervisor: Supervisor, problems: list[str]) -> None:
+    """Each is listened at by one."""
+    taken: dict[str, str] = {}
+    for path, listen in (
+        ("control_plane.listen", control_plane.listen),
+        ("supervisor.listen", supervisor.listen),
+        ("control_plane.metrics_listen", control_plane.metrics_listen),
+    ):
+        if listen and listen in taken:
+            problems.append(
+                f"{path}: expected an address of its own, got {_shown(listen)}, which "
+                f"{taken[listen]} has already; change one of the two ports"
+            )
+        taken.setdefault(listen, path)
+
+
+def _check_loopback(listen: str, path: str, remedy: str, problems: list[str]) -> None:
+    """The embedded control plane speaks plain HTTP: API keys would cross the network for everybody to read, and whoever
+    asks for metrics needs none."""
     host = listen.rpartition(":")[0].strip("[]")
     if host and not is_loopback(host):
         problems.append(
-            f"control_plane.listen: expected an address of this machine alone, got {_shown(listen)}; "
-            "write 127.0.0.1 and put a proxy that ends TLS in front, or run mobius-control-plane by itself"
+            f"{path}: expected an address of this machine alone, got {_shown(listen)}; write 127.0.0.1 and {remedy}"
         )
 
 

@@ -31,8 +31,11 @@ def control_plane_program(config: Config, environ: Mapping[str, str]) -> Program
         "--bootstrap-key-file": settings.api_key_file,
         "--lease-duration": f"{settings.lease_duration:g}s",
         "--heartbeat-cadence": f"{settings.heartbeat_cadence:g}s",
+        "--keep-finished": settings.keep_finished,
         "--log-level": config.supervisor.log_level,
     }
+    if settings.metrics_listen:
+        flags["--metrics-listen"] = settings.metrics_listen
     if settings.store_password_file:
         flags["--store-password-file"] = settings.store_password_file
     arguments = [*_python("control_plane"), "serve", *(word for pair in flags.items() for word in pair)]

@@ -28,7 +28,10 @@ LIVE_KEYS = ("log_level", "drain_timeout")
 IN_PLACE_KEYS = ("workers", "limits", "restart")
 """Keys of `[[pool]]` that need no new process."""
 
-_UNUSED_BY_WORKERS = ("listen", "store", "store_password_file", "lease_duration", "heartbeat_cadence", "embedded")
+_UNUSED_BY_WORKERS = (
+    "listen", "store", "store_password_file", "lease_duration", "heartbeat_cadence", "keep_finished", "metrics_listen",
+    "embedded",
+)  # fmt: skip
 
 
 class PoolPlan(Struct, frozen=True, kw_only=True):

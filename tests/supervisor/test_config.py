@@ -207,6 +207,30 @@ def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -
             ),
         ),
         (
+            "[control_plane]\nembedded = true\nmetrics_listen = '0.0.0.0:9465'\n[[pool]]",
+            (
+                'control_plane.metrics_listen: expected an address of this machine alone, got "0.0.0.0:9465"; '
+                "write 127.0.0.1 and scrape /metrics of `listen` with a key of scope reader from elsewhere"
+            ),
+        ),
+        (
+            "[control_plane]\nembedded = true\nmetrics_listen = '127.0.0.1:8780'\n[[pool]]",
+            (
+                'control_plane.metrics_listen: expected an address of its own, got "127.0.0.1:8780", which '
+                "control_plane.listen has already; change one of the two ports"
+            ),
+        ),
+        *(
+            (
+                f"[control_plane]\nkeep_finished = '{keep}'\n[[pool]]",
+                (
+                    'control_plane.keep_finished: expected a duration above zero in quotes, or "off", got '
+                    f'"{keep}"; write for example keep_finished = "30d"'
+                ),
+            )
+            for keep in ("0s", "soon", "30", "")
+        ),
+        (
             "[control_plane]\nstore = 'mysql://db'\n[[pool]]",
             (
                 'control_plane.store: expected "sqlite:///absolute/path.db", "sqlite:path.db" (relative to this file) '
@@ -328,6 +352,16 @@ def test_a_server_instead_of_a_file(tmp_path: Path) -> None:
     assert found.control_plane.store_password_file == f"{tmp_path}/password"
     program = control_plane_program(found, {})
     assert program.arguments[-2:] == ["--store-password-file", f"{tmp_path}/password"]
+
+
+def test_what_an_embedded_control_plane_keeps_and_where_it_shows_its_metrics(tmp_path: Path) -> None:
+    text = "[control_plane]\nembedded = true\nkeep_finished = 'off'\nmetrics_listen = '127.0.0.1:9465'\n[[pool]]"
+    arguments = control_plane_program(loaded(tmp_path, text), {}).arguments
+    flags = dict(zip(arguments[6::2], arguments[7::2], strict=True))
+    assert (flags["--keep-finished"], flags["--metrics-listen"]) == ("off", "127.0.0.1:9465")
+    plain = control_plane_program(loaded(tmp_path, "[control_plane]\nembedded = true\n[[pool]]"), {}).arguments
+    assert "--metrics-listen" not in plain
+    assert plain[plain.index("--keep-finished") + 1] == "30d"
 
 
 def test_state_directory_falls_back_to_what_the_system_says(tmp_path: Path) -> None:
