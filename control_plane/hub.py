@@ -1,8 +1,9 @@
 """The live connections of this process, and which of them a committed fact concerns. No I/O, no clock."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from control_plane.domain.selection import Routed
 from control_plane.domain.store import (
     CancelRequested,
     Committed,
@@ -79,6 +80,22 @@ class Hub:
         for job, count in kinds.values():
             performed += self._offer(job, count, now)
         return performed
+
+    def coming(self, project_id: str, jobs: Iterable[Routed], now: float) -> Performed:
+        """Jobs that can be claimed at once are being stored, and what is asked of the store now is answered with them:
+        ask for open claims that could take them. What is announced when they are stored wakes the others."""
+        project = self._connections.get(project_id, {})
+        if not any(connection.waits for connection in project):
+            return []
+        kinds: dict[tuple[str | None, ...], tuple[Routed, int]] = {}
+        for job in jobs:
+            kind = (job.queue, job.action_name, job.provider, job.model, job.environment_id)
+            kinds[kind] = (job, kinds[kind][1] + 1 if kind in kinds else 1)
+        performed: Performed = []
+        for job, count in kinds.values():
+            for connection, promised in _share(project, job, count):
+                performed.append((connection, connection.wake_early(promised, now)))
+        return [(connection, actions) for connection, actions in performed if actions]
 
     def connections(self) -> list[Connection]:
         """All that are open, registered or not."""
@@ -159,21 +176,30 @@ class Hub:
     def _offer(self, job: JobClaimable, count: int, now: float) -> Performed:
         """Wake as many open claims as the jobs need, the longest unwoken first, and hint every idle worker."""
         project = self._connections.get(job.project_id, {})
-        performed: Performed = []
-        woken: list[Connection] = []
         for connection in project:
-            if count > 0 and (room := connection.room_for(job)):
-                promised = min(room, count)
-                count -= promised
-                woken.append(connection)
-                performed.append((connection, connection.wake(promised, now)))
-            else:
-                performed.append((connection, connection.hint(job, now)))
-        for connection in woken:
-            # To the end of the order, so that the next job goes to another.
-            del project[connection]
-            project[connection] = None
+            count -= connection.came(job, count)
+        performed = [
+            (connection, connection.wake(promised, now)) for connection, promised in _share(project, job, count)
+        ]
+        performed += [(connection, connection.hint(job, now)) for connection in project]
         return [(connection, actions) for connection, actions in performed if actions]
+
+
+def _share(project: dict[Connection, None], job: Routed, count: int) -> list[tuple[Connection, int]]:
+    """The connections whose open claims take so many jobs like this, and how many each."""
+    shares: list[tuple[Connection, int]] = []
+    for connection in project:
+        if count <= 0:
+            break
+        promised = min(connection.room_for(job), count)
+        if promised:
+            count -= promised
+            shares.append((connection, promised))
+    for connection, _ in shares:
+        # To the end of the order, so that the next job goes to another.
+        del project[connection]
+        project[connection] = None
+    return shares
 
 
 def _told(carrier: Connection, fact: _OfSession, now: float) -> list[Action]:

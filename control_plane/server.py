@@ -203,6 +203,7 @@ class ControlPlane:
             deltas=self._deltas,
             waits=self._waits,
             metrics=self._metrics,
+            coming=self._gate.coming,
             clock=time.monotonic,
             wall_clock=store.now,
         )

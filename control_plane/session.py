@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from control_plane.domain.model import Dialect, Job, Selector, Session
-from control_plane.domain.selection import admits
+from control_plane.domain.selection import Routed, admits
 from control_plane.domain.store import (
     CancelRequested,
     ClaimOrder,
@@ -246,7 +246,8 @@ class Registry(Protocol):
 
 
 class _Claim:
-    """One jobs.claim that is not answered yet. `promised`: jobs of which the session was woken since it last asked."""
+    """One jobs.claim that is not answered yet. `promised`: jobs of which the session was woken since it last asked;
+    `early`: those among them that were still being stored then."""
 
     def __init__(self, message_id: str | None, selector: Selector, slots: int, until: float) -> None:
         self.message_id = message_id
@@ -257,6 +258,7 @@ class _Claim:
         self.question: int | None = None
         self.ask_again = False
         self.promised = 0
+        self.early = 0
 
 
 class Connection:
@@ -443,12 +445,38 @@ class Connection:
         """Another process asks whether this socket answers."""
         return [AnswerContest(question=self._question(_no_actions), contest_id=fact.contest_id)]
 
-    def room_for(self, job: JobClaimable) -> int:
+    @property
+    def waits(self) -> bool:
+        """Whether there is an open claim."""
+        return self._claim is not None
+
+    def room_for(self, job: Routed) -> int:
         """How many jobs like this the open claim could still take."""
         claim = self._claim
-        if claim is None or job.job_id in self._memory.excluded or not admits(claim.selector, job):
+        if claim is None or not admits(claim.selector, job):
+            return 0
+        if isinstance(job, JobClaimable) and job.job_id in self._memory.excluded:
             return 0
         return max(0, claim.slots - claim.promised)
+
+    def wake_early(self, promised: int, now: float) -> list[Action]:
+        """Ask for the open claim together with so many jobs for it that are being stored. Whether they will be is known
+        when they are: nothing may depend on it."""
+        actions = self.wake(promised, now)
+        if self._claim is not None:
+            self._claim.early += promised
+        return actions
+
+    def came(self, job: JobClaimable, count: int) -> int:
+        """So many jobs like this are stored: for how many of them the open claim is being asked for already."""
+        claim = self._claim
+        if not count or claim is None or not claim.early or not admits(claim.selector, job):
+            return 0
+        known = min(claim.early, count)
+        claim.early -= known
+        # It may have been asked for too early, and finds nothing then.
+        claim.ask_again = True
+        return known
 
     def wake(self, promised: int, now: float) -> list[Action]:
         """Ask for the open claim again: there should be so many jobs for it."""
@@ -650,7 +678,7 @@ class Connection:
 
         def leased(leases: list[Lease], now: float) -> list[Action]:
             claim.question = None
-            claim.promised = 0
+            claim.promised = claim.early = 0
             if self._phase in ("refused", "gone"):
                 return self._hand_back(leases)
             current = claim is self._claim
@@ -663,7 +691,7 @@ class Connection:
         def failed(error: Exception, now: float) -> list[Action]:
             del error
             claim.question = None
-            claim.promised = 0
+            claim.promised = claim.early = 0
             if self._phase == "gone":
                 return []
             if claim is not self._claim or now >= claim.until:

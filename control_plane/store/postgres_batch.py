@@ -16,11 +16,19 @@ from control_plane.domain import jobs
 from control_plane.domain.enqueue import Enqueued, NewJob, external_ids
 from control_plane.domain.model import Job, Run
 from control_plane.domain.runs import Engine, already_started
-from control_plane.domain.store import ClaimOrder, Committed, HeartbeatOutcome, JobEnded, Lease, ReportOutcome
+from control_plane.domain.store import (
+    ClaimOrder,
+    Committed,
+    HeartbeatOutcome,
+    JobClaimable,
+    JobEnded,
+    Lease,
+    ReportOutcome,
+)
 from control_plane.domain.times import to_microseconds
 from control_plane.errors import DomainError, NotFound
 from control_plane.keys import hash_secret
-from control_plane.store import postgres_queues
+from control_plane.store import postgres_queues, rows
 from control_plane.store.lanes import Lane
 from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
@@ -179,6 +187,8 @@ class _Claiming:
         self.allowed: postgres_queues.Allowed | None = None
         self.kept_out = False
         """Whether another transaction keeps a limit that counts for it."""
+        self.served = False
+        """Whether it gets new jobs of this transaction."""
 
     @property
     def wanted(self) -> int:
@@ -211,6 +221,7 @@ class Batch:
         self._turns: set[str] = set()
         self._in_line: set[tuple[str, str]] = set()
         self._made: list[tuple[Asked, Decision]] = []
+        self._leased: list[Job] = []
         self.begun = False
         """Whether there is a transaction to commit."""
         self.finished: dict[str, str] = {}
@@ -237,9 +248,14 @@ class Batch:
         await self._decisions.make(self._connection, [decision for _, decision in self._made])
         await self._claim(claims)
         xid = await self._decisions.write(self._connection, self._elsewhere, self._steady())
+        for job in self._leased:
+            self._known.held.leased(self._facts.job_keys[job.id][0], job)
         await self._put_off(claims)
+        handed_out = {job.id for job in self._leased} if any(claim.served for claim in claims) else None
         for asked, decision in self._made:
             asked.result, asked.error, asked.facts = decision.result, decision.error, decision.facts
+            if handed_out:
+                asked.facts = [fact for fact in asked.facts if not _is_of(fact, handed_out)]
         await self._announce_ends(works)
         self.finished = self._finishing.finished | self._decisions.writing.finished
         return xid or self._finishing.xid
@@ -535,14 +551,44 @@ class Batch:
         seqs = [seq for claim in claims for seq in claim.seqs]
         candidates = await self._facts.load_candidates(self._connection, seqs) if seqs else {}
         decisions = []
+        new = self._new_jobs(claims)
         for claim in claims:
             found = [candidates[seq] for seq in claim.seqs if seq in candidates]
             last = max((self._facts.last_event_at(job.run_id) for job, _ in found), default=0)
+            if not claim.seqs and new:
+                found = self._take_new(claim, new)
+                last = max((job.available_at for job, _ in found), default=0)
             now = claim.asked.now if claim.asked.now is not None else max(claim.now, last)
             decisions.append(Decision(claim.order.project_id, now, partial(self._lease, claim.order, found, now)))
         await self._decisions.make(self._connection, decisions)
         for claim, decision in zip(claims, decisions, strict=True):
             self._made.append((claim.asked, decision))
+
+    def _new_jobs(self, claims: Sequence[_Claiming]) -> dict[int, list[Job]]:
+        """By their lanes: jobs that this very transaction stores, where a claim has found no other."""
+        if all(claim.seqs for claim in claims):
+            return {}
+        lanes = self._known.lanes
+        new: dict[int, list[Job]] = {}
+        for job in self._decisions.writing.created:
+            lane_id = lanes.id_of(job.project_id, job)
+            if lane_id is not None and lanes.rules(job.project_id) is None:
+                new.setdefault(lane_id, []).append(job)
+        return new
+
+    def _take_new(self, claim: _Claiming, new: dict[int, list[Job]]) -> list[tuple[Job, str]]:
+        """What the claim gets of them, who need not wait for the commit to be claimed: they are stored as claimed."""
+        until = claim.asked.now if claim.asked.now is not None else self._clock()
+        taken: list[Job] = []
+        for lane in sorted(claim.lanes, key=lambda lane: -lane.priority):
+            waiting = new.get(lane.id, ())
+            due = [job for job in waiting if job.available_at <= until][: claim.order.limit - len(taken)]
+            if due:
+                taken += due
+                kept = {job.id for job in due}
+                new[lane.id] = [job for job in waiting if job.id not in kept]
+        claim.served = bool(taken)
+        return [(job, rows.to_json(job.spec) or "{}") for job in taken]
 
     def _lease(self, order: ClaimOrder, found: Sequence[tuple[Job, str]], now: int, engine: Engine) -> list[Lease]:
         leases: list[Lease] = []
@@ -563,7 +609,7 @@ class Batch:
             if after is None:
                 continue
             engine.claimed(before, after)
-            self._known.held.leased(self._facts.job_keys[after.id][0], after)
+            self._leased.append(after)
             leases.append(Lease(job=after, spec=text, lease_token=token))
             if len(leases) == order.limit:
                 break
@@ -578,7 +624,10 @@ class Batch:
         empty = [
             claim
             for claim in claims
-            if not claim.seqs and claim.asked.put_off is None and claim.asked.tries < MOST_CLAIM_TRIES
+            if not claim.seqs
+            and not claim.served
+            and claim.asked.put_off is None
+            and claim.asked.tries < MOST_CLAIM_TRIES
         ]
         lanes = sorted({lane.id for claim in empty for lane in claim.lanes})
         if not lanes:
@@ -588,6 +637,10 @@ class Batch:
         for claim in empty:
             if any(lane.id in waiting for lane in claim.lanes):
                 claim.asked.again(CLAIM_AGAIN)
+
+
+def _is_of(fact: Committed, job_ids: set[str]) -> bool:
+    return isinstance(fact, JobClaimable) and fact.job_id in job_ids
 
 
 def _put_back(job: Job, engine: Engine) -> Job:

@@ -114,6 +114,11 @@ class Writing:
         return [*(job for job in self._jobs_created.values() if job.status == "pending"), *moved]
 
     @property
+    def created(self) -> list[Job]:
+        """The new jobs of no run that wait."""
+        return [job for job in self._jobs_created.values() if job.status == "pending" and job.run_id is None]
+
+    @property
     def left_claimed(self) -> list[Job]:
         """The jobs that are not claimed any more."""
         return [before for before, after in self._moves if before.status == "claimed" != after.status]

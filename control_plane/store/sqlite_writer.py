@@ -10,7 +10,8 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeVar
@@ -145,32 +146,30 @@ class Writer:
     # --- in the thread
 
     def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            if batch:
-                self._commit(batch)
+        while (entry := self._queue.get()) is not None:
+            self._commit(entry)
         if self._connection is not None:
             self._connection.close()
 
-    def _next_batch(self) -> list[_Entry] | None:
-        entry = self._queue.get()
-        batch: list[_Entry] = []
+    def _entries(self, entry: _Entry | None, batch: list[_Entry]) -> Iterator[_Entry]:
+        """One transaction's, which go into `batch` when they are taken: also what is asked while others are done."""
         weight = 0
         while entry is not None:
             batch.append(entry)
             weight += entry[3]
+            yield entry
             if weight >= MAX_BATCH:
-                return batch
+                return
             try:
                 entry = self._queue.get_nowait()
             except queue.Empty:
-                return batch
-        if batch:
-            # The end was queued behind them: it is taken up in the next turn.
-            self._queue.put(None)
-            return batch
-        return None
+                return
+        # The end was queued behind them: it is taken up in the next turn.
+        self._queue.put(None)
 
-    def _commit(self, batch: Sequence[_Entry]) -> None:
+    def _commit(self, first: _Entry) -> None:
+        batch: list[_Entry] = []
+        entries = self._entries(first, batch)
         done = _Done()
         seconds: float | None = None
         try:
@@ -180,7 +179,7 @@ class Writer:
             begun = time.perf_counter()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                done = self._done(connection, batch, self._at_once)
+                done = self._done(connection, entries, self._at_once)
             except _HalfDoneError:
                 connection.execute("ROLLBACK")
                 self._rolled_back()
@@ -191,13 +190,14 @@ class Writer:
             seconds = time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear and the thread must live
             self._give_up(error)
+            deque(entries, maxlen=0)  # who waits behind them would meet the same
             sentence = f"the store cannot write now: {error}"
             done = _Done([(future, None, StoreUnavailable(sentence)) for _, _, future, _ in batch])
         self._tell(done.outcomes, done.facts, seconds)
 
-    def _done(self, connection: apsw.Connection, batch: Sequence[_Entry], one: _One) -> "_Done":
+    def _done(self, connection: apsw.Connection, entries: Iterable[_Entry], one: _One) -> "_Done":
         done = _Done()
-        for command, now, future, _ in batch:
+        for command, now, future, _ in entries:
             writing = Writing(connection, self._clock.now() if now is None else now)
             done.outcomes.append((future, *one(command, writing)))
             done.facts += writing.facts
@@ -260,7 +260,9 @@ class Writer:
             if facts:
                 self._listener(facts)
         finally:
-            for future, result, error in outcomes:
+            # The last first: a claim that came with new jobs is answered before whoever has handed them in, since it is
+            # its worker that begins.
+            for future, result, error in reversed(outcomes):
                 if future.done():
                     continue
                 if error is not None:

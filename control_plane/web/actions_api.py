@@ -47,7 +47,7 @@ async def invoke_action(
     if call.body.dry_run:
         check_size(job.spec, "input")
         return ActionInvocationResult(status="completed", output={"dry_run": True})
-    (job_id,) = (await call.store.enqueue(call.project_id, [job])).ids
+    (job_id,) = (await call.enqueue([job])).ids
     ended = await call.services.waits.end_of(call.project_id, job_id, call.body.timeout_seconds)
     result = action_shapes.invocation_result(ended)
     return result if ended.status in TERMINAL_JOB else Accepted(body=result)

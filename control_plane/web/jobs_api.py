@@ -8,7 +8,7 @@ async def enqueue_jobs(
     call: Call[shapes.NoQuery, job_shapes.EnqueueJobsRequest],
 ) -> job_shapes.EnqueueJobsResponse:
     """All of them, or none: when this answers they are stored."""
-    return job_shapes.enqueued_shape(await call.store.enqueue(call.project_id, job_shapes.new_jobs(call.body)))
+    return job_shapes.enqueued_shape(await call.enqueue(job_shapes.new_jobs(call.body)))
 
 
 async def list_jobs(call: Call[job_shapes.JobsQuery, None]) -> job_shapes.JobListResponse:

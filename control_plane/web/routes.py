@@ -1,11 +1,12 @@
 """What a route is, and what its handler is called with."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 from starlette.types import ASGIApp
 
+from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.store import Store
 from control_plane.metrics import Metrics
@@ -19,13 +20,15 @@ QueryT = TypeVar("QueryT")
 
 
 class Services(Struct, frozen=True, kw_only=True):
-    """What the routes work on. `clock` gives monotonic seconds, `wall_clock` microseconds since the epoch."""
+    """What the routes work on. `clock` gives monotonic seconds, `wall_clock` microseconds since the epoch. `coming` is
+    told which jobs of a project are handed to the store next (WorkerGate.coming)."""
 
     store: Store
     streams: RunStreams
     deltas: DeltaStreams
     waits: JobWaits
     metrics: Metrics
+    coming: Callable[[str, Sequence[NewJob]], None]
     clock: Callable[[], float]
     wall_clock: Callable[[], int]
 
@@ -44,6 +47,11 @@ class Call(Struct, Generic[QueryT, BodyT], frozen=True, kw_only=True):
     def store(self) -> Store:
         """The store."""
         return self.services.store
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> Enqueued:
+        """See Store.enqueue."""
+        self.services.coming(self.project_id, jobs)
+        return await self.store.enqueue(self.project_id, jobs)
 
     @property
     def project_id(self) -> str:

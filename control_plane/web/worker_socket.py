@@ -16,6 +16,7 @@ import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import ApiKey, Dialect
 from control_plane.domain.store import Committed, ReportOutcome, SessionContested, Store
 from control_plane.errors import ControlPlaneError
@@ -147,6 +148,15 @@ class WorkerGate:
                 self.keep(self.store.answer_contest(fact.contest_id, alive=False), "contest")
         now = asyncio.get_running_loop().time()
         for connection, actions in self.hub.committed(facts, now, self.store.now()):
+            socket = self.sockets.get(connection)
+            if socket is not None:
+                socket.perform(actions)
+
+    def coming(self, project_id: str, jobs: Sequence[NewJob]) -> None:
+        """These are handed to the store next: claims that wait for such jobs go with them."""
+        at_once = (job for job in jobs if job.run_at is None and not job.delay)
+        now = asyncio.get_running_loop().time()
+        for connection, actions in self.hub.coming(project_id, at_once, now):
             socket = self.sockets.get(connection)
             if socket is not None:
                 socket.perform(actions)
@@ -436,7 +446,10 @@ class WorkerSocket(asyncio.Protocol):
         self._perform_for(connection, actions)
         if self._shutting_down and not self._questions:
             self.close(SERVICE_RESTART, "the control plane restarts")
-        self._settle_soon()
+        if self._questions:
+            self._settle_soon()
+        else:
+            self._settle()  # nothing else is to come with it
 
     async def _result_of(self, question: Question) -> Any:
         store = self._gate.store

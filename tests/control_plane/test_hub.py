@@ -4,7 +4,7 @@ import pytest
 
 from control_plane.domain.store import CancelRequested
 from control_plane.session import StoreClaim
-from tests.support.session_room import PROJECT, Room, claimable, hints
+from tests.support.session_room import PROJECT, Room, claimable, hints, lease
 from wire import frames
 
 
@@ -34,6 +34,76 @@ def test_as_many_claims_wake_as_the_jobs_need(room):
         worker.answer(StoreClaim, [])
     room.committed(*(claimable(number) for number in range(3)))
     assert sum(bool(worker.questions) for worker in workers) == 2
+
+
+def waiting(room, number, slots=1):
+    """So many workers whose claims have found nothing."""
+    workers = [room.worker(f"w-{index}", concurrency_limit=slots) for index in range(number)]
+    for worker in workers:
+        worker.claim(available_slots=slots)
+        worker.answer(StoreClaim, [])
+        worker.take()
+    return workers
+
+
+def asked(workers):
+    return [worker for worker in workers if worker.questions]
+
+
+def test_a_claim_that_waits_is_asked_for_while_its_job_is_stored_and_nobody_else_when_it_is(room):
+    workers = waiting(room, 2)
+    room.coming(claimable(1))
+    (worker,) = asked(workers)
+    room.committed(claimable(1))
+    assert asked(workers) == [worker]
+    worker.answer(StoreClaim, [lease(1)])
+    assert [len(frame.jobs) for frame in worker.take()] == [1]
+    assert asked(workers) == []
+    room.coming(claimable(2))
+    assert asked(workers) == [each for each in workers if each is not worker]
+
+
+def test_a_claim_that_was_asked_for_too_early_is_asked_for_again(room):
+    (worker,) = waiting(room, 1)
+    room.coming(claimable(1))
+    room.committed(claimable(1))
+    worker.answer(StoreClaim, [])
+    worker.answer(StoreClaim, [lease(1)])
+    assert [len(frame.jobs) for frame in worker.take()] == [1]
+
+
+def test_a_claim_that_found_nothing_before_its_job_was_stored_is_woken_by_it(room):
+    (worker,) = waiting(room, 1)
+    room.coming(claimable(1))
+    worker.answer(StoreClaim, [])
+    assert asked([worker]) == []
+    room.committed(claimable(1))
+    assert asked([worker]) == [worker]
+
+
+def test_a_job_that_is_not_stored_leaves_the_claim_as_it_was(room):
+    (worker,) = waiting(room, 1)
+    room.coming(claimable(1))
+    worker.answer(StoreClaim, [])
+    assert (worker.take(), worker.questions) == ([], [])
+    room.coming(claimable(2))
+    assert asked([worker]) == [worker]
+
+
+def test_jobs_beyond_what_was_asked_for_early_wake_the_others(room):
+    workers = waiting(room, 3, slots=2)
+    room.coming(claimable(1), claimable(2), claimable(3))
+    assert len(asked(workers)) == 2
+    room.committed(claimable(1, count=6))
+    assert len(asked(workers)) == 3
+
+
+def test_no_claim_is_asked_for_early_that_would_not_take_the_job(room):
+    (worker,) = waiting(room, 1)
+    busy = room.worker("w-busy")
+    room.coming(claimable(1, environment_id="env_1"))
+    assert asked([worker, busy]) == []
+    assert hints(busy) == 0
 
 
 def test_a_delayed_job_hints_nobody_before_its_time(room):

@@ -53,6 +53,56 @@ async def test_a_batch_is_claimed_reported_and_kept(s):
         await s.store.job_view("proj_other", job.id)
 
 
+async def test_a_claim_that_comes_with_new_jobs_gets_them(s):
+    await s.enqueue([new()])  # there are jobs like these
+    old = await s.claim_one()
+    commits = []
+    s.store.observe_commits(lambda calls, _seconds: commits.append(calls))
+    specs = [{"parameters": {"number": number}} for number in range(5)]
+    enqueued, first, second, third = await asyncio.gather(
+        s.enqueue([new(spec=spec) for spec in specs], now=1),
+        s.claim(now=1, limit=2),
+        s.claim(now=1, limit=2, selector=Selector(action_names=("other",))),
+        s.claim(now=1, limit=2),
+    )
+    assert sum(commits) >= 4
+    assert [lease.job.id for lease in (*first, *third)] == enqueued.ids[:4]
+    assert [json.loads(lease.spec) for lease in (*first, *third)] == specs[:4]
+    assert second == []
+    view = await s.store.job_view(s.project.id, enqueued.ids[0])
+    assert (view.job.status, view.job.claim_attempt, view.job.claimed_at) == ("claimed", 1, at(1))
+    assert view.job.lease_expires_at == at(1 + LEASE)
+    assert [lease.job.id for lease in await s.claim(now=2)] == enqueued.ids[4:]
+    for lease in (old, *first):
+        assert await s.report(lease, now=2) == "accepted"
+    assert await s.report(third[0], "failed", error="WorkerOverCapacity", now=2) == "handed_back"
+    assert not (await s.heartbeat(third[1], now=2)).lost
+    assert [lease.job.id for lease in await s.claim(now=3)] == [enqueued.ids[2]]
+
+
+async def test_a_claim_that_comes_with_new_jobs_takes_none_before_its_time_nor_of_another_project(s):
+    other = await s.store.create_project("other", "Other")
+    await s.enqueue([new()])
+    await s.claim_one()
+    _, _, leases = await asyncio.gather(
+        s.enqueue([new(delay=5.0)], now=1), s.store.enqueue(other.id, [new()], now=at(1)), s.claim(now=1)
+    )
+    assert leases == []
+    assert len(await s.claim(now=6)) == 1
+
+
+async def test_a_claim_that_comes_with_new_jobs_takes_the_most_urgent_and_bytes_count(s):
+    await s.enqueue([new(), new(priority=5)])
+    await s.claim(limit=2)
+    large = {"parameters": {"x": "y" * 1000}}
+    enqueued, one = await asyncio.gather(
+        s.enqueue([new(), new(priority=5, spec=large), new(priority=5, spec=large)], now=1),
+        s.claim(now=1, byte_limit=1500),
+    )
+    assert [lease.job.id for lease in one] == [enqueued.ids[1]]
+    assert [lease.job.id for lease in await s.claim(now=2)] == [enqueued.ids[2], enqueued.ids[0]]
+
+
 async def test_batches_at_the_same_time_keep_their_own_order(s):
     batches = await asyncio.gather(
         *(s.enqueue([new(spec={"parameters": {"b": b, "n": n}}) for n in range(20)]) for b in range(10))

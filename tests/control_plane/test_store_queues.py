@@ -42,6 +42,16 @@ async def test_a_paused_queue_gives_out_nothing_until_it_is_resumed(s):
     assert [lease.job.id for lease in await s.claim(now=3)] == [ids[0], ids[2]]
 
 
+async def test_limits_and_pauses_count_for_a_claim_that_comes_with_new_jobs(s):
+    await s.enqueue([new(), new(queue="a")])
+    await s.claim(limit=2)
+    await say(s, "default", max_running=3)
+    await say(s, "a", paused=True)
+    enqueued, first = await asyncio.gather(s.enqueue([new(), new(), new(queue="a"), new()], now=1), s.claim(now=1))
+    leases = [*first, *(await s.claim(now=1))]
+    assert [lease.job.id for lease in leases] == enqueued.ids[:2]
+
+
 async def test_a_job_that_runs_stays_so_when_its_queue_is_paused_and_its_retry_waits(s):
     await s.enqueue([new(max_attempts=2), new()])
     first, second = await s.claim(now=1)

@@ -44,6 +44,11 @@ class Room:
         for connection, actions in self.hub.committed(facts, self.now, 10_000_000):
             connection.worker.perform(actions)
 
+    def coming(self, *jobs):
+        """Such jobs are being stored."""
+        for connection, actions in self.hub.coming(PROJECT, jobs, self.now):
+            connection.worker.perform(actions)
+
     def connect(self, dialect="automations", project=PROJECT):
         return self.hub.connect(Peer(project_id=project, dialect=dialect, api_key_id="key_1"), self.now)
 
