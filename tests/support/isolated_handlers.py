@@ -107,7 +107,7 @@ async def wait(params: Gate, ctx: Context) -> dict[str, Any]:
     return {}
 
 
-@action("isolated.wait_sync", isolation="process", timeout="300ms")
+@action("isolated.wait_sync", isolation="process", timeout="1s")
 def wait_sync(params: Gate, ctx: Context) -> None:
     """The same, as a plain function, and with a timeout."""
     with knock(params.port):
@@ -116,7 +116,7 @@ def wait_sync(params: Gate, ctx: Context) -> None:
             ctx.cancelled.wait_in_thread()
 
 
-@action("isolated.stubborn", isolation="process", timeout="300ms")
+@action("isolated.stubborn", isolation="process", timeout="1s")
 async def stubborn(params: Gate) -> None:
     """Blocks its loop, deaf to SIGTERM, with a process below it that is deaf as well."""
     program = "import signal; signal.signal(15, 1); signal.pause()"

@@ -123,11 +123,14 @@ class SupervisorProcess:
             if entry["event"].startswith(event) and all(entry.get(key) == value for key, value in fields.items()):
                 yield entry
 
-    def wait_for(self, event: str, *, count: int = 1, timeout: float = WAIT_TIMEOUT, **fields: Any) -> dict[str, Any]:
-        """The `count`-th entry of that event with these fields, as soon as it is there."""
+    def wait_for(
+        self, event: str, *, count: int = 1, timeout: float = WAIT_TIMEOUT, contains: str = "", **fields: Any
+    ) -> dict[str, Any]:
+        """The `count`-th entry of that event with these fields, as soon as it is there; only events that hold
+        `contains` count."""
         deadline = time.monotonic() + timeout
         with self._changed:
-            while len(found := list(self.matching(event, **fields))) < count:
+            while len(found := [each for each in self.matching(event, **fields) if contains in each["event"]]) < count:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._ended:
                     why = "it ended" if self._ended else f"{timeout} s are over"
