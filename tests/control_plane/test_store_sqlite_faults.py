@@ -256,6 +256,7 @@ async def test_a_flush_that_takes_too_long_for_a_client_is_told_as_unknown(tmp_p
             assert (late.status_code, late.json()["error"]["code"]) == (503, "timeout")
             assert "it may still take effect" in late.json()["error"]["message"]
             assert late.headers["retry-after"]
+        monkeypatch.undo()
         # Behind what was held, in order.
         assert (await http.post(START, json={"external_id": "x"})).is_success
         assert (await http.get("/readyz")).status_code == 200

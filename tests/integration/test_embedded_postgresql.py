@@ -116,6 +116,6 @@ def test_a_database_that_does_not_let_us_in_ends_the_start_with_a_sentence(
     with supervised(
         tmp_path / "box", embedding, store, environment={}, keys='store_password_file = "password"'
     ) as supervisor:
-        assert supervisor.process.wait(30) == 78
+        assert supervisor.wait_for_end() == 78
         assert 'database \\"nobody_made_this\\" does not exist' in supervisor.text()
         assert PASSWORD not in supervisor.text()

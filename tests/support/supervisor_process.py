@@ -163,6 +163,10 @@ class SupervisorProcess:
         """SIGTERM; returns its exit code, when its log has been read to the end."""
         self.family()
         self.process.send_signal(signal.SIGTERM)
+        return self.wait_for_end(timeout)
+
+    def wait_for_end(self, timeout: float = WAIT_TIMEOUT) -> int:
+        """Its exit code, when its log has been read to the end."""
         code = self.process.wait(timeout)
         with self._changed:
             assert self._changed.wait_for(lambda: self._ended, WAIT_TIMEOUT), "somebody else holds its log open"

@@ -182,7 +182,7 @@ def test_waiting_takes_no_time() -> None:
     began = time.monotonic()
     job = run(resize, {"url": "u", "width": 100})
     assert job.seconds == 10.0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10.0
 
 
 def test_a_timeout_is_exact() -> None:

@@ -220,7 +220,8 @@ async def test_a_new_connection_and_a_new_process_go_on_where_it_was(tmp_path: A
 
 
 @pytest.mark.parametrize("place", ["postgresql"], indirect=True)
-async def test_a_reader_on_another_replica(tmp_path: Any, place: Any) -> None:
+async def test_a_reader_on_another_replica(tmp_path: Any, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deltas, "IDLE_AFTER", 60.0)
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(serving(tmp_path, store=place.url))
         two = await stack.enter_async_context(serving(tmp_path, store=place.url))
