@@ -234,11 +234,11 @@ def action_changes(record: RecordedAction) -> Row:
 
 def pending_job_fields(body: str, state: str) -> str:
     """The columns of a pending job (the texts of job_body and pending_state) in the order of Job's fields, for
-    pending_jobs. Hashes are left out: JSON knows no bytes."""
+    pending_jobs; those behind the deadlines are left out, since a claim writes them anew or finds them empty."""
     columns = [column.strip() for column in f"{body}, {state}".split(",")][JOB_KEYS:]
     fields = dict(zip(JOB, columns, strict=True)) | {"spec": "json('{}')", "non_retryable": "json(j.non_retryable)"}
-    fields |= {"lease_token_hash": "NULL", "reported_token_hash": "NULL"}
-    return ", ".join(fields[name] for name in Job.__struct_fields__)
+    names = Job.__struct_fields__
+    return ", ".join(fields[name] for name in names[: names.index("execution_deadline_at") + 1])
 
 
 def pending_jobs(text: str) -> list[PendingJob]:
