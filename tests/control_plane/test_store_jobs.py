@@ -456,7 +456,7 @@ async def test_a_cancelled_job_whose_lease_lapses_is_cancelled(s):
 
 
 async def test_names_count_in_the_size_of_a_claim(s):
-    name = "\x01" * 256
+    name = '"' * 256
     await s.publish("a", [action()], settings={"queue": name})
     for _ in range(4):
         await s.start("a")
