@@ -243,12 +243,13 @@ class Writer:
             self._listener(facts)
         except Exception:  # noqa: BLE001 - what has happened has happened, and the callers are to know
             _log.exception("the store's listener failed")
+        for call in calls:
+            if call.put_off is not None:
+                self._again(call, call.put_off)
         # The last first: a claim that came with new jobs is answered before whoever has handed them in, since it is its
         # worker that begins.
         for call in reversed(calls):
-            if call.put_off is not None:
-                self._again(call, call.put_off)
-            else:
+            if call.put_off is None:
                 _tell(call, call.error)
 
     def _again(self, call: _Call, delay: float) -> None:

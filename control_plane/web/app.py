@@ -1,4 +1,4 @@
-"""The route table on Starlette: find the route, admit the caller, decode, call, encode; every error in the envelope."""
+"""The route table as an application: find the route, admit, decode, call, encode; every error in the envelope."""
 
 import asyncio
 from collections import defaultdict
@@ -6,11 +6,8 @@ from typing import Any
 
 import msgspec
 import structlog
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.domain.model import ApiKey
@@ -21,6 +18,7 @@ from control_plane.web.authentication import Authenticator, rate_headers
 from control_plane.web.error_status import HttpError, as_http_error, of_status
 from control_plane.web.http_protocol import ADMITTED
 from control_plane.web.reference import reference_routes
+from control_plane.web.router import Router
 from control_plane.web.routes import Accepted, Call, Route, Services
 from control_plane.web.shapes import Request as RequestShape
 from control_plane.web.texts import refuse_nul
@@ -42,24 +40,18 @@ _encoder = msgspec.json.Encoder()
 _log = structlog.get_logger(__name__)
 
 
-def create_app(services: Services, authenticator: Authenticator) -> Starlette:
+def create_app(services: Services, authenticator: Authenticator) -> Router:
     """The application that serves ROUTES, and their reference."""
     by_path: defaultdict[str, dict[str, Route]] = defaultdict(dict)
     for route in (*ROUTES, *reference_routes(ROUTES)):
         by_path[route.path][route.method] = route
-    app = Starlette(
-        routes=[StarletteRoute(path, Endpoint(methods, services, authenticator)) for path, methods in by_path.items()],
-        exception_handlers={HTTPException: _refused_by_router},
-    )
-    app.router.redirect_slashes = False
-    return app
+    endpoints = {path: Endpoint(methods, services, authenticator) for path, methods in by_path.items()}
+    return Router(endpoints, _nowhere)
 
 
-async def _refused_by_router(_: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 404:
-        return _error_response(HttpError(404, "not_found", "there is nothing at this path"))
-    return _error_response(of_status(status))
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    error = HttpError(404, "not_found", "there is nothing at this path")
+    await _error_response(error)(scope, receive, send)
 
 
 class Endpoint:
