@@ -76,8 +76,10 @@ class Service(ABC):
                 self._failing = True
             except Exception:  # noqa: BLE001 - the last resort: one bad round must not end a service
                 _log.exception("round failed", service=type(self).__name__)
+            # Not wait_for, which until Python 3.12 loses a cancellation that comes together with what it waits for.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self.pause())
+                async with asyncio.timeout(self.pause()):
+                    await self._woken.wait()
 
 
 class ReaperConfig(Struct, frozen=True, kw_only=True):

@@ -87,7 +87,8 @@ class Catalogue:
     async def first_look(self) -> None:
         """What is there at the start, within FIRST_LOOK seconds."""
         try:
-            await asyncio.wait_for(self.look(), FIRST_LOOK)
+            async with asyncio.timeout(FIRST_LOOK):
+                await self.look()
         except TimeoutError:
             self._log.warning("models.slow", providers=list(self._wanted), seconds=FIRST_LOOK)
 

@@ -195,7 +195,8 @@ class _JobProcess:
         finished = None
         if isinstance(ended, pipe.JobEnded):
             with contextlib.suppress(TimeoutError):
-                finished = await asyncio.wait_for(self._conversation.over, LAST_WORDS)
+                async with asyncio.timeout(LAST_WORDS):
+                    finished = await self._conversation.over
         self._output.drain()
         return finished, ended
 

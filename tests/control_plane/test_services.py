@@ -148,6 +148,20 @@ async def test_a_delayed_job_brings_the_next_round_forward(s):
     assert (await s.run(run)).status == "suspended"
 
 
+async def test_a_stop_is_not_lost_that_comes_together_with_a_wake(s):
+    wakeups = Wakeups(s.store, lambda facts: None, WakeupsConfig(interval=3600))
+    await wakeups.start()
+    async with asyncio.timeout(30):
+        while wakeups._announced_until is None:  # noqa: ASYNC110 - a round is no event
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # its round is over; were it not, the stop would be heard all the same
+    wakeups.wake()
+    stopping = asyncio.ensure_future(wakeups.stop())
+    stopped, _ = await asyncio.wait([stopping], timeout=20)
+    stopping.cancel()
+    assert stopped
+
+
 NAP = {"key": "nap", "kind": "sleep", "config": {"duration": "300ms"}}
 
 

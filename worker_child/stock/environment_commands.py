@@ -123,7 +123,8 @@ async def run(
     timed_out = False
     try:
         try:
-            await asyncio.wait_for(running.ended.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await running.ended.wait()
         except TimeoutError:
             timed_out = True
     finally:
@@ -242,4 +243,5 @@ class _Running:
     @staticmethod
     async def _within(seconds: float, event: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await event.wait()
