@@ -247,7 +247,8 @@ class Registry(Protocol):
 
 class _Claim:
     """One jobs.claim that is not answered yet. `promised`: jobs of which the session was woken since it last asked;
-    `early`: those among them that were still being stored then."""
+    `early`: those among them that were still being stored then. `lease_tokens`: what it was last asked with, as good
+    as new while it finds nothing."""
 
     def __init__(self, message_id: str | None, selector: Selector, slots: int, until: float) -> None:
         self.message_id = message_id
@@ -259,6 +260,7 @@ class _Claim:
         self.ask_again = False
         self.promised = 0
         self.early = 0
+        self.lease_tokens: list[str] = []
 
 
 class Connection:
@@ -462,10 +464,15 @@ class Connection:
     def wake_early(self, promised: int, now: float) -> list[Action]:
         """Ask for the open claim together with so many jobs for it that are being stored. Whether they will be is known
         when they are: nothing may depend on it."""
-        actions = self.wake(promised, now)
-        if self._claim is not None:
-            self._claim.early += promised
-        return actions
+        claim = self._claim
+        if claim is None:
+            return []
+        claim.promised += promised
+        claim.early += promised
+        if claim.question is not None:
+            claim.ask_again = True
+            return []
+        return self._ask(claim, now, with_new=True)
 
     def came(self, job: JobClaimable, count: int) -> int:
         """So many jobs like this are stored: for how many of them the open claim is being asked for already."""
@@ -670,11 +677,13 @@ class Connection:
         self._await_answer(frame)
         return [*actions, *self._ask(claim, now)]
 
-    def _ask(self, claim: _Claim, now: float) -> list[Action]:
+    def _ask(self, claim: _Claim, now: float, *, with_new: bool = False) -> list[Action]:
         session = self._registered_session()
         claim.ask_again = False
         claim.poll_at = min(claim.until, now + min(CLAIM_POLL, self._cadence / 2))
         limit = min(claim.slots, MOST_JOBS)
+        if not claim.lease_tokens:
+            claim.lease_tokens = self._registry.new_lease_tokens(limit)
 
         def leased(leases: list[Lease], now: float) -> list[Action]:
             claim.question = None
@@ -692,6 +701,7 @@ class Connection:
             del error
             claim.question = None
             claim.promised = claim.early = 0
+            claim.lease_tokens = []  # what became of them is not known
             if self._phase == "gone":
                 return []
             if claim is not self._claim or now >= claim.until:
@@ -706,8 +716,9 @@ class Connection:
             worker_instance_id=session.worker_instance_id,
             selector=claim.selector,
             limit=limit,
-            lease_tokens=self._registry.new_lease_tokens(limit),
+            lease_tokens=claim.lease_tokens,
             excluded=tuple(self._memory.excluded),
+            with_new=with_new,
         )
         return [StoreClaim(question=claim.question, order=order)]
 

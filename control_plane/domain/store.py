@@ -180,6 +180,8 @@ class ClaimOrder(Struct, frozen=True, kw_only=True):
     byte_limit: int = 900_000
     """At most so many bytes of specs (and an allowance for the rest of each job), so that one frame carries them all;
     the first job always fits."""
+    with_new: bool = False
+    """Jobs for it were handed to the store just before: if it gets some of these, it need not look for others."""
 
 
 class Lease(Struct, frozen=True, kw_only=True):

@@ -189,6 +189,13 @@ class _Claiming:
         """Whether another transaction keeps a limit that counts for it."""
         self.served = False
         """Whether it gets new jobs of this transaction."""
+        self.waits_for_new = False
+        """Whether it has not looked for others yet."""
+
+    @property
+    def looks_in(self) -> Sequence[Lane]:
+        """The lanes of which it may get jobs that are stored already."""
+        return () if self.waits_for_new else self.lanes
 
     @property
     def wanted(self) -> int:
@@ -510,8 +517,9 @@ class Batch:
                 now = asked.now if asked.now is not None else self._clock()
                 claims.append(_Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now))
         await self._keep_rules(claims)
+        self._wait_for_new(works, claims)
         for claim in claims:
-            for lane in claim.lanes:
+            for lane in claim.looks_in:
                 number, until = wanted.get(lane.id, (0, 0))
                 wanted[lane.id] = (number + claim.wanted, max(until, claim.now))
         if not wanted:
@@ -530,6 +538,18 @@ class Batch:
             lanes.found(lane_id, [available_at for available_at, _ in head])
         _distribute(claims, heads)
         return claims
+
+    def _wait_for_new(self, works: Sequence[Asked], claims: Sequence[_Claiming]) -> None:
+        """Claims that came with jobs of this very transaction look for others only if they get none of these."""
+        enqueuing = {asked.command.project_id for asked in works if isinstance(asked.command, Enqueue)}
+        for claim in claims:
+            project_id = claim.order.project_id
+            claim.waits_for_new = (
+                claim.order.with_new
+                and claim.asked.tries == 0
+                and project_id in enqueuing
+                and self._known.lanes.rules(project_id) is None
+            )
 
     async def _keep_rules(self, claims: Sequence[_Claiming]) -> None:
         """Leave out the lanes that are paused, full, or under a limit that another transaction keeps."""
@@ -618,6 +638,8 @@ class Batch:
     async def _put_off(self, claims: Sequence[_Claiming]) -> None:
         """A claim that found nothing although there is something was too early or too late: others were moving it."""
         for claim in claims:
+            if claim.waits_for_new and not claim.served:
+                claim.asked.again(0.0)
             if claim.kept_out and not claim.seqs and claim.asked.tries < MOST_TRIES_KEPT_OUT:
                 self._known.lanes.forget(claim.order.project_id)  # perhaps there is no such limit any more
                 claim.asked.again(CLAIM_AGAIN)
@@ -652,7 +674,7 @@ def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, in
     taken: set[int] = set()
     for claim in claims:
         eligible = sorted(
-            (-lane.priority, *entry) for lane in claim.lanes for entry in heads[lane.id] if entry[1] not in taken
+            (-lane.priority, *entry) for lane in claim.looks_in for entry in heads[lane.id] if entry[1] not in taken
         )
         if claim.allowed is None:
             claim.seqs = [seq for _, _, seq in eligible[: claim.wanted]]

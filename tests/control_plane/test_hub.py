@@ -3,6 +3,7 @@
 import pytest
 
 from control_plane.domain.store import CancelRequested
+from control_plane.errors import StoreUnavailable
 from control_plane.session import StoreClaim
 from tests.support.session_room import PROJECT, Room, claimable, hints, lease
 from wire import frames
@@ -70,6 +71,23 @@ def test_a_claim_that_was_asked_for_too_early_is_asked_for_again(room):
     worker.answer(StoreClaim, [])
     worker.answer(StoreClaim, [lease(1)])
     assert [len(frame.jobs) for frame in worker.take()] == [1]
+
+
+def test_lease_tokens_are_used_again_while_nobody_can_have_got_one(room):
+    (worker,) = waiting(room, 1)
+    room.coming(claimable(1))
+    first = worker.answer(StoreClaim, []).order
+    assert first.with_new
+    room.coming(claimable(2))
+    second = worker.answer(StoreClaim, StoreUnavailable("away")).order
+    assert second.lease_tokens == first.lease_tokens
+    room.coming(claimable(3))
+    third = worker.answer(StoreClaim, [lease(1)]).order
+    worker.claim(message_id="c2", available_slots=1)
+    fourth = worker.asked(StoreClaim).order
+    assert not fourth.with_new
+    tokens = [*first.lease_tokens, *third.lease_tokens, *fourth.lease_tokens]
+    assert len(set(tokens)) == len(tokens)
 
 
 def test_a_claim_that_found_nothing_before_its_job_was_stored_is_woken_by_it(room):

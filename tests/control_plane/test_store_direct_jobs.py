@@ -80,6 +80,16 @@ async def test_a_claim_that_comes_with_new_jobs_gets_them(s):
     assert [lease.job.id for lease in await s.claim(now=3)] == [enqueued.ids[2]]
 
 
+async def test_a_claim_that_comes_with_new_jobs_looks_for_others_where_it_gets_none_of_them(s):
+    older = await s.enqueue([new()])
+    assert [lease.job.id for lease in await s.claim(with_new=True)] == older.ids
+    older = await s.enqueue([new()], now=1)
+    _, leases = await asyncio.gather(s.enqueue([new(delay=60.0)], now=1), s.claim(now=1, with_new=True))
+    assert [lease.job.id for lease in leases] == older.ids
+    other, leases = await asyncio.gather(s.enqueue([new()], now=2), s.claim(now=2, with_new=True))
+    assert [lease.job.id for lease in leases] == other.ids
+
+
 async def test_a_claim_that_comes_with_new_jobs_takes_none_before_its_time_nor_of_another_project(s):
     other = await s.store.create_project("other", "Other")
     await s.enqueue([new()])
