@@ -30,7 +30,7 @@ from control_plane.errors import DomainError, NotFound
 from control_plane.keys import hash_secret
 from control_plane.store import postgres_queues, rows
 from control_plane.store.lanes import Lane
-from control_plane.store.postgres_changes import as_bytea, as_json
+from control_plane.store.postgres_changes import as_bytea, as_json, columns
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
 from control_plane.store.postgres_facts import LoadedJob, Missing, lock_key, turn_key
@@ -529,9 +529,10 @@ class Batch:
         heads: dict[int, list[tuple[int, int]]] = {lane_id: [] for lane_id in wanted}
         touched = {keys[0] for keys in self._facts.job_keys.values()}
         touched_runs = set(self._facts.run_seqs.values())
-        rows = await self._connection.fetch(self._sql["claim_candidates"], *_columns(asked_for))
-        for lane_id, available_at, seq, run_seq in rows:
+        rows = await self._connection.fetch(self._sql["claim_candidates"], *columns(asked_for))
+        for lane_id, available_at, seq, run_seq, place in rows:
             heads[lane_id].append((available_at, seq))
+            self._facts.places[seq] = place
             if seq in touched or run_seq in touched_runs:
                 heads[lane_id].pop()  # our own transaction is deciding about it
         for lane_id, head in heads.items():
@@ -683,10 +684,6 @@ def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, in
             allowed = (seq for _, _, seq in eligible if claim.allowed.take(lane_of[seq]))
             claim.seqs = list(islice(allowed, claim.wanted))
         taken.update(claim.seqs)
-
-
-def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _project_of(command: Command) -> str | None:

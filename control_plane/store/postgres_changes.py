@@ -1,9 +1,10 @@
-"""What many decisions changed, as one statement with one JSON document for each of its parts.
+"""What many decisions changed, as one statement with one JSON document for each of its parts, or arrays for one.
 
 The statement is joined from the blocks of sql/postgresql/changes.sql that have rows; which ones these are varies
 little, so that PostgreSQL soon has all of them prepared.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -34,12 +35,15 @@ _encoder = msgspec.json.Encoder()
 
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "insert_new",
-    "leave_pending", "leave_claimed", "leave_finished", "insert_pending", "insert_leased", "insert_claimed",
-    "insert_finished", "update_pending", "request_cancel", "insert_attempts", "insert_events", *postgres_waits.PARTS,
+    "leave_pending", "find_leased", "leave_leased", "insert_leased", "leave_claimed", "leave_finished",
+    "insert_pending", "insert_claimed", "insert_finished", "update_pending", "request_cancel", "insert_attempts",
+    "insert_events", *postgres_waits.PARTS,
 )  # fmt: skip
 
-BESIDE = {"insert_leased": "leave_pending"}
-"""Parts that take rows from another part of the same statement."""
+BESIDE = {"leave_leased": "find_leased", "insert_leased": "find_leased"}
+"""Parts that take their rows from another part of the same statement."""
+
+_PARAMETER = re.compile(r"\$(\d+)")
 
 # What holds a lock on a row of these takes it in the order of their keys.
 _IN_ORDER = postgres_waits.IN_ORDER | {
@@ -74,10 +78,12 @@ class Statements:
         return text
 
     def _join(self, parts: tuple[str, ...]) -> str:
-        blocks = [
-            f"{part} AS (\n{self._sql[part].replace('$1', f'${number}')}\n{_returning(self._sql[part])})"
-            for number, part in enumerate(parts, 1)
-        ]
+        blocks = []
+        last = 0
+        for part in parts:
+            text = _numbered_after(last, self._sql[part])
+            blocks.append(f"{part} AS (\n{text}\n{_returning(text)})")
+            last += len({*_PARAMETER.findall(text)})
         head = "WITH " + ", ".join(blocks) + "\n"
         counts = "".join(f", (SELECT count(*) FROM {part})" for part in parts)  # noqa: S608 - names of ours
         return f"{head}SELECT pg_current_xact_id()::text{counts}"
@@ -96,6 +102,7 @@ class Writing:
         self._parts: dict[str, list[Any]] = {name: [] for name in PARTS}
         self._kinds: dict[tuple[Any, ...], int] = {}
         self._claims: dict[tuple[Any, ...], int] = {}
+        """Whose leases there are, and from when to when: its number, which is counted from one."""
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
         self._jobs_created: dict[str, Job] = {}
@@ -141,16 +148,17 @@ class Writing:
         """Write everything; returns the transaction's id, None when there is nothing. Raises FenceBrokenError."""
         await self._make_keys(connection)
         self._fill(lane_of)
-        used = tuple(name for name in PARTS if self._parts[name])
+        used = tuple(name for name in PARTS if self._parts[BESIDE.get(name, name)])
         if not used:
             return None
         for name in _IN_ORDER.intersection(used):
             self._parts[name].sort(key=lambda row: row[0])
-        parameters = [as_json(self._document(name)) for name in used]
+        parameters = [parameter for name in used for parameter in self._parameters(name)]
         row = await connection.fetchrow(self._statements.of(used), *parameters)
         for name, count in zip(used, row[1:], strict=True):
-            if count != len(self._parts[name]) and name not in postgres_waits.UNCOUNTED:
-                raise FenceBrokenError(f"{name}: {count} rows of {len(self._parts[name])}")
+            asked = len(self._parts[BESIDE.get(name, name)])
+            if count != asked and name not in postgres_waits.UNCOUNTED:
+                raise FenceBrokenError(f"{name}: {count} rows of {asked}")
         return str(row[0])
 
     # --- taking up
@@ -256,9 +264,15 @@ class Writing:
             head = (run_seqs[change.run_id], sequence, event_id, change.event_type, now)
             self._put("insert_events", *head, change.step_id, change.step_key, rows.to_json(change.payload))
 
-    def _document(self, part: str) -> Sequence[Any]:
-        shared = {"insert_jobs": self._kinds, "insert_leased": self._claims}.get(part)
-        return self._parts[part] if shared is None else [list(shared), self._parts[part]]
+    def _parameters(self, part: str) -> Sequence[Any]:
+        rows = self._parts[part]
+        if part == "find_leased":
+            return (*columns(rows), *columns(self._claims))
+        if part == "leave_leased":
+            return ([row[0] for row in self._parts["find_leased"]],)
+        if part == "insert_leased":
+            return ()
+        return (as_json([list(self._kinds), rows] if part == "insert_jobs" else rows),)
 
     def _put(self, part: str, *row: Any) -> None:
         self._parts[part].append(row)
@@ -285,10 +299,10 @@ class Writing:
         seq = self._facts.job_keys[before.id][0]
         if after.status != before.status:
             if before.status == "pending":
-                self._put("leave_pending", seq)
                 if after.status == "claimed" and _waited(before) == _waited(after):
                     self._lease(seq, after)
                     return
+                self._put("leave_pending", seq)
             elif before.status in TERMINAL_JOB:
                 self._put("leave_finished", seq)
             else:
@@ -302,10 +316,10 @@ class Writing:
             self._put("update_pending", seq, *deadlines, after.reported_token_hash, after.updated_at)
 
     def _lease(self, seq: int, job: Job) -> None:
-        claim = (job.session_id, job.worker_instance_id, job.claimed_at, job.lease_expires_at, job.updated_at)
-        number = self._claims.setdefault(claim, len(self._claims))
-        lease = as_bytea(job.lease_token_hash)
-        self._put("insert_leased", number, seq, job.execution_deadline_at, job.claim_attempt, lease)
+        claim = (job.session_id, job.worker_instance_id, job.claimed_at, job.lease_expires_at)
+        number = self._claims.setdefault(claim, len(self._claims) + 1)
+        place = self._facts.places[seq]
+        self._put("find_leased", place, number, job.execution_deadline_at, job.claim_attempt, job.lease_token_hash)
 
     def _enter(self, job: Job, lane_of: Callable[[Job], int]) -> None:
         seq, run_seq, _ = self._facts.job_keys[job.id]
@@ -333,8 +347,17 @@ class Writing:
             )  # fmt: skip
 
 
+def _numbered_after(last: int, text: str) -> str:
+    return _PARAMETER.sub(lambda found: f"${last + int(found[1])}", text)
+
+
 def _returning(text: str) -> str:
-    return "" if "RETURNING" in text else "RETURNING 1"
+    return "" if "RETURNING" in text or text.startswith("SELECT") else "RETURNING 1"
+
+
+def columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """Rows for a statement that takes an array of each column."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def as_json(rows: Sequence[Sequence[Any]]) -> str:

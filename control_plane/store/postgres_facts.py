@@ -94,6 +94,8 @@ class Facts:
         self.runs: dict[str, LoadedRun] = {}
         self.job_keys: dict[str, tuple[int, int | None, int | None]] = {}
         """A job's seq, run_seq and step_seq."""
+        self.places: dict[int, tuple[int, int]] = {}
+        """Where the rows of pending jobs lie that this transaction has locked for a claim."""
         self.run_seqs: dict[str, int] = {}
         self.project_of_run: dict[str, str] = {}
         self._last: dict[str, tuple[int, int]] = {}
@@ -226,9 +228,10 @@ class Facts:
             self._take_job(tuple(row))
 
     async def load_candidates(self, connection: Connection, seqs: Sequence[int]) -> dict[int, tuple[Job, str]]:
-        """Pending jobs with their specs as text, by key."""
+        """Pending jobs with their specs as text, by key; the claim has locked them."""
         found: dict[int, tuple[Job, str]] = {}
-        for record in await connection.fetch(self._sql["load_candidates"], seqs):
+        places = [self.places[seq] for seq in seqs]
+        for record in await connection.fetch(self._sql["load_candidates"], places):
             row = tuple(record)
             text = row[_JOB_COLUMNS]
             job = rows.job(row[:_JOB_COLUMNS], {})

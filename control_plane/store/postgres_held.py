@@ -6,19 +6,21 @@ long way. Locking and loading such jobs first took more of the database than all
 """
 
 from collections.abc import Sequence
-from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from control_plane.domain import jobs
 from control_plane.domain.model import Job
 from control_plane.domain.store import JobReport
 from control_plane.store import rows
-from control_plane.store.postgres_changes import as_bytea, as_json
 from control_plane.store.postgres_connections import Connection
 
 MOST_HELD = 10_000
 """Leases that are remembered; of older ones the reports take the long way."""
+
+
+_encoder = msgspec.json.Encoder()
 
 
 class HeldReport(Struct, frozen=True, kw_only=True):
@@ -62,8 +64,9 @@ class Finishing:
     def __init__(self, statement: str, pending_deadline: float) -> None:
         self._statement = statement
         self._pending_deadline = pending_deadline
-        self._rows: list[Sequence[Any]] = []
         self._jobs: dict[int, Job] = {}
+        self._results: dict[str, str] = {}
+        self._at = 0
         self.job_ids: set[str] = set()
         self.left: set[int] = set()
         """Keys of the jobs that have finished."""
@@ -76,7 +79,8 @@ class Finishing:
         return [self._jobs[seq] for seq in sorted(self.left)]
 
     def add(self, reports: Sequence[HeldReport], now: int) -> None:
-        """Decide them."""
+        """Decide them; what is decided together ends at the same time."""
+        self._at = max(self._at, now)
         for report in reports:
             try:
                 after = jobs.reported(report.job, report.reported, self._pending_deadline, now).after
@@ -84,17 +88,19 @@ class Finishing:
             except Exception:  # noqa: BLE001, S112 - the long way says whose fault it is, and harms no neighbour
                 continue
             if after is not None and after.status == "completed":
-                lease = as_bytea(report.job.lease_token_hash)
-                self._rows.append((report.seq, lease, after.status, after.completed_at, result))
+                if result is not None:
+                    self._results[str(report.seq)] = result
                 self._jobs[report.seq] = after
                 self.job_ids.add(after.id)
 
     async def write(self, connection: Connection) -> None:
         """Move their rows, in the order of their keys."""
-        if not self._rows:
+        if not self._jobs:
             return
-        self._rows.sort(key=lambda row: row[0])
-        self.xid, left = await connection.fetchrow(self._statement, as_json(self._rows))
+        seqs = sorted(self._jobs)
+        leases = [self._jobs[seq].lease_token_hash for seq in seqs]
+        results = _encoder.encode(self._results).decode()
+        self.xid, left = await connection.fetchrow(self._statement, seqs, leases, self._at, results)
         self.left = set(left)
         for seq in left:
             job = self._jobs[seq]

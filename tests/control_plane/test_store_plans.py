@@ -8,6 +8,7 @@ import apsw
 import apsw.ext
 import asyncpg
 
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import Selector
 from control_plane.store.postgres_changes import BESIDE, PARTS, Statements
 from control_plane.store.postgres_connections import Database
@@ -183,5 +184,28 @@ async def test_postgresql_names_what_it_changes_also_by_plans_of_empty_tables(cl
         whole = [line for line, after in pairwise([*plan, ""]) if "Index Cond" not in after]
         tables = {table for line in whole for table in re.findall(r"(?:Seq Scan on|Scan using \w+ on) (\w+)", line)}
         assert tables.isdisjoint({*LARGE, "jobs_claimed"}), f"{name}:\n" + "\n".join(plan)
+    await connection.close()
+    place.remove()
+
+
+async def test_a_claim_has_one_plan_also_after_a_vacuum_that_found_nothing(cluster):
+    """Where a table has pages and no rows any index that has the key costs the same, also one that is read whole."""
+    place = PostgresPlace(cluster)
+    async with scenario(place) as s:
+        await s.enqueue([NewJob(action_name="print", spec={})] * 500)
+        await s.write("DELETE FROM jobs_pending")
+        await s.write("VACUUM (TRUNCATE OFF) jobs_pending")
+    statements = load_statements("postgresql")
+    connection = await Database(place.url).connect()
+    empty = await connection.fetchrow("SELECT relpages > 0, reltuples FROM pg_class WHERE relname = 'jobs_pending'")
+    assert tuple(empty) == (True, 0)
+    claim = Statements(statements).of(("find_leased", "leave_leased", "insert_leased"))
+    for text in (statements["load_candidates"], claim):
+        arguments = ", ".join(["NULL"] * len({*re.findall(r"\$(\d+)", text)}))
+        await connection.execute(f"PREPARE this AS {text}")
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE this({arguments})"))
+        await connection.execute("DEALLOCATE this")
+        assert set(re.findall(r"(\w+ Scan) (?:using \w+ )?on jobs_pending", plan)) == {"Tid Scan"}, plan
+        assert "Join Filter" not in plan
     await connection.close()
     place.remove()

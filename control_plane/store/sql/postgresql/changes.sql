@@ -98,33 +98,35 @@ FROM jsonb_array_elements($1::jsonb) AS rows (n)
 -- name: leave_pending
 DELETE FROM jobs_pending
 WHERE seq = ANY(ARRAY(SELECT (n->>0)::bigint FROM jsonb_array_elements($1::jsonb) AS rows (n)))
-RETURNING seq, available_at, attempts_charged, hand_backs, reported_token_hash
 
--- Pending jobs that are claimed: what a claim does not change goes from row to row. What the jobs of one claim share
--- comes once ($1->0), as in insert_jobs. It stands beside leave_pending.
+-- Pending jobs that are claimed: three parts, of which the first has the rows. It finds them where the claim has locked
+-- them (see claim_candidates). What a claim does not change goes from row to row; what the jobs of one claim share comes
+-- once ($6 to $9), and each job has its claim's number there ($2). There is no join that a plan could get wrong: one that
+-- was made while the table seemed empty compared every row with every other.
+-- name: find_leased
+SELECT
+    waited.*, asked.execution_deadline_at, asked.claim_attempt, asked.lease_token_hash,
+    ($6::text[])[asked.claim] AS session_id, ($7::text[])[asked.claim] AS worker_instance_id,
+    ($8::bigint[])[asked.claim] AS claimed_at, ($9::bigint[])[asked.claim] AS lease_expires_at
+FROM unnest($1::tid[], $2::int[], $3::bigint[], $4::bigint[], $5::bytea[])
+    AS asked (place, claim, execution_deadline_at, claim_attempt, lease_token_hash)
+CROSS JOIN LATERAL (
+    SELECT p.seq, p.available_at, p.attempts_charged, p.hand_backs, p.reported_token_hash
+    FROM jobs_pending p WHERE p.ctid = asked.place OFFSET 0
+) waited
+
+-- name: leave_leased
+DELETE FROM jobs_pending WHERE ctid = ANY($1::tid[])
+
 -- name: insert_leased
-WITH claims AS MATERIALIZED (
-    SELECT
-        (number - 1)::int AS number, n->>0 AS session_id, n->>1 AS worker_instance_id, (n->>2)::bigint AS claimed_at,
-        (n->>3)::bigint AS lease_expires_at, (n->>4)::bigint AS updated_at
-    FROM jsonb_array_elements($1::jsonb->0) WITH ORDINALITY AS rows (n, number)
-)
 INSERT INTO jobs_claimed (
     seq, available_at, attempts_charged, hand_backs, reported_token_hash, execution_deadline_at, claim_attempt,
     lease_token_hash, session_id, worker_instance_id, claimed_at, lease_expires_at, updated_at
 )
 SELECT
-    waited.seq, waited.available_at, waited.attempts_charged, waited.hand_backs, waited.reported_token_hash,
-    leased.execution_deadline_at, leased.claim_attempt, leased.lease_token_hash, session_id, worker_instance_id,
-    claimed_at, lease_expires_at, updated_at
-FROM (
-    SELECT
-        (n->>0)::int AS claim, (n->>1)::bigint AS seq, (n->>2)::bigint AS execution_deadline_at,
-        (n->>3)::bigint AS claim_attempt, (n->>4)::bytea AS lease_token_hash
-    FROM jsonb_array_elements($1::jsonb->1) AS rows (n)
-) AS leased
-JOIN claims ON claims.number = leased.claim
-JOIN leave_pending waited ON waited.seq = leased.seq
+    seq, available_at, attempts_charged, hand_backs, reported_token_hash, execution_deadline_at, claim_attempt,
+    lease_token_hash, session_id, worker_instance_id, claimed_at, lease_expires_at, claimed_at
+FROM find_leased
 
 -- name: leave_claimed
 DELETE FROM jobs_claimed
