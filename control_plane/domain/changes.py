@@ -4,6 +4,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from control_plane.domain.enqueue import Alike
 from control_plane.domain.model import Attempt, Job, Run, Step, Timer, TimerKind
 
 
@@ -45,6 +46,12 @@ class JobCreated(Change, frozen=True):
     """A new pending job."""
 
     job: Job
+
+
+class JobsCreated(Change, frozen=True):
+    """New pending jobs of no run that are alike."""
+
+    alike: Alike
 
 
 class JobChanged(Change, frozen=True):
@@ -141,6 +148,7 @@ AnyChange = (
     | StepUpdated
     | StepAttempted
     | JobCreated
+    | JobsCreated
     | JobChanged
     | AttemptFailed
     | CancelAnnounced

@@ -27,6 +27,7 @@ from control_plane.domain.changes import (
     AttemptFailed,
     JobChanged,
     JobCreated,
+    JobsCreated,
     RunBegun,
     RunCreated,
     RunUpdated,
@@ -38,7 +39,7 @@ from control_plane.domain.changes import (
     TurnTaken,
 )
 from control_plane.domain.conditions import ConditionError
-from control_plane.domain.enqueue import DEFAULT_QUEUE, MAX_SPEC_BYTES, Enqueued, NewJob, accept, each_job
+from control_plane.domain.enqueue import DEFAULT_QUEUE, MAX_SPEC_BYTES, Enqueued, NewJob, accept
 from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, Job, Run, Step, TimerKind
 from control_plane.domain.recording import (
     Facts,
@@ -195,7 +196,7 @@ class Engine(Recorder):
             now=self._now,
             pending_deadline=self._pending_deadline,
         )
-        self.changes += [JobCreated(job=job) for job in each_job(accepted)]
+        self.changes += [JobsCreated(alike=alike) for alike in accepted]
         return enqueued
 
     def put_back(self, job: Job) -> Job:

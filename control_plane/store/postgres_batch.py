@@ -229,6 +229,8 @@ class Batch:
         self._in_line: set[tuple[str, str]] = set()
         self._made: list[tuple[Asked, Decision]] = []
         self._leased: list[Job] = []
+        self._new: set[int] = set()
+        """Keys of the jobs that a claim has locked and that nobody has claimed before."""
         self.begun = False
         """Whether there is a transaction to commit."""
         self.finished: dict[str, str] = {}
@@ -256,7 +258,9 @@ class Batch:
         await self._claim(claims)
         xid = await self._decisions.write(self._connection, self._elsewhere, self._steady())
         for job in self._leased:
-            self._known.held.leased(self._facts.job_keys[job.id][0], job)
+            seq = self._facts.job_keys[job.id][0]
+            self._known.held.leased(seq, job)
+            self._known.waiting.forget(seq)
         await self._put_off(claims)
         handed_out = {job.id for job in self._leased} if any(claim.served for claim in claims) else None
         for asked, decision in self._made:
@@ -530,9 +534,11 @@ class Batch:
         touched = {keys[0] for keys in self._facts.job_keys.values()}
         touched_runs = set(self._facts.run_seqs.values())
         rows = await self._connection.fetch(self._sql["claim_candidates"], *columns(asked_for))
-        for lane_id, available_at, seq, run_seq, place in rows:
+        for lane_id, available_at, seq, run_seq, place, is_new in rows:
             heads[lane_id].append((available_at, seq))
             self._facts.places[seq] = place
+            if is_new:
+                self._new.add(seq)
             if seq in touched or run_seq in touched_runs:
                 heads[lane_id].pop()  # our own transaction is deciding about it
         for lane_id, head in heads.items():
@@ -570,7 +576,10 @@ class Batch:
         if not claims:
             return
         seqs = [seq for claim in claims for seq in claim.seqs]
-        candidates = await self._facts.load_candidates(self._connection, seqs) if seqs else {}
+        candidates = self._remembered(seqs)
+        unknown = [seq for seq in seqs if seq not in candidates]
+        if unknown:
+            candidates |= await self._facts.load_candidates(self._connection, unknown)
         decisions = []
         new = self._new_jobs(claims)
         for claim in claims:
@@ -585,13 +594,23 @@ class Batch:
         for claim, decision in zip(claims, decisions, strict=True):
             self._made.append((claim.asked, decision))
 
+    def _remembered(self, seqs: Sequence[int]) -> dict[int, tuple[Job, str]]:
+        """Those that are as they were handed in here."""
+        found = {}
+        for seq in seqs:
+            waiting = self._known.waiting.get(seq) if seq in self._new else None
+            if waiting is not None:
+                found[seq] = waiting
+                self._facts.job_keys[waiting[0].id] = (seq, None, None)
+        return found
+
     def _new_jobs(self, claims: Sequence[_Claiming]) -> dict[int, list[Job]]:
         """By their lanes: jobs that this very transaction stores, where a claim has found no other."""
         if all(claim.seqs for claim in claims):
             return {}
         lanes = self._known.lanes
         new: dict[int, list[Job]] = {}
-        for job in self._decisions.writing.created:
+        for job in self._decisions.writing.take_apart():
             lane_id = lanes.id_of(job.project_id, job)
             if lane_id is not None and lanes.rules(job.project_id) is None:
                 new.setdefault(lane_id, []).append(job)

@@ -6,6 +6,7 @@ little, so that PostgreSQL soon has all of them prepared.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, repeat
 from typing import Any, ClassVar
 
 import msgspec
@@ -18,29 +19,37 @@ from control_plane.domain.changes import (
     EventAppended,
     JobChanged,
     JobCreated,
+    JobsCreated,
     RunCreated,
     RunUpdated,
     StepAttempted,
     StepCreated,
     StepUpdated,
 )
+from control_plane.domain.enqueue import Alike, each_job
 from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
-from control_plane.domain.store import Committed, JobEnded, RunChanged
+from control_plane.domain.store import Committed, JobClaimable, JobEnded, RunChanged
 from control_plane.store import postgres_waits, rows
 from control_plane.store.announced import cancel_requested, claimable
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts
+from control_plane.store.postgres_waiting import Waiting
 
 _encoder = msgspec.json.Encoder()
 
 PARTS = (
     "insert_runs", "update_runs", "insert_steps", "update_steps", "attempt_steps", "insert_jobs", "insert_new",
-    "leave_pending", "find_leased", "leave_leased", "insert_leased", "leave_claimed", "leave_finished",
-    "insert_pending", "insert_claimed", "insert_finished", "update_pending", "request_cancel", "insert_attempts",
-    "insert_events", *postgres_waits.PARTS,
+    "find_handed_in", "insert_handed_in", "insert_waiting", "leave_pending", "find_leased", "leave_leased",
+    "insert_leased", "leave_claimed", "leave_finished", "insert_pending", "insert_claimed", "insert_finished",
+    "update_pending", "request_cancel", "insert_attempts", "insert_events", *postgres_waits.PARTS,
 )  # fmt: skip
 
-BESIDE = {"leave_leased": "find_leased", "insert_leased": "find_leased"}
+BESIDE = {
+    "leave_leased": "find_leased",
+    "insert_leased": "find_leased",
+    "insert_handed_in": "find_handed_in",
+    "insert_waiting": "find_handed_in",
+}
 """Parts that take their rows from another part of the same statement."""
 
 _PARAMETER = re.compile(r"\$(\d+)")
@@ -82,7 +91,8 @@ class Statements:
         last = 0
         for part in parts:
             text = _numbered_after(last, self._sql[part])
-            blocks.append(f"{part} AS (\n{text}\n{_returning(text)})")
+            counted = "" if "RETURNING" in text or part in BESIDE.values() else "RETURNING 1"
+            blocks.append(f"{part} AS (\n{text}\n{counted})")
             last += len({*_PARAMETER.findall(text)})
         head = "WITH " + ", ".join(blocks) + "\n"
         counts = "".join(f", (SELECT count(*) FROM {part})" for part in parts)  # noqa: S608 - names of ours
@@ -93,12 +103,18 @@ class Writing:
     """The changes of one transaction. `add` them decision by decision, then `write` them once."""
 
     def __init__(
-        self, statements: Statements, facts: Facts, new_id: Callable[[str, int], str], watched: set[str]
+        self,
+        statements: Statements,
+        facts: Facts,
+        new_id: Callable[[str, int], str],
+        watched: set[str],
+        waiting: Waiting,
     ) -> None:
         self._statements = statements
         self._facts = facts
         self._new_id = new_id
         self._watched = watched
+        self._waiting = waiting
         self._parts: dict[str, list[Any]] = {name: [] for name in PARTS}
         self._kinds: dict[tuple[Any, ...], int] = {}
         self._claims: dict[tuple[Any, ...], int] = {}
@@ -106,6 +122,8 @@ class Writing:
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
         self._jobs_created: dict[str, Job] = {}
+        self._handed_in: list[tuple[Alike, list[Committed]]] = []
+        """With the facts of the decision to take them."""
         self._moves: list[tuple[Job, Job]] = []
         self._events: list[tuple[EventAppended, int, int, str]] = []
         self._updated_runs: dict[str, Run] = {}
@@ -118,11 +136,17 @@ class Writing:
     def queued(self) -> list[Job]:
         """The jobs that wait in a lane from now on."""
         moved = (after for before, after in self._moves if after.status == "pending" and before.status != "pending")
-        return [*(job for job in self._jobs_created.values() if job.status == "pending"), *moved]
+        created = (job for job in self._jobs_created.values() if job.status == "pending")
+        return [*created, *(alike.job for alike, _ in self._handed_in), *moved]
 
-    @property
-    def created(self) -> list[Job]:
-        """The new jobs of no run that wait."""
+    def take_apart(self) -> list[Job]:
+        """The new jobs of no run that wait, each of which can be claimed from now on."""
+        for alike, facts in self._handed_in:
+            facts[:] = [fact for fact in facts if not (isinstance(fact, JobClaimable) and fact.job_id == alike.job.id)]
+            for job in each_job([alike]):
+                self._jobs_created[job.id] = job
+                facts.append(claimable(job))
+        self._handed_in = []
         return [job for job in self._jobs_created.values() if job.status == "pending" and job.run_id is None]
 
     @property
@@ -153,7 +177,7 @@ class Writing:
             return None
         for name in _IN_ORDER.intersection(used):
             self._parts[name].sort(key=lambda row: row[0])
-        parameters = [parameter for name in used for parameter in self._parameters(name)]
+        parameters = [parameter for name in used for parameter in self._parameters(name, lane_of)]
         row = await connection.fetchrow(self._statements.of(used), *parameters)
         for name, count in zip(used, row[1:], strict=True):
             asked = len(self._parts[BESIDE.get(name, name)])
@@ -191,6 +215,10 @@ class Writing:
         self._jobs_created[change.job.id] = change.job
         facts.append(claimable(change.job))
 
+    def _hand_in(self, change: JobsCreated, facts: list[Committed], _now: int) -> None:
+        facts.append(replace(claimable(change.alike.job), count=len(change.alike.ids)))
+        self._handed_in.append((change.alike, facts))
+
     def _change_job(self, change: JobChanged, facts: list[Committed], _now: int) -> None:
         before, after = change.before, change.after
         if before.id in self._jobs_created:
@@ -223,6 +251,7 @@ class Writing:
         StepUpdated: _update_step,
         StepAttempted: _attempt_step,
         JobCreated: _create_job,
+        JobsCreated: _hand_in,
         JobChanged: _change_job,
         AttemptFailed: _keep_attempt,
         CancelAnnounced: _announce_cancel,
@@ -232,15 +261,23 @@ class Writing:
     # --- rows
 
     async def _make_keys(self, connection: Connection) -> None:
-        if not (self._runs_created or self._jobs_created):
+        handed_in = sum(len(alike.ids) for alike, _ in self._handed_in)
+        if not (self._runs_created or self._jobs_created or handed_in):
             return
-        counts = (len(self._runs_created), len(self._jobs_created))
+        counts = (len(self._runs_created), len(self._jobs_created) + handed_in)
         run_seqs, job_seqs = await connection.fetchrow(self._statements.new_keys, *counts)
         self._facts.run_seqs.update(zip(self._runs_created, run_seqs, strict=True))
-        for job, seq in zip(self._jobs_created.values(), job_seqs, strict=True):
+        seqs = iter(job_seqs)
+        for job, seq in zip(self._jobs_created.values(), seqs, strict=False):
             step = self._steps_created.get(job.step_id or "")
             run_seq = self._facts.run_seqs[job.run_id] if job.run_id is not None else None
             self._facts.job_keys[job.id] = (seq, run_seq, step.seq if step is not None else None)
+
+        for number, (alike, _) in enumerate(self._handed_in, 1):
+            own = list(islice(seqs, len(alike.ids)))
+            names = [each.external_id for each in alike.handed_in]
+            self._parts["find_handed_in"] += zip(repeat(number), own, alike.ids, alike.specs, names, strict=False)
+            self._waiting.add(alike, own)
 
     def _fill(self, lane_of: Callable[[Job], int]) -> None:
         run_seqs = self._facts.run_seqs
@@ -264,13 +301,15 @@ class Writing:
             head = (run_seqs[change.run_id], sequence, event_id, change.event_type, now)
             self._put("insert_events", *head, change.step_id, change.step_key, rows.to_json(change.payload))
 
-    def _parameters(self, part: str) -> Sequence[Any]:
+    def _parameters(self, part: str, lane_of: Callable[[Job], int]) -> Sequence[Any]:
         rows = self._parts[part]
         if part == "find_leased":
             return (*columns(rows), *columns(self._claims))
+        if part == "find_handed_in":
+            return (as_json([_kind(alike.job, lane_of) for alike, _ in self._handed_in]), *columns(rows))
         if part == "leave_leased":
             return ([row[0] for row in self._parts["find_leased"]],)
-        if part == "insert_leased":
+        if part in BESIDE:
             return ()
         return (as_json([list(self._kinds), rows] if part == "insert_jobs" else rows),)
 
@@ -280,11 +319,7 @@ class Writing:
     def _create(self, job: Job, lane_of: Callable[[Job], int]) -> None:
         seq, run_seq, step_seq = self._facts.job_keys[job.id]
         lane_id = lane_of(job)
-        kind = (
-            job.project_id, lane_id, job.kind, job.origin, job.queue, job.action_name, job.provider, job.model,
-            job.environment_id, job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable),
-            job.execution_timeout, job.priority, job.retry_backoff, job.retry_max_delay, job.created_at,
-        )  # fmt: skip
+        kind = _kind(job, lane_of)[:-2]
         row: tuple[Any, ...] = (self._kinds.setdefault(kind, len(self._kinds)), seq, job.id, rows.to_json(job.spec))
         if job.run_id is not None or job.external_id is not None:
             row = (*row, run_seq, step_seq, job.run_id, job.step_id, job.step_key, job.external_id)
@@ -347,12 +382,18 @@ class Writing:
             )  # fmt: skip
 
 
+def _kind(job: Job, lane_of: Callable[[Job], int]) -> tuple[Any, ...]:
+    """What new jobs have in common that are alike; the last two are of their rows in jobs_pending."""
+    return (
+        job.project_id, lane_of(job), job.kind, job.origin, job.queue, job.action_name, job.provider, job.model,
+        job.environment_id, job.max_attempts, job.retry_delay, rows.to_json(job.non_retryable),
+        job.execution_timeout, job.priority, job.retry_backoff, job.retry_max_delay, job.created_at,
+        job.available_at, job.pending_deadline_at,
+    )  # fmt: skip
+
+
 def _numbered_after(last: int, text: str) -> str:
     return _PARAMETER.sub(lambda found: f"${last + int(found[1])}", text)
-
-
-def _returning(text: str) -> str:
-    return "" if "RETURNING" in text or text.startswith("SELECT") else "RETURNING 1"
 
 
 def columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:

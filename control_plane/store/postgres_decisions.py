@@ -16,6 +16,7 @@ from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts, Missing, Versions
 from control_plane.store.postgres_held import Held
 from control_plane.store.postgres_lanes import Lanes
+from control_plane.store.postgres_waiting import Waiting
 
 _log = structlog.get_logger("control_plane.store")
 
@@ -34,6 +35,7 @@ class Known:
         self.watched: set[str] = set()
         self.changes = Statements(statements)
         self.held = Held()
+        self.waiting = Waiting()
 
 
 class Decision:
@@ -85,7 +87,7 @@ class Decisions:
     def __init__(self, known: Known) -> None:
         self._known = known
         self.facts = Facts(known.sql, known.versions)
-        self.writing = Writing(known.changes, self.facts, known.identifiers.new, known.watched)
+        self.writing = Writing(known.changes, self.facts, known.identifiers.new, known.watched, known.waiting)
 
     async def make(self, connection: Connection, decisions: Sequence[Decision]) -> None:
         """Make them; one that fails changes nothing and harms no other."""

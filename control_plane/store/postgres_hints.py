@@ -193,7 +193,7 @@ class Gathered:
         kind = (fact.project_id, fact.queue, fact.action_name, fact.provider, fact.model, fact.environment_id)
         key = (*kind, fact.available_at > now)
         known = self._jobs.get(key)
-        count = min(_MOST_JOBS, known.count + 1) if known is not None else 1
+        count = min(_MOST_JOBS, fact.count + (known.count if known is not None else 0))
         available_at = min(known.available_at, fact.available_at) if known is not None else fact.available_at
         self._jobs[key] = Jobs(*kind, available_at, fact.job_id, count, fact.priority)
 

@@ -78,17 +78,20 @@ LEFT JOIN LATERAL {last_event} last ON true
 -- job, and a claim cost ten times the work until the next vacuum.
 -- name: claim_candidates
 WITH picked AS MATERIALIZED (
-    SELECT asked.lane_id, head.available_at, head.seq, head.run_seq, head.place
+    SELECT asked.lane_id, head.available_at, head.seq, head.run_seq, head.place, head.is_new
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS asked (lane_id, since, now, wanted)
     CROSS JOIN LATERAL (
-        SELECT p.available_at, p.seq, p.run_seq, p.ctid AS place FROM jobs_pending p
+        SELECT
+            p.available_at, p.seq, p.run_seq, p.ctid AS place,
+            p.run_seq IS NULL AND p.claim_attempt = 0 AND p.hand_backs = 0 AS is_new
+        FROM jobs_pending p
         WHERE p.lane_id = asked.lane_id AND p.available_at >= asked.since AND p.available_at <= asked.now
         ORDER BY p.available_at, p.seq LIMIT asked.wanted FOR UPDATE SKIP LOCKED
     ) head
 ), runs_locked AS MATERIALIZED (
     SELECT r.seq FROM runs r WHERE r.seq = ANY(ARRAY(SELECT run_seq FROM picked)) FOR UPDATE SKIP LOCKED
 )
-SELECT lane_id, available_at, seq, run_seq, place FROM picked
+SELECT lane_id, available_at, seq, run_seq, place, is_new FROM picked
 WHERE run_seq IS NULL OR run_seq IN (SELECT seq FROM runs_locked)
 
 -- OFFSET keeps the planner from making another join of it.
