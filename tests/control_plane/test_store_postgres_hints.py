@@ -60,6 +60,7 @@ def test_jobs_of_one_kind_are_counted_so_that_as_many_workers_wake():
     assert isinstance(hint, Jobs)
     assert hint.count == 5
     assert len(facts_of(hint)) == 5
+    assert gathered(job(1, count=3), job(2), job(3, count=2))[0].count == 6
     (many,) = gathered(*(job(number) for number in range(5_000)))
     assert len(facts_of(many)) == 64
 

@@ -1,0 +1,102 @@
+"""Jobs that were handed in here: a claim does not read what is remembered of them."""
+
+import pytest
+from msgspec.structs import replace
+
+from control_plane.domain.enqueue import NewJob
+from control_plane.store import postgres_waiting
+from control_plane.store.postgres_facts import Facts
+from tests.support.store_scenario import PostgresPlace, at, scenario
+from wire.verdicts import OVER_CAPACITY
+
+
+@pytest.fixture
+async def s(cluster):
+    place = PostgresPlace(cluster)
+    async with scenario(place) as made:
+        yield made
+    place.remove()
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Keys of the jobs that were read for a claim."""
+    keys = []
+    load = Facts.load_candidates
+
+    async def counted(self, connection, seqs):
+        keys.extend(seqs)
+        return await load(self, connection, seqs)
+
+    monkeypatch.setattr(Facts, "load_candidates", counted)
+    return keys
+
+
+def jobs(number):
+    """Of two kinds."""
+    names = [{"external_id": f"e{n}"} if n % 3 == 0 else {"max_attempts": 2} for n in range(number)]
+    return [NewJob(action_name="print", spec={"parameters": {"n": n}}, **name) for n, name in enumerate(names)]
+
+
+async def check(s, leases):
+    for lease in leases:
+        assert replace(await s.job(lease), spec={}) == lease.job
+
+
+async def test_they_are_claimed_as_they_are_stored_without_being_read(s, read):
+    enqueued = await s.enqueue(jobs(20))
+    leases = await s.claim(limit=20)
+    assert read == []
+    assert [lease.job.id for lease in leases] == enqueued.ids
+    assert [lease.spec for lease in leases] == [f'{{"parameters":{{"n":{n}}}}}' for n in range(20)]
+    await check(s, leases)
+    assert s.store._known.waiting._jobs == {}
+
+
+async def test_one_that_was_claimed_before_is_read(s, read):
+    await s.enqueue(jobs(2))
+    first, second = await s.claim(limit=2)
+    assert await s.report(first, "failed", error=OVER_CAPACITY, now=1) == "handed_back"
+    assert await s.report(second, now=1) == "accepted"
+    again = await s.claim(limit=2, now=2)
+    assert [lease.job.id for lease in again] == [first.job.id]
+    assert (again[0].job.hand_backs, again[0].job.claim_attempt, len(read)) == (1, 1, 1)
+    await check(s, again)
+
+
+async def test_another_replica_reads_them_and_what_is_remembered_here_harms_nobody(s, read):
+    await s.enqueue(jobs(3))
+    async with scenario(s.place, prepared=False) as other:
+        other.project, other.session = s.project, s.session
+        taken = await other.claim(limit=2)
+        assert len(read) == 2
+        await check(other, taken)
+    (left,) = await s.claim(limit=3, now=1)
+    assert left.job.id not in {lease.job.id for lease in taken}
+    assert len(read) == 2
+    await check(s, [left])
+
+
+async def test_a_renewed_one_is_claimed_as_it_is_stored(s, read):
+    await s.enqueue(jobs(1))
+    await s.reap(601)
+    leases = await s.claim(limit=1, now=602)
+    assert read == []
+    assert leases[0].job.claimed_at == at(602)
+    await check(s, leases)
+
+
+async def test_only_so_many_are_remembered_and_none_with_a_long_spec(s, read, monkeypatch):
+    monkeypatch.setattr(postgres_waiting, "MOST_REMEMBERED", 3)
+    await s.enqueue(jobs(5))
+    await s.enqueue([NewJob(action_name="print", spec={"parameters": {"text": "x" * 1000}})])
+    leases = await s.claim(limit=6)
+    assert len(read) == 3
+    await check(s, leases)
+
+
+async def test_what_a_claim_leaves_is_still_remembered(s, read):
+    await s.enqueue(jobs(10))
+    assert len(await s.claim(limit=10, byte_limit=2500)) == 2
+    assert len(await s.claim(limit=10)) == 8
+    assert read == []
