@@ -221,8 +221,9 @@ class Wakeups(Service):
         due = await self.store.claimable(limit=self._limit, since=since, now=now)
         if due:
             self._listener(due)
-        self._announced_until = due[-1].available_at if len(due) == self._limit else now
-        self._next = now if len(due) == self._limit else await self.store.next_available_at(now=now)
+        more = sum(fact.count for fact in due) == self._limit
+        self._announced_until = due[-1].available_at if more else now
+        self._next = now if more else await self.store.next_available_at(now=now)
 
 
 class TimersConfig(Struct, frozen=True, kw_only=True):

@@ -290,7 +290,7 @@ class Queries:
     async def claimable(self, connection: Connection, since: int, now: int, limit: int) -> list[JobClaimable]:
         """See Store.claimable."""
         found = await self._all(connection, "claimable", since, now, limit)
-        return [claimable_row(row) for row in found]
+        return [replace(claimable_row(row[:-1]), count=row[-1]) for row in found]
 
 
 def _shown(row: rows.Row) -> tuple[Job, str | None]:

@@ -311,6 +311,17 @@ async def test_a_job_that_goes_back_is_announced(s):
     assert await s.store.claimable(limit=5, since=at(7), now=at(8)) == []
 
 
+async def test_many_that_become_claimable_are_told_by_their_number(s):
+    told = await s.enqueue([NewJob(action_name="print", spec={}, delay=5.0)] * 7 + [NewJob(spec={}, delay=6.0)])
+    due = await s.store.claimable(limit=20, since=at(2), now=at(7))
+    assert sum(fact.count for fact in due) == 8
+    assert {fact.job_id for fact in due} <= set(told.ids)
+    assert [fact.available_at for fact in due] == sorted(fact.available_at for fact in due)
+    assert (due[-1].job_id, due[-1].count, due[-1].action_name) == (told.ids[-1], 1, None)
+    some = await s.store.claimable(limit=5, since=at(2), now=at(7))
+    assert (sum(fact.count for fact in some), some[-1].available_at) == (5, at(5))
+
+
 # --- deadlines
 
 

@@ -185,15 +185,22 @@ SELECT min(next.at) FROM lanes l CROSS JOIN LATERAL (
     ORDER BY p.available_at LIMIT 1
 ) next
 
+-- One row for those of a lane that became available together, as jobs do that were handed in together: this looks at
+-- every job that waits for longer than until the next look.
 -- name: claimable
-SELECT due.available_at, j.id, j.project_id, j.queue, j.action_name, j.provider, j.model, j.environment_id
+SELECT due.available_at, j.id, j.project_id, j.queue, j.action_name, j.provider, j.model, j.environment_id,
+    due.number
 FROM (
-    SELECT head.available_at, head.seq FROM lanes l CROSS JOIN LATERAL (
-        SELECT p.available_at, p.seq FROM jobs_pending p
-        WHERE p.lane_id = l.id AND p.available_at > $1 AND p.available_at <= $2
-        ORDER BY p.available_at, p.seq LIMIT $3
-    ) head
-    ORDER BY head.available_at, head.seq LIMIT $3
+    SELECT lane_id, available_at, min(seq) AS seq, count(*) AS number
+    FROM (
+        SELECT l.id AS lane_id, head.available_at, head.seq FROM lanes l CROSS JOIN LATERAL (
+            SELECT p.available_at, p.seq FROM jobs_pending p
+            WHERE p.lane_id = l.id AND p.available_at > $1 AND p.available_at <= $2
+            ORDER BY p.available_at, p.seq LIMIT $3
+        ) head
+        ORDER BY head.available_at, head.seq LIMIT $3
+    ) heads
+    GROUP BY lane_id, available_at
 ) due
 JOIN jobs j ON j.seq = due.seq
 ORDER BY due.available_at, due.seq
