@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import Selector
 from control_plane.domain.runs import Engine
 from control_plane.domain.store import CancelRequested, JobClaimable
