@@ -711,5 +711,5 @@ class Store(Protocol):
         """When the next job that is delayed at `now` becomes claimable, to time the wake-up; None when none waits."""
 
     async def claimable(self, *, limit: int, since: int = 0, now: int | None = None) -> list[JobClaimable]:
-        """Jobs that became claimable after `since` and until now, oldest first: the poll behind the hints. Those that are
-        alike may come as one with their number; `limit` counts them all."""
+        """Jobs that became claimable after `since` and until now, oldest first: the poll behind the hints. Those
+        that are alike may come as one with their number; `limit` counts them all."""
