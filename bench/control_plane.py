@@ -37,7 +37,9 @@ from tests.support.supervisor_process import SupervisorProcess
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
 PYTHON = ROOT / ".venv/bench-peers/bin/python"
-CONCURRENCY = 100
+CONCURRENCY = 250
+"""Of one of our workers: as many as PgQueuer takes at once, and what one claim can give."""
+
 WARM = 400
 """Jobs that are done before anything is measured: by then every worker is there."""
 

@@ -14,7 +14,7 @@ import apsw
 import asyncpg
 import measured
 
-BATCH = 500
+BATCH = 1000
 
 
 class Ours:
