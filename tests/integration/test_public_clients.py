@@ -72,7 +72,7 @@ class Script:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(10)
+            self.process.wait(TIMEOUT)
         finally:
             self.process.kill()
             self.process.wait()
