@@ -1,6 +1,7 @@
 """The route table as an application: find the route, admit, decode, call, encode; every error in the envelope."""
 
 import asyncio
+import functools
 from collections import defaultdict
 from typing import Any
 
@@ -198,6 +199,8 @@ class HeldStream:
 
 
 def _decode_query(request: Request, shape: type[RequestShape]) -> Any:
+    if not request.scope["query_string"]:
+        return _without_query(shape)
     values: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         if name in _REPEATABLE:
@@ -206,10 +209,19 @@ def _decode_query(request: Request, shape: type[RequestShape]) -> Any:
             raise HttpError(400, "invalid_request", f"query parameter `{name}` is given twice")
         else:
             values[name] = value
+    return _query(values, shape)
+
+
+def _query(values: dict[str, Any], shape: type[RequestShape]) -> Any:
     try:
         return msgspec.convert(values, shape, strict=False)
     except msgspec.ValidationError as error:
         raise HttpError(400, "invalid_request", f"query parameters: {error}") from error
+
+
+@functools.lru_cache(maxsize=100)
+def _without_query(shape: type[RequestShape]) -> Any:
+    return _query({}, shape)
 
 
 async def _read_body(request: Request) -> bytes:
@@ -220,7 +232,12 @@ async def _read_body(request: Request) -> bytes:
     received = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
+            more = True
+            while more:
+                event = await request.receive()
+                if event["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = event.get("body", b""), event.get("more_body", False)
                 received += len(chunk)
                 too_large = too_large or received > MAX_BODY
                 if not too_large:
