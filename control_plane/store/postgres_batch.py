@@ -271,6 +271,12 @@ class Batch:
         self.finished = self._finishing.finished | self._decisions.writing.finished
         return xid or self._finishing.xid
 
+    def committed(self) -> None:
+        """What it has stored may be remembered now. No sooner: a server that crashes forgets the keys which it gave to
+        what was never flushed, and gives them again."""
+        for alike, seqs in self._decisions.writing.handed_in_keys:
+            self._known.waiting.add(alike, seqs)
+
     # --- what needs no transaction of several statements
 
     async def _alone(self, batch: Sequence[Asked]) -> None:

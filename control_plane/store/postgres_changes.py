@@ -33,7 +33,6 @@ from control_plane.store import postgres_waits, rows
 from control_plane.store.announced import cancel_requested, claimable
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_facts import Facts
-from control_plane.store.postgres_waiting import Waiting
 
 _encoder = msgspec.json.Encoder()
 
@@ -108,13 +107,11 @@ class Writing:
         facts: Facts,
         new_id: Callable[[str, int], str],
         watched: set[str],
-        waiting: Waiting,
     ) -> None:
         self._statements = statements
         self._facts = facts
         self._new_id = new_id
         self._watched = watched
-        self._waiting = waiting
         self._parts: dict[str, list[Any]] = {name: [] for name in PARTS}
         self._kinds: dict[tuple[Any, ...], int] = {}
         self._claims: dict[tuple[Any, ...], int] = {}
@@ -122,6 +119,8 @@ class Writing:
         self._runs_created: dict[str, Run] = {}
         self._steps_created: dict[str, Step] = {}
         self._jobs_created: dict[str, Job] = {}
+        self.handed_in_keys: list[tuple[Alike, list[int]]] = []
+        """Jobs that are handed in and wait, with their keys; known when it is written."""
         self._handed_in: list[tuple[Alike, list[Committed]]] = []
         """With the facts of the decision to take them."""
         self._moves: list[tuple[Job, Job]] = []
@@ -277,7 +276,7 @@ class Writing:
             own = list(islice(seqs, len(alike.ids)))
             names = [each.external_id for each in alike.handed_in]
             self._parts["find_handed_in"] += zip(repeat(number), own, alike.ids, alike.specs, names, strict=False)
-            self._waiting.add(alike, own)
+            self.handed_in_keys.append((alike, own))
 
     def _fill(self, lane_of: Callable[[Job], int]) -> None:
         run_seqs = self._facts.run_seqs

@@ -87,7 +87,7 @@ class Decisions:
     def __init__(self, known: Known) -> None:
         self._known = known
         self.facts = Facts(known.sql, known.versions)
-        self.writing = Writing(known.changes, self.facts, known.identifiers.new, known.watched, known.waiting)
+        self.writing = Writing(known.changes, self.facts, known.identifiers.new, known.watched)
 
     async def make(self, connection: Connection, decisions: Sequence[Decision]) -> None:
         """Make them; one that fails changes nothing and harms no other."""

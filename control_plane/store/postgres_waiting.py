@@ -26,7 +26,7 @@ class Waiting:
         self._jobs: dict[int, tuple[Job, str, str, str | None]] = {}
 
     def add(self, alike: Alike, seqs: Sequence[int]) -> None:
-        """Remember them; they need not be committed yet, since the key of what is undone is never given again."""
+        """Remember them: they are committed, so that their keys are theirs alone."""
         shared = replace(alike.job, spec={})
         for seq, job_id, spec, each in zip(seqs, alike.ids, alike.specs, alike.handed_in, strict=True):
             if len(spec) <= LONGEST_SPEC:
@@ -41,6 +41,10 @@ class Waiting:
             return None
         shared, job_id, spec, external_id = found
         return replace(shared, id=job_id, external_id=external_id), spec
+
+    def clear(self) -> None:
+        """Remember nothing."""
+        self._jobs.clear()
 
     def forget(self, seq: int) -> None:
         """It is claimed."""

@@ -221,6 +221,7 @@ class Writer:
                 if xid is not None:
                     return _Unknown(xid=xid, life=self._lives.get(connection, ""), error=str(error))
                 raise
+            batch.committed()
         self.observe(len(calls), time.perf_counter() - begun)
         self._conclude(calls, batch.finished)
         return None
@@ -295,6 +296,8 @@ class Writer:
 
     def _drop(self, connection: Connection, error: object) -> None:
         _log.warning("connection to the store lost", error=str(error))
+        # Whoever takes its place may not have what was remembered, and give its keys to others.
+        self._known.waiting.clear()
         self._failed()
         connection.terminate()
 

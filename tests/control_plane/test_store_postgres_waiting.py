@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from control_plane.domain.enqueue import NewJob
-from control_plane.store import postgres_waiting
+from control_plane.store import postgres_waiting, postgres_writer
 from control_plane.store.postgres_facts import Facts
 from tests.support.store_scenario import PostgresPlace, at, scenario
 from wire.verdicts import OVER_CAPACITY
@@ -100,3 +100,35 @@ async def test_what_a_claim_leaves_is_still_remembered(s, read):
     assert len(await s.claim(limit=10, byte_limit=2500)) == 2
     assert len(await s.claim(limit=10)) == 8
     assert read == []
+
+
+async def test_what_was_not_committed_is_not_remembered(s, read, monkeypatch):
+    """A crashed server gives the keys of what it has forgotten to others."""
+    commit = postgres_writer.commit
+
+    async def cut(connection):
+        monkeypatch.setattr(postgres_writer, "commit", commit)
+        connection.terminate()
+        await commit(connection)
+
+    monkeypatch.setattr(postgres_writer, "commit", cut)
+    remembered = []
+    add = s.store._known.waiting.add
+    monkeypatch.setattr(s.store._known.waiting, "add", lambda alike, seqs: (remembered.append(seqs), add(alike, seqs)))
+    enqueued = await s.enqueue(jobs(1))  # a second time, by another connection
+    assert len(remembered) == 1
+    leases = await s.claim(limit=2)
+    assert ([lease.job.id for lease in leases], read) == (enqueued.ids, [])
+    await check(s, leases)
+
+
+async def test_nothing_is_remembered_over_the_loss_of_a_connection(s, read):
+    """The server that answers next may be another one."""
+    await s.enqueue(jobs(1))
+    await s.write(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    leases = await s.claim(limit=1)
+    assert len(read) == 1
+    await check(s, leases)
