@@ -7,6 +7,7 @@ answer pings or sends faster than the store can follow is slowed down, then drop
 """
 
 import asyncio
+import os
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
@@ -450,6 +451,10 @@ class WorkerSocket(asyncio.Protocol):
             self._settle_soon()
         else:
             self._settle()  # nothing else is to come with it
+            if isinstance(question, StoreClaim) and question.order.with_new:
+                # An idle worker has got its job. The kernel wakes it on this processor, since a sender mostly sleeps
+                # soon; we go on with the answer to whoever handed the job in, for which it would wait 0.15 ms.
+                os.sched_yield()
 
     async def _result_of(self, question: Question) -> Any:
         store = self._gate.store
