@@ -249,8 +249,7 @@ class Batch:
         await self._load_published(works)
         await self._lock_turns(works)
         await self._lock_and_load(works)
-        await self._finish(works)
-        claims = await self._find_candidates(works)
+        claims = await self._finish_and_find(works)
         for asked in works:
             if asked.put_off is None:
                 self._prepare(asked)
@@ -349,13 +348,17 @@ class Batch:
             seqs |= {loaded.job_seq for loaded in self._facts.runs.values() if loaded.job_seq is not None}
         await self._facts.load_jobs(self._connection, sorted(seqs))
 
-    async def _finish(self, works: Sequence[Asked]) -> None:
+    async def _finish_and_find(self, works: Sequence[Asked]) -> list[_Claiming]:
+        """What held jobs become; and the claims, with the keys of locked jobs distributed among them in order."""
         finishing = [(asked, asked.command) for asked in works if isinstance(asked.command, Finish)]
         for asked, finish in finishing:
             self._finishing.add(finish.reports, self._now(asked, None))
-        await self._finishing.write(self._connection)
+        claims = await self._find_candidates(works)
+        if self._finishing.wait:
+            await self._finishing.write(self._connection)
         for asked, finish in finishing:
             asked.result = [report.seq in self._finishing.left for report in finish.reports]
+        return claims
 
     async def _lock_turns(self, works: Sequence[Asked]) -> None:
         """Starts of automations of which one run goes on at a time: one start of each a transaction."""
@@ -517,7 +520,6 @@ class Batch:
     # --- claims
 
     async def _find_candidates(self, works: Sequence[Asked]) -> list[_Claiming]:
-        """The claims, with the keys of locked jobs distributed among them in order."""
         lanes = self._known.lanes
         claims = []
         wanted: dict[int, tuple[int, int]] = {}
@@ -539,8 +541,13 @@ class Batch:
         heads: dict[int, list[tuple[int, int]]] = {lane_id: [] for lane_id in wanted}
         touched = {keys[0] for keys in self._facts.job_keys.values()}
         touched_runs = set(self._facts.run_seqs.values())
-        rows = await self._connection.fetch(self._sql["claim_candidates"], *columns(asked_for))
-        for lane_id, available_at, seq, run_seq, place, is_new in rows:
+        looking = columns(asked_for)
+        found: Sequence[Any]
+        if self._finishing.wait:
+            found = await self._finishing.write(self._connection, looking)
+        else:
+            found = await self._connection.fetch(self._sql["claim_candidates"], *looking)
+        for lane_id, available_at, seq, run_seq, place, is_new in found:
             heads[lane_id].append((available_at, seq))
             self._facts.places[seq] = place
             if is_new:
@@ -571,6 +578,8 @@ class Batch:
             if rules is None:
                 continue
             ours = [claim for claim in claims if claim.order.project_id == project_id]
+            if self._finishing.wait:
+                await self._finishing.write(self._connection)  # which may free places under a limit
             allowed = postgres_queues.Allowed(rules)
             lanes = {lane.id: lane for claim in ours for lane in claim.lanes}
             await allowed.lock(self._connection, self._sql, project_id, lanes.values())

@@ -6,6 +6,7 @@ long way. Locking and loading such jobs first took more of the database than all
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -93,16 +94,25 @@ class Finishing:
                 self._jobs[report.seq] = after
                 self.job_ids.add(after.id)
 
-    async def write(self, connection: Connection) -> None:
-        """Move their rows, in the order of their keys."""
-        if not self._jobs:
-            return
+    @property
+    def wait(self) -> bool:
+        """Whether there are some that are decided and not written."""
+        return bool(self._jobs) and self.xid is None
+
+    async def write(
+        self, connection: Connection, looking: Sequence[Sequence[Any]] = ((), (), (), ())
+    ) -> list[Sequence[Any]]:
+        """Move their rows, in the order of their keys; returns what claim_candidates would with the bindings `looking`,
+        by default nothing."""
         seqs = sorted(self._jobs)
         leases = [self._jobs[seq].lease_token_hash for seq in seqs]
         results = _encoder.encode(self._results).decode()
-        self.xid, left = await connection.fetchrow(self._statement, seqs, leases, self._at, results)
+        (*_, self.xid, left), *picked = await connection.fetch(
+            self._statement, *looking, seqs, leases, self._at, results
+        )
         self.left = set(left)
         for seq in left:
             job = self._jobs[seq]
             if job.session_id is not None:
                 self.finished[job.session_id] = job.id
+        return [tuple(row)[:-2] for row in picked]

@@ -76,8 +76,8 @@ LEFT JOIN LATERAL {last_event} last ON true
 -- What follows in the same transaction finds the rows by their `place`, for which there is one plan. By key there are
 -- two: when a vacuum had found nothing in jobs_pending, PostgreSQL took jobs_pending_in_lane, the whole of it for each
 -- job, and a claim cost ten times the work until the next vacuum.
--- name: claim_candidates
-WITH picked AS MATERIALIZED (
+-- name: picking_body
+picked AS MATERIALIZED (
     SELECT asked.lane_id, head.available_at, head.seq, head.run_seq, head.place, head.is_new
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS asked (lane_id, since, now, wanted)
     CROSS JOIN LATERAL (
@@ -91,8 +91,14 @@ WITH picked AS MATERIALIZED (
 ), runs_locked AS MATERIALIZED (
     SELECT r.seq FROM runs r WHERE r.seq = ANY(ARRAY(SELECT run_seq FROM picked)) FOR UPDATE SKIP LOCKED
 )
-SELECT lane_id, available_at, seq, run_seq, place, is_new FROM picked
+
+-- name: picked_columns
+lane_id, available_at, seq, run_seq, place, is_new FROM picked
 WHERE run_seq IS NULL OR run_seq IN (SELECT seq FROM runs_locked)
+
+-- name: claim_candidates
+WITH {picking_body}
+SELECT {picked_columns}
 
 -- OFFSET keeps the planner from making another join of it.
 -- name: load_candidates
