@@ -118,3 +118,20 @@ async def test_only_so_many_are_remembered_and_no_other_project_reports_them(s, 
     for lease in found:
         assert await s.report(lease, now=1) == "accepted"
     assert held._jobs == {}
+
+
+@pytest.mark.parametrize(("moment", "verdict"), [("before", "accepted"), ("after", "duplicate")])
+async def test_a_report_whose_answer_was_lost_is_told_what_is_recorded(s, monkeypatch, moment, verdict):
+    (lease,) = await leases(s)
+    write = postgres_held.Finishing.write
+
+    async def lost(self, connection):
+        monkeypatch.setattr(postgres_held.Finishing, "write", write)
+        if moment == "after":
+            await write(self, connection)
+        raise ConnectionResetError("the answer was lost")
+
+    monkeypatch.setattr(postgres_held.Finishing, "write", lost)
+    assert await s.report(lease, result={"n": 1}, now=1) == verdict
+    job = await s.job(lease)
+    assert (job.status, job.result, job.completed_at) == ("completed", {"n": 1}, at(1))
