@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from control_plane.domain.selection import Routed
 from control_plane.domain.store import (
@@ -18,6 +19,9 @@ from control_plane.session import Action, Connection, Memory, Peer
 
 MOST_MEMORIES = 10_000
 """Sessions without a connection whose memory is kept."""
+
+MOST_EARLY = 256
+"""Jobs handed in together for which claims are asked while they are stored; the others wake claims when they are."""
 
 _OfSession = CancelRequested | SessionDrainRequested | SessionDrainLifted | SessionTaken | SessionContested
 Performed = list[tuple[Connection, list[Action]]]
@@ -88,7 +92,7 @@ class Hub:
         if not any(connection.waits for connection in project):
             return []
         kinds: dict[tuple[str | None, ...], tuple[Routed, int]] = {}
-        for job in jobs:
+        for job in islice(jobs, MOST_EARLY):
             kind = (job.queue, job.action_name, job.provider, job.model, job.environment_id)
             kinds[kind] = (job, kinds[kind][1] + 1 if kind in kinds else 1)
         performed: Performed = []

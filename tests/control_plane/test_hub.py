@@ -4,6 +4,7 @@ import pytest
 
 from control_plane.domain.store import CancelRequested
 from control_plane.errors import StoreUnavailable
+from control_plane.hub import MOST_EARLY
 from control_plane.session import StoreClaim
 from tests.support.session_room import PROJECT, Room, claimable, hints, lease
 from wire import frames
@@ -114,6 +115,14 @@ def test_jobs_beyond_what_was_asked_for_early_wake_the_others(room):
     assert len(asked(workers)) == 2
     room.committed(claimable(1, count=6))
     assert len(asked(workers)) == 3
+
+
+def test_of_a_large_batch_the_first_jobs_are_asked_for_early_and_the_others_when_they_are_stored(room):
+    workers = waiting(room, 3, slots=MOST_EARLY)
+    room.coming(*(claimable(number) for number in range(MOST_EARLY + 10)))
+    assert len(asked(workers)) == 1
+    room.committed(claimable(1, count=MOST_EARLY + 10))
+    assert len(asked(workers)) == 2
 
 
 def test_no_claim_is_asked_for_early_that_would_not_take_the_job(room):
