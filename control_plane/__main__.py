@@ -45,7 +45,7 @@ from control_plane.errors import (
 )
 from control_plane.key_commands import keys_group
 from control_plane.parent import Parent, inherited_pipe
-from control_plane.server import ControlPlane
+from control_plane.server import ControlPlane, tune_the_interpreter
 from control_plane.store import maintenance
 from control_plane.store_options import chosen_password_file, opened_store, run, store_options, with_store
 from service_manager import journal
@@ -248,6 +248,7 @@ async def _serve(plane: ControlPlane, listening: socket.socket, pipe: socket.soc
     host, port = listening.getsockname()[:2]
 
     def on_listening() -> None:
+        tune_the_interpreter()
         structlog.get_logger(__name__).info("listening", url=f"{plane.scheme}://{Address(host=host, port=port)}")
         notifier.ready()
         if parent is not None:

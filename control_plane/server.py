@@ -262,12 +262,12 @@ class ControlPlane:
             if self._metrics_listening is not None:
                 stack.callback((await serve_metrics(self._metrics, self._metrics_listening)).close)
             self._server.on_listening = on_listening
-            _tune_the_interpreter()
             await self._server.serve(sockets=[listening])
 
 
-def _tune_the_interpreter() -> None:
-    """For a loop and a thread that writes, with a hundred jobs in every turn."""
+def tune_the_interpreter() -> None:
+    """Of a process that is nothing but a control plane: for a loop and a thread that writes, with a hundred jobs in
+    every turn. To be called when all is loaded."""
     # The writer needs the interpreter for microseconds between two steps of SQLite. At the usual 5 ms it waits for the
     # loop's turn to end, a dozen times a transaction.
     sys.setswitchinterval(SWITCH_INTERVAL)

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import CapturingLogger
 from websockets.asyncio.client import connect
 
+from control_plane import certificates as certificates_module
 from control_plane import server as server_module
 from control_plane.certificates import CertificateFiles, Certificates, CertificateWatch, CertificateWatchConfig
 from control_plane.config import ConfigurationError
@@ -174,8 +176,11 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
 
 
 async def test_what_is_wrong_with_renewed_files_is_said_once(
-    authority: Authority, capsys: pytest.CaptureFixture[str]
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whoever has configured the log before has bound it to an output of his own.
+    said = CapturingLogger()
+    monkeypatch.setattr(certificates_module, "_log", said)
     certificate, key = authority.write_server()
     certificates = Certificates(CertificateFiles(certificate=certificate, key=key))
     store: Any = None
@@ -184,4 +189,4 @@ async def test_what_is_wrong_with_renewed_files_is_said_once(
     key.unlink()
     for _ in range(3):
         await watch.run_once(0)
-    assert capsys.readouterr().out.count("renewed certificate not taken up") == 1
+    assert [call.args for call in said.calls] == [("renewed certificate not taken up",)]

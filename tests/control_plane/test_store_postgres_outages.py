@@ -303,9 +303,9 @@ async def test_a_server_that_stands_still_is_told_and_recovered_from(durable, mo
 
 async def test_what_no_standby_has_is_not_acknowledged_where_one_must_have_it(durable, monkeypatch):
     """A wait that is cut short would end in a COMMIT with a warning, and whoever fails over would have lost it."""
-    monkeypatch.setitem(postgres_connections._SETTINGS, "statement_timeout", "500ms")
-    monkeypatch.setattr(postgres_connections, "COMMAND_TIMEOUT", 1.0)
-    monkeypatch.setattr(postgres_writer, "PATIENCE", 1.0)
+    monkeypatch.setitem(postgres_connections._SETTINGS, "statement_timeout", "2s")
+    monkeypatch.setattr(postgres_connections, "COMMAND_TIMEOUT", 3.0)
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 3.0)
     place = PostgresPlace(durable)
     async with scenario(place) as s:
         await s.publish("a", [action()])
