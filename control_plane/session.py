@@ -459,7 +459,7 @@ class Connection:
             return 0
         if isinstance(job, JobClaimable) and job.job_id in self._memory.excluded:
             return 0
-        return max(0, claim.slots - claim.promised)
+        return max(0, min(claim.slots, MOST_JOBS) - claim.promised)
 
     def wake_early(self, promised: int, now: float) -> list[Action]:
         """Ask for the open claim together with so many jobs for it that are being stored. Whether they will be is known
@@ -475,7 +475,8 @@ class Connection:
         return self._ask(claim, now, with_new=True)
 
     def came(self, job: JobClaimable, count: int) -> int:
-        """So many jobs like this are stored: for how many of them the open claim is being asked for already."""
+        """So many jobs like this are stored: for how many of them the open claim is being asked for already. Which
+        kinds it was promised is not kept: in a rare mixture of them a job waits for the next poll of another claim."""
         claim = self._claim
         if not count or claim is None or not claim.early or not admits(claim.selector, job):
             return 0
@@ -692,9 +693,9 @@ class Connection:
                 return self._hand_back(leases)
             current = claim is self._claim
             if leases or not current or now >= claim.until:
-                came_meanwhile = claim.ask_again and not leases
                 actions = self._answer_claim(claim, leases, now)
-                return [*actions, *self._hint(now)] if came_meanwhile and self._may_be_hinted() else actions
+                # What came meanwhile was promised to this claim, and to nobody else.
+                return [*actions, *self._hint(now)] if claim.ask_again and self._may_be_hinted() else actions
             return self._ask(claim, now) if claim.ask_again else []
 
         def failed(error: Exception, now: float) -> list[Action]:

@@ -678,7 +678,7 @@ class Batch:
         for claim in claims:
             if claim.waits_for_new and not claim.served:
                 claim.asked.again(0.0)
-            if claim.kept_out and not claim.seqs and claim.asked.tries < MOST_TRIES_KEPT_OUT:
+            if claim.kept_out and not claim.seqs and not claim.served and claim.asked.tries < MOST_TRIES_KEPT_OUT:
                 self._known.lanes.forget(claim.order.project_id)  # perhaps there is no such limit any more
                 claim.asked.again(CLAIM_AGAIN)
         empty = [

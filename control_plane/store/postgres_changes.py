@@ -347,7 +347,7 @@ class Writing:
             self._put("request_cancel", seq, as_bytea(before.lease_token_hash), *asked)
         else:
             deadlines = (after.pending_deadline_at, rows.deadline_at(after))
-            self._put("update_pending", seq, *deadlines, after.reported_token_hash, after.updated_at)
+            self._put("update_pending", seq, *deadlines, as_bytea(after.reported_token_hash), after.updated_at)
 
     def _lease(self, seq: int, job: Job) -> None:
         claim = (job.session_id, job.worker_instance_id, job.claimed_at, job.lease_expires_at)

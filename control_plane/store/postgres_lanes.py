@@ -69,6 +69,12 @@ class Lanes:
         """What is known of the project has changed: it is read before the next claim."""
         self._read_at.pop(project_id, None)
 
+    def forget_all(self) -> None:
+        """The server is another one, which may have given the same numbers to other lanes."""
+        for known in (self._ids, self._lanes, self._rules, self._read_at, self._selections, self._begin):
+            known.clear()
+        self._scanned_at.clear()
+
     def rules(self, project_id: str) -> Rules | None:
         """What holds jobs of the project back, as last read; None: nothing."""
         return self._rules.get(project_id)

@@ -31,6 +31,8 @@ class Waiting:
         for seq, job_id, spec, each in zip(seqs, alike.ids, alike.specs, alike.handed_in, strict=True):
             if len(spec) <= LONGEST_SPEC:
                 self._jobs[seq] = (shared, job_id, spec, each.external_id)
+            else:
+                self._jobs.pop(seq, None)
         while len(self._jobs) > MOST_REMEMBERED:
             del self._jobs[next(iter(self._jobs))]
 

@@ -93,6 +93,8 @@ class Writer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: dict[Connection, str] = {}
         """Of the server, as each connection found it."""
+        self._life = ""
+        """As the newest connection found it."""
         self._away_since: float | None = None
         self._closing = False
         self._put_off = 0
@@ -221,8 +223,11 @@ class Writer:
                 if xid is not None:
                     return _Unknown(xid=xid, life=self._lives.get(connection, ""), error=str(error))
                 raise
+        try:
             batch.committed()
-        self.observe(len(calls), time.perf_counter() - begun)
+            self.observe(len(calls), time.perf_counter() - begun)
+        except Exception:  # noqa: BLE001 - it is committed: whatever this is, nothing may be done a second time
+            _log.exception("a commit could not be noted")
         self._conclude(calls, batch.finished)
         return None
 
@@ -234,13 +239,13 @@ class Writer:
         return [call for call in calls if now < call.give_up_at]
 
     def _conclude(self, calls: Sequence[_Call], finished: dict[str, str]) -> None:
-        if finished:
-            self._finished(finished)
         facts: list[Committed] = []
         for call in calls:
             if call.put_off is None and call.error is None:
                 facts += call.facts
         try:
+            if finished:
+                self._finished(finished)
             self._listener(facts)
         except Exception:  # noqa: BLE001 - what has happened has happened, and the callers are to know
             _log.exception("the store's listener failed")
@@ -289,15 +294,18 @@ class Writer:
     async def _note_life(self, connection: Connection) -> None:
         self._lives = {each: life for each, life in self._lives.items() if not each.is_closed()}
         try:
-            self._lives[connection] = await connection.fetchval(f"SELECT {_LIFE}")
+            self._lives[connection] = life = await connection.fetchval(f"SELECT {_LIFE}")
         except FAULTS as error:
             connection.terminate()
             raise self._database.unavailable(error) from error
+        if life != self._life:
+            # Whoever took the server's place may not have all that was committed there, and give its keys to others.
+            self._life = life
+            self._known.waiting.clear()
+            self._known.lanes.forget_all()
 
     def _drop(self, connection: Connection, error: object) -> None:
         _log.warning("connection to the store lost", error=str(error))
-        # Whoever takes its place may not have what was remembered, and give its keys to others.
-        self._known.waiting.clear()
         self._failed()
         connection.terminate()
 

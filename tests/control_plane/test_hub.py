@@ -38,6 +38,21 @@ def test_as_many_claims_wake_as_the_jobs_need(room):
     assert sum(bool(worker.questions) for worker in workers) == 2
 
 
+def test_a_claim_is_promised_no_more_than_it_can_lease(room):
+    workers = waiting(room, 2, slots=1000)
+    room.committed(claimable(count=1000))
+    assert asked(workers) == workers
+
+
+def test_what_came_while_a_claim_was_answered_with_others_is_hinted(room):
+    (worker,) = waiting(room, 1, slots=5)
+    room.committed(claimable(1))
+    room.coming(claimable(2, count=4))
+    room.committed(claimable(2, count=4))
+    worker.answer(StoreClaim, [lease(1)])
+    assert [type(frame) for frame in worker.take()] == [frames.Claimed, frames.WorkAvailable]
+
+
 def waiting(room, number, slots=1):
     """So many workers whose claims have found nothing."""
     workers = [room.worker(f"w-{index}", concurrency_limit=slots) for index in range(number)]

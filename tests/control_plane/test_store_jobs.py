@@ -218,6 +218,7 @@ async def test_a_late_failure_costs_no_second_attempt(s):
     lease = await s.claim_one(now=0)
     await s.reap(LEASE + 1)
     assert await s.report(lease, "failed", error="Boom", now=LEASE + 2) == "accepted"
+    assert await s.report(lease, "failed", error="Boom", now=LEASE + 2) == "duplicate"
     again = await s.claim_one(now=LEASE + 3)
     assert (again.job.claim_attempt, again.job.attempts_charged) == (2, 1)
 
