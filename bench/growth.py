@@ -44,7 +44,7 @@ MIB = 1024 * 1024
 BATCH = 1000
 CALLERS = 4
 CLAIMED = 64
-"""Jobs a claim: what a connection asks for at the most."""
+"""Jobs a claim."""
 
 SAMPLES = 20
 """How often memory is looked at, and into how many windows a time of idleness is cut."""

@@ -213,12 +213,11 @@ class Memory:
         self.answers[key] = answer
         if len(self.answers) > REMEMBERED_ANSWERS:
             self.answers.popitem(last=False)
-        if key[0] is frames.Claimed:
-            claimed = answer[-1]
-            if isinstance(claimed, frames.Claimed) and claimed.jobs:
-                self._claims.append(key)
-                if len(self._claims) > REMEMBERED_CLAIMS:
-                    self.answers.pop(self._claims.popleft(), None)
+        last = answer[-1]
+        if isinstance(last, frames.Claimed) and last.jobs:
+            self._claims.append(key)
+            if len(self._claims) > REMEMBERED_CLAIMS:
+                self.answers.pop(self._claims.popleft(), None)
 
 
 class Registry(Protocol):
@@ -464,15 +463,9 @@ class Connection:
     def wake_early(self, promised: int, now: float) -> list[Action]:
         """Ask for the open claim together with so many jobs for it that are being stored. Whether they will be is known
         when they are: nothing may depend on it."""
-        claim = self._claim
-        if claim is None:
-            return []
-        claim.promised += promised
-        claim.early += promised
-        if claim.question is not None:
-            claim.ask_again = True
-            return []
-        return self._ask(claim, now, with_new=True)
+        if self._claim is not None:
+            self._claim.early += promised
+        return self.wake(promised, now, with_new=True)
 
     def came(self, job: JobClaimable, count: int) -> int:
         """So many jobs like this are stored: for how many of them the open claim is being asked for already. Which
@@ -486,8 +479,8 @@ class Connection:
         claim.ask_again = True
         return known
 
-    def wake(self, promised: int, now: float) -> list[Action]:
-        """Ask for the open claim again: there should be so many jobs for it."""
+    def wake(self, promised: int, now: float, *, with_new: bool = False) -> list[Action]:
+        """Ask for the open claim again: there should be so many jobs for it. `with_new`: see ClaimOrder."""
         claim = self._claim
         if claim is None:
             return []
@@ -495,7 +488,7 @@ class Connection:
         if claim.question is not None:
             claim.ask_again = True
             return []
-        return self._ask(claim, now)
+        return self._ask(claim, now, with_new=with_new)
 
     def hint(self, job: JobClaimable, now: float) -> list[Action]:
         """Tell a worker with free slots and no open claim."""
@@ -865,7 +858,7 @@ class Connection:
             key = (type(answer[-1]), message_id)
             self._unanswered.discard(key)
             self._memory.remember(key, answer)
-        return [Send(frame=answer[0])] if len(answer) == 1 else [Send(frame=frame) for frame in answer]
+        return [Send(frame=frame) for frame in answer]
 
     def _may_be_hinted(self) -> bool:
         return (

@@ -88,8 +88,8 @@ _correlation = msgspec.json.Decoder(_Correlation)
 _read_back_to_server: dict[type, Any] = dict.fromkeys(FROM_WORKER, _from_worker)
 _read_back_to_server[Report] = msgspec.json.Decoder(_ReportAsWritten)
 _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
-# Two of every job, made of what a frame, a request or the store was checked for when it was read.
-_as_built_to_worker = (Claimed, ReportAck)
+# Two of every job, which are not read back: they are made of what a frame, a request or the store was checked for.
+_read_back_to_worker |= dict.fromkeys((Claimed, ReportAck))
 
 
 def decode_from_worker(data: bytes | str) -> FromWorker:
@@ -151,14 +151,12 @@ def _unreadable(job: msgspec.Raw, reason: str) -> UnreadableJob:
 
 def encode_to_server(frame: FromWorker) -> bytes:
     """A worker's frame as bytes of at most MAX_FRAME_TO_SERVER. Raises LocalFrameError."""
-    return _encode(frame, _read_back_to_server.get(type(frame)), MAX_FRAME_TO_SERVER)
+    return _encode(frame, _read_back_to_server, MAX_FRAME_TO_SERVER)
 
 
 def encode_to_worker(frame: FromServer) -> bytes:
     """A server's frame as bytes of at most MAX_FRAME_TO_WORKER. Raises LocalFrameError."""
-    if type(frame) in _as_built_to_worker:
-        return _bounded(frame, _written(frame), MAX_FRAME_TO_WORKER)
-    return _encode(frame, _read_back_to_worker.get(type(frame)), MAX_FRAME_TO_WORKER)
+    return _encode(frame, _read_back_to_worker, MAX_FRAME_TO_WORKER)
 
 
 @contextmanager
@@ -207,27 +205,18 @@ def _message_id(data: bytes | str) -> str | None:
         return None
 
 
-def _encode(frame: Any, decoder: Any, limit: int) -> bytes:
-    if decoder is None:
+def _encode(frame: Any, read_back: dict[type, Any], limit: int) -> bytes:
+    if type(frame) not in read_back:
         raise LocalFrameError(f"{type(frame).__name__} is not a frame of this direction")
-    data = _written(frame)
+    decoder = read_back[type(frame)]
     try:
-        # msgspec checks types when it reads, not when it writes; reading our own bytes back costs half a
-        # microsecond for a usual frame and keeps a wrong one from ever leaving.
-        decoder.decode(data)
+        data = _encoder.encode(frame)
+        if decoder is not None:
+            # msgspec checks types when it reads, not when it writes; reading our own bytes back costs half a
+            # microsecond for a usual frame and keeps a wrong one from ever leaving.
+            decoder.decode(data)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise LocalFrameError(f"{type(frame).__name__}: {error}") from error
-    return _bounded(frame, data, limit)
-
-
-def _written(frame: Any) -> bytes:
-    try:
-        return _encoder.encode(frame)
-    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise LocalFrameError(f"{type(frame).__name__}: {error}") from error
-
-
-def _bounded(frame: Any, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise LocalFrameError(f"{type(frame).__name__} of {len(data)} bytes is larger than the limit of {limit}")
     return data

@@ -636,7 +636,7 @@ class Batch:
 
     def _take_new(self, claim: _Claiming, new: dict[int, list[Job]]) -> list[tuple[Job, str]]:
         """What the claim gets of them, who need not wait for the commit to be claimed: they are stored as claimed."""
-        until = claim.asked.now if claim.asked.now is not None else self._clock()
+        until = self._now(claim.asked, None)
         taken: list[Job] = []
         for lane in sorted(claim.lanes, key=lambda lane: -lane.priority):
             waiting = new.get(lane.id, ())

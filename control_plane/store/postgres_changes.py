@@ -102,11 +102,7 @@ class Writing:
     """The changes of one transaction. `add` them decision by decision, then `write` them once."""
 
     def __init__(
-        self,
-        statements: Statements,
-        facts: Facts,
-        new_id: Callable[[str, int], str],
-        watched: set[str],
+        self, statements: Statements, facts: Facts, new_id: Callable[[str, int], str], watched: set[str]
     ) -> None:
         self._statements = statements
         self._facts = facts

@@ -8,7 +8,6 @@ long way. Locking and loading such jobs first took more of the database than all
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from control_plane.domain import jobs
@@ -19,9 +18,6 @@ from control_plane.store.postgres_connections import Connection
 
 MOST_HELD = 10_000
 """Leases that are remembered; of older ones the reports take the long way."""
-
-
-_encoder = msgspec.json.Encoder()
 
 
 class HeldReport(Struct, frozen=True, kw_only=True):
@@ -106,7 +102,7 @@ class Finishing:
         by default nothing."""
         seqs = sorted(self._jobs)
         leases = [self._jobs[seq].lease_token_hash for seq in seqs]
-        results = _encoder.encode(self._results).decode()
+        results = rows.to_json(self._results)
         (*_, self.xid, left), *picked = await connection.fetch(
             self._statement, *looking, seqs, leases, self._at, results
         )

@@ -188,6 +188,9 @@ class Writer:
                 self._drop(connection, error)
                 connection = None
                 calls = self._patient(calls, error)
+                # The pauses grow only while nothing answers: calls that were cut off again and again would wait them
+                # out although the database is there.
+                pauses = _Pauses()
                 await asyncio.sleep(pauses.next())
             except (FenceBrokenError, *REPEATABLE) as error:
                 connection = await self._undo(connection)

@@ -20,8 +20,6 @@ REPORTS_A_COMMAND = 8
 
 _OUTCOMES = {verdict: ReportOutcome(verdict=verdict) for verdict in get_args(jobs.Verdict)}
 
-_ACCEPTED = _OUTCOMES["accepted"]
-
 _log = structlog.get_logger("control_plane.store")
 
 
@@ -138,7 +136,7 @@ def _complete(known: Known, unit: Unit, project_id: str, job_id: str, reported: 
     if job is None or job.run_id is not None or job.project_id != project_id or not jobs.completes(job, reported):
         return None
     unit.complete(job, reported, seq)
-    return _ACCEPTED
+    return _OUTCOMES["accepted"]
 
 
 def _report(known: Known, unit: Unit, project_id: str, job_id: str, reported: jobs.Reported) -> ReportOutcome:

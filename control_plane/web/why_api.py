@@ -1,7 +1,6 @@
 """The routes of why: what keeps a job from running now, what its earlier attempts died of, what a run waits for."""
 
 from datetime import datetime
-from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
@@ -34,7 +33,7 @@ class WhyResponse(shapes.Response, frozen=True):
 
     job_id: str
     job_status: JobStatus
-    state: Literal["waiting", "claimable", "running", "ended"]
+    state: why.State
     summary: str
     reasons: list[ReasonResponse]
     attempts: list[job_shapes.JobAttemptResponse]
@@ -47,7 +46,7 @@ class RunWhyResponse(shapes.Response, frozen=True):
 
     run_id: str
     run_status: RunStatus
-    state: Literal["waiting", "claimable", "running", "ended"]
+    state: why.State
     summary: str
     reasons: list[ReasonResponse]
     step_key: str | UnsetType = UNSET

@@ -21,7 +21,7 @@ from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import ApiKey, Dialect
 from control_plane.domain.store import Committed, ReportOutcome, SessionContested, Store
 from control_plane.errors import ControlPlaneError
-from control_plane.hub import Hub
+from control_plane.hub import Hub, Performed
 from control_plane.key_holders import Hold
 from control_plane.key_watch import end_all
 from control_plane.observations import Observations
@@ -148,16 +148,16 @@ class WorkerGate:
             if isinstance(fact, SessionContested) and not self.hub.carries(fact.session_id):
                 self.keep(self.store.answer_contest(fact.contest_id, alive=False), "contest")
         now = asyncio.get_running_loop().time()
-        for connection, actions in self.hub.committed(facts, now, self.store.now()):
-            socket = self.sockets.get(connection)
-            if socket is not None:
-                socket.perform(actions)
+        self._perform(self.hub.committed(facts, now, self.store.now()))
 
     def coming(self, project_id: str, jobs: Sequence[NewJob]) -> None:
         """These are handed to the store next: claims that wait for such jobs go with them."""
         at_once = (job for job in jobs if job.run_at is None and not job.delay)
         now = asyncio.get_running_loop().time()
-        for connection, actions in self.hub.coming(project_id, at_once, now):
+        self._perform(self.hub.coming(project_id, at_once, now))
+
+    def _perform(self, performed: Performed) -> None:
+        for connection, actions in performed:
             socket = self.sockets.get(connection)
             if socket is not None:
                 socket.perform(actions)

@@ -162,7 +162,10 @@ async def loaded(s, disturb):
 # --- connections that break
 
 
-async def test_cut_connections_are_made_good_and_nobody_is_told(place):
+async def test_cut_connections_are_made_good_and_nobody_is_told(place, monkeypatch):
+    # A busy machine may need longer for ten new connections.
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 30.0)
+
     async def cut(load):
         for _ in range(10):
             place.cut()
