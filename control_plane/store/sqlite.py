@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,6 +122,7 @@ class SqliteStore:
         self._queries = Queries(statements)
         self._writer = Writer(
             self._connect_writer_again,
+            partial(sqlite_enqueue.settle, self._known),
             self._before_commit,
             self._known.forget,
             self._postpone_lapses,
@@ -565,7 +567,8 @@ class SqliteStore:
 
     async def claim(self, order: ClaimOrder, *, now: int | None = None) -> list[Lease]:
         """See Store."""
-        return await self._write(sqlite_jobs.claim(self._known, order), now)
+        command = sqlite_jobs.claim(self._known, order)
+        return await self._writer.submit(command, now, with_unsettled=order.with_new)
 
     async def heartbeat(
         self, project_id: str, job_id: str, lease_token: str, *, now: int | None = None
@@ -609,7 +612,8 @@ class SqliteStore:
     async def enqueue(self, project_id: str, jobs: Sequence[NewJob], *, now: int | None = None) -> Enqueued:
         """See Store."""
         weight = 1 + len(jobs) // sqlite_enqueue.JOBS_A_COMMAND
-        return await self._writer.submit(sqlite_enqueue.enqueue(self._known, project_id, jobs), now, weight=weight)
+        command = sqlite_enqueue.enqueue(self._known, project_id, jobs)
+        return await self._writer.submit(command, now, weight=weight, with_unsettled=True)
 
     async def job_view(self, project_id: str, job_id: str) -> JobView:
         """See Store."""

@@ -1,4 +1,9 @@
-"""Jobs without a run into the SQLite file: those that are alike with two statements, however many they are."""
+"""Jobs without a run into the SQLite file: those that are alike with two statements, however many they are.
+
+The second, which has them wait, comes as late as it can: where an idle worker's claim is in the same transaction, its
+jobs are stored as claimed. To write a job down as pending, find it there, read it and remove it again took 0.3 ms of
+the 2 in which an idle system begins a job.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +12,7 @@ from msgspec.structs import replace
 
 from control_plane.domain.enqueue import Alike, Enqueued, NewJob, accept, each_job, external_ids
 from control_plane.store.announced import claimable
-from control_plane.store.sqlite_unit import Known, body_row, pending_row
+from control_plane.store.sqlite_unit import Known, NewJobs, body_row, pending_row
 from control_plane.store.sqlite_writer import Writing
 
 JOBS_A_COMMAND = 8
@@ -32,16 +37,29 @@ def enqueue(known: Known, project_id: str, handed_in: Sequence[NewJob]) -> Calla
         )
         for alike in accepted:
             lane_id = known.lanes.lane_of(writing.execute, project_id, alike.job)
-            _insert(known, writing, alike, lane_id)
-            known.lanes.job_came(lane_id, alike.job.available_at)
+            known.new.append(NewJobs(alike, _insert(known, writing, alike, lane_id), lane_id))
             writing.facts.append(replace(claimable(alike.job), count=len(alike.ids)))
+        if any(alike.job.available_at > writing.now for alike in accepted):
+            settle(known, writing.connection)
         return enqueued
 
     return command
 
 
-def _insert(known: Known, writing: Writing, alike: Alike, lane_id: int) -> None:
-    job, count = alike.job, len(alike.ids)
+def settle(known: Known, connection: apsw.Connection) -> None:
+    """Write down as pending what no claim has taken of what the transaction stores."""
+    new, known.new = known.new, []
+    for each in new:
+        job, count = each.alike.job, len(each.alike.ids)
+        if each.taken < count:
+            state = pending_row(job, each.first + count - 1, each.lane_id)
+            connection.execute(known.sql["insert_alike_pending"], (each.first + each.taken, *state))
+            known.lanes.job_came(each.lane_id, job.available_at)
+
+
+def _insert(known: Known, writing: Writing, alike: Alike, lane_id: int) -> int:
+    """Store the jobs; returns the key of the first."""
+    job = alike.job
     body = body_row(job, lane_id, None, None)
     if any(each.external_id is not None for each in alike.handed_in):
         bodies = [body_row(each, lane_id, None, None) for each in each_job([alike])]
@@ -52,6 +70,4 @@ def _insert(known: Known, writing: Writing, alike: Alike, lane_id: int) -> None:
         bindings = (apsw.carray(texts), len(job.id), *body[1:-1])
         writing.execute(known.sql["insert_alike_jobs"], bindings)
     # One thread writes, so that the keys of the batch follow each other.
-    last = writing.connection.last_insert_rowid()
-    state = pending_row(job, last, lane_id)
-    writing.execute(known.sql["insert_alike_pending"], (last - count + 1, *state))
+    return writing.connection.last_insert_rowid() - len(alike.ids) + 1

@@ -1,6 +1,6 @@
 """Commands on jobs and runs: each is one transaction of the writer, in the shape load, decide, apply."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import structlog
@@ -12,6 +12,8 @@ from control_plane.domain.store import ClaimOrder, HeartbeatOutcome, Lease, Reap
 from control_plane.domain.times import to_microseconds
 from control_plane.keys import hash_secret, same_hash
 from control_plane.store import rows, sqlite_queues
+from control_plane.store.lanes import Lane
+from control_plane.store.sqlite_enqueue import settle
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import FAULTS, Writing
 
@@ -32,7 +34,7 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
         duration = known.terms.lease_duration
         leases: list[Lease] = []
         size = 0
-        for before, text in unit.pending_jobs(_candidates(known, writing, order)):
+        for before, text in _candidates(known, unit, writing, order):
             if before.id in order.excluded:
                 continue
             size += jobs.frame_size(before, text)
@@ -60,17 +62,26 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
     return command
 
 
-def _candidates(known: Known, writing: Writing, order: ClaimOrder) -> list[int]:
-    """The seqs of available jobs in the lanes that the order admits, a few more than it can take: those of the highest
-    priority first, of one priority the oldest."""
+def _candidates(known: Known, unit: Unit, writing: Writing, order: ClaimOrder) -> Iterator[tuple[Job, str]]:
+    """Jobs that the order may take, a few more than it can: see Unit.pending_jobs."""
     rules = known.rules.of(writing.execute, order.project_id)
+    if rules is None:
+        lanes = known.lanes.admitted(writing.execute, order.project_id, order.selector)
+        if known.new and all(known.lanes.quiet(lane.id, writing.now) for lane in lanes):
+            return unit.new_jobs(lanes)
+    settle(known, writing.connection)
     if rules is not None:
-        return sqlite_queues.candidates(known, writing, order, rules)
+        return unit.pending_jobs(sqlite_queues.candidates(known, writing, order, rules))
+    return unit.pending_jobs(_waiting(known, writing, order, lanes))
+
+
+def _waiting(known: Known, writing: Writing, order: ClaimOrder, lanes: Sequence[Lane]) -> list[int]:
+    """The seqs of available jobs in these lanes: those of the highest priority first, of one priority the oldest."""
     wanted = order.limit + len(order.excluded)
     candidates: list[int] = []
     heads: list[tuple[int, int]] = []
     priority = None
-    for lane in known.lanes.admitted(writing.execute, order.project_id, order.selector):
+    for lane in lanes:
         if lane.priority != priority:
             candidates += [seq for _, seq in sorted(heads)]
             if len(candidates) >= wanted:

@@ -25,6 +25,7 @@ from control_plane.domain.changes import (
     StepCreated,
     StepUpdated,
 )
+from control_plane.domain.enqueue import Alike
 from control_plane.domain.jobs import Reported
 from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Automation, Job, JobStatus, Run
 from control_plane.domain.queues import LimitScope
@@ -36,12 +37,31 @@ from control_plane.errors import Conflict, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
 from control_plane.store.announced import cancel_requested, claimable, claimable_row
-from control_plane.store.lanes import KnownRules, Lanes
+from control_plane.store.lanes import KnownRules, Lane, Lanes
 from control_plane.store.sqlite_waits import Waits
 from control_plane.store.sqlite_writer import Writing
 
 _MOST_PLANS = 512
 _MOST_LEASED = 10_000
+
+
+class NewJobs:
+    """Jobs that are alike, stored by the transaction that runs, with keys that follow each other from `first` on.
+    `taken`: so many of them, the first ones, were claimed before they were ever pending."""
+
+    def __init__(self, alike: Alike, first: int, lane_id: int) -> None:
+        self.alike = alike
+        self.first = first
+        self.lane_id = lane_id
+        self.taken = 0
+
+    def waiting(self) -> Iterator[tuple[int, Job, str]]:
+        """Key, job without its spec, and that as JSON text, of each that is not taken."""
+        alike = self.alike
+        for place in range(self.taken, len(alike.ids)):
+            external_id = alike.handed_in[place].external_id
+            job = replace(alike.job, id=alike.ids[place], spec={}, external_id=external_id)
+            yield self.first + place, job, alike.specs[place]
 
 
 class Known:
@@ -57,6 +77,8 @@ class Known:
         self.rules = KnownRules(statements)
         self.watched: set[str] = set()
         self.plans: dict[str, specs.Plan] = {}
+        self.new: list[NewJobs] = []
+        """Stored by this transaction, and to be written down as pending before anybody looks there."""
         self.leased: dict[str, tuple[int, Job]] = {}
         """Jobs by id, with their keys, as this process has leased them, for as long as nothing happens to them: most
         reports are the next thing that does, and then nothing need be read."""
@@ -65,6 +87,7 @@ class Known:
         """Something was rolled back."""
         self.lanes.forget()
         self.rules.forget()
+        self.new.clear()
         self.leased.clear()
 
     def keep_leased(self, seq: int, job: Job) -> None:
@@ -95,6 +118,7 @@ class Unit(Waits):
         self._freed: dict[str, dict[LimitScope, int]] = {}
         """Slots under limits that got free, by project."""
         self._events: list[rows.Row] = []
+        self._new: dict[str, NewJobs] = {}
         self._leased: list[tuple[int, Job]] = []
         self._finished: list[tuple[int, bytes, rows.Row]] = []
         self._project_id = ""
@@ -167,6 +191,16 @@ class Unit(Waits):
                 self._run_seqs[job.run_id] = pending.run_seq
                 self._run_projects[job.run_id] = job.project_id
             yield job, pending.spec if pending.spec is not None else self.one("spec_of_job", seq)[0]
+
+    def new_jobs(self, lanes: Sequence[Lane]) -> Iterator[tuple[Job, str]]:
+        """As `pending_jobs`, of those in these lanes (the highest priority first) that are not pending yet."""
+        priorities = {lane.id: lane.priority for lane in lanes}
+        admitted = [new for new in self._known.new if new.lane_id in priorities]
+        for new in sorted(admitted, key=lambda new: -priorities[new.lane_id]):
+            for seq, job, text in new.waiting():
+                self._job_keys[job.id] = (seq, None, None)
+                self._new[job.id] = new
+                yield job, text
 
     def running(self, job: Job) -> Running | None:
         """The run and step that wait for the job."""
@@ -339,7 +373,7 @@ class Unit(Waits):
                 self._saw_finished(after, seq)
 
     def lease(self, after: Job) -> None:
-        """A pending job is claimed; written by `flush`."""
+        """A pending job is claimed, or a new one; written by `flush`."""
         self._leased.append((self._job_keys[after.id][0], after))
 
     def finish(self, before: Job, after: Job, seq: int) -> None:
@@ -364,10 +398,13 @@ class Unit(Waits):
         """Write what is written for many at once."""
         if self._leased:
             leased, self._leased = self._leased, []
-            self._move("leave_all_pending", [seq for seq, _ in leased])
+            if pending := [seq for seq, job in leased if job.id not in self._new]:
+                self._move("leave_all_pending", pending)
             self._writing.insert(self._sql["insert_claimed"], [_claimed_row(job, seq) for seq, job in leased])
             for seq, job in leased:
                 self._known.keep_leased(seq, job)
+                if job.id in self._new:
+                    self._new[job.id].taken += 1
         if self._finished:
             finished, self._finished = self._finished, []
             # A token is one claim's alone: a row whose seq and token are both among these is the pair that was meant.

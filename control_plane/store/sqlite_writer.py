@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import apsw
 import structlog
@@ -71,9 +71,18 @@ class Writing:
 
 
 Command = Callable[[Writing], Any]
-_Entry = tuple[Command, int | None, "asyncio.Future[Any]", int]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 _One = Callable[[Command, Writing], tuple[Any, BaseException | None]]
+
+
+class _Entry(NamedTuple):
+    """A command whose caller waits."""
+
+    command: Command
+    now: int | None
+    future: "asyncio.Future[Any]"
+    weight: int
+    with_unsettled: bool
 
 
 class _HalfDoneError(Exception):
@@ -92,18 +101,21 @@ class _Done:
 
 
 class Writer:
-    """Group commit. `connect` opens the writing connection; `before_commit(connection, latest, finished)` adds what is
-    written once a batch; `rolled_back` hears that something was undone, `failed` that the store was at fault."""
+    """Group commit. `connect` opens the writing connection; `settle` writes what a command has left to those behind it,
+    who could make it needless; `before_commit(connection, latest, finished)` adds what is written once a batch;
+    `rolled_back` hears that something was undone, `failed` that the store was at fault."""
 
     def __init__(
         self,
         connect: Callable[[], apsw.Connection],
+        settle: Callable[[apsw.Connection], None],
         before_commit: Callable[[apsw.Connection, int, dict[str, int]], None],
         rolled_back: Callable[[], None],
         failed: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._connect = connect
+        self._settle = settle
         self._before_commit = before_commit
         self._rolled_back = rolled_back
         self._failed = failed
@@ -125,14 +137,19 @@ class Writer:
         self._thread.start()
 
     async def submit(
-        self, command: Callable[[Writing], ResultT], now: int | None = None, *, weight: int = 1
+        self,
+        command: Callable[[Writing], ResultT],
+        now: int | None = None,
+        *,
+        weight: int = 1,
+        with_unsettled: bool = False,
     ) -> ResultT:
         """The command's result, once it is durable. Raises what the command raises, and StoreUnavailable. `weight`: how
-        many small commands it is worth."""
+        many small commands it is worth. `with_unsettled`: it knows what others have left to be settled."""
         if self._loop is None or self._closing:
             raise StoreUnavailable("the store is closed")
         future: asyncio.Future[ResultT] = self._loop.create_future()
-        self._queue.put((command, now, future, weight))
+        self._queue.put(_Entry(command, now, future, weight, with_unsettled))
         return await future
 
     async def stop(self) -> None:
@@ -156,7 +173,7 @@ class Writer:
         weight = 0
         while entry is not None:
             batch.append(entry)
-            weight += entry[3]
+            weight += entry.weight
             yield entry
             if weight >= MAX_BATCH:
                 return
@@ -185,6 +202,7 @@ class Writer:
                 self._rolled_back()
                 connection.execute("BEGIN IMMEDIATE")
                 done = self._done(connection, batch, self._in_savepoint)
+            self._settle(connection)
             self._before_commit(connection, done.latest, done.finished)
             connection.execute("COMMIT")
             seconds = time.perf_counter() - begun
@@ -192,14 +210,16 @@ class Writer:
             self._give_up(error)
             deque(entries, maxlen=0)  # who waits behind them would meet the same
             sentence = f"the store cannot write now: {error}"
-            done = _Done([(future, None, StoreUnavailable(sentence)) for _, _, future, _ in batch])
+            done = _Done([(entry.future, None, StoreUnavailable(sentence)) for entry in batch])
         self._tell(done.outcomes, done.facts, seconds)
 
     def _done(self, connection: apsw.Connection, entries: Iterable[_Entry], one: _One) -> "_Done":
         done = _Done()
-        for command, now, future, _ in entries:
-            writing = Writing(connection, self._clock.now() if now is None else now)
-            done.outcomes.append((future, *one(command, writing)))
+        for entry in entries:
+            if not entry.with_unsettled:
+                self._settle(connection)
+            writing = Writing(connection, self._clock.now() if entry.now is None else entry.now)
+            done.outcomes.append((entry.future, *one(entry.command, writing)))
             done.facts += writing.facts
             done.finished |= writing.seen_jobs
             done.latest = max(done.latest, writing.now)
@@ -221,6 +241,8 @@ class Writer:
         writing.execute("SAVEPOINT command")
         try:
             result = command(writing)
+            # What another savepoint undoes must not have gone out of this one.
+            self._settle(writing.connection)
         except FAULTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this command's caller alone

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import apsw
 import apsw.ext
+import msgspec
 import pytest
 
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.store import LeaseTerms
 from control_plane.errors import Conflict, StoreRefused, StoreUnavailable
 from control_plane.store import sqlite, store_at
@@ -60,6 +62,93 @@ async def test_what_is_asked_together_is_committed_together(path):
         await asyncio.gather(first, *others)
         connection.set_commit_hook(None)
         assert len(commits) == 1
+
+
+async def idle(s):
+    """Lanes of two priorities in which nothing waits, as the writer knows."""
+    await s.enqueue([NewJob(spec={}, action_name="a", priority=priority) for priority in (0, 5)])
+    for lease in await s.claim():
+        await s.report(lease)
+    assert await s.claim() == []
+
+
+async def together(s, *asked):
+    """What they come to in one transaction."""
+    async with s.writes_held():
+        pending = [asyncio.ensure_future(each) for each in asked]
+        await asyncio.sleep(0)
+    return await asyncio.gather(*pending, return_exceptions=True)
+
+
+def numbered(*priorities):
+    return [NewJob(spec={"n": n}, action_name="a", priority=each) for n, each in enumerate(priorities)]
+
+
+async def test_a_job_that_a_claim_comes_with_is_never_pending(path):
+    async with scenario(SqlitePlace(path)) as s:
+        await idle(s)
+        touched = []
+        connection = s.store._writer._connection
+        connection.set_update_hook(lambda _kind, _database, table, _rowid: touched.append(table))
+        enqueued, (lease,) = await together(s, s.enqueue(numbered(0), now=1), s.claim(now=1, with_new=True))
+        connection.set_update_hook(None)
+        assert (lease.job.id, lease.spec) == (enqueued.ids[0], '{"n":0}')
+        assert {"jobs", "jobs_claimed"} <= set(touched)
+        assert "jobs_pending" not in touched
+        assert await s.job(lease) == msgspec.structs.replace(lease.job, spec={"n": 0})
+        assert await s.report(lease, now=1) == "accepted"
+
+
+async def test_what_such_a_claim_leaves_waits_in_order(path):
+    async with scenario(SqlitePlace(path)) as s:
+        await idle(s)
+        enqueued, first, second = await together(
+            s,
+            s.enqueue(numbered(0, 0, 5, 5, 5, 0), now=1),
+            s.claim(now=1, limit=2, with_new=True),
+            s.claim(now=1, limit=2, with_new=True),
+        )
+        assert [lease.spec for lease in (*first, *second)] == ['{"n":2}', '{"n":3}', '{"n":4}', '{"n":0}']
+        assert await s.read("SELECT count(*) FROM jobs_pending") == [(2,)]
+        assert [lease.job.id for lease in await s.claim(now=1)] == [enqueued.ids[1], enqueued.ids[5]]
+
+
+@pytest.mark.parametrize("external_id", [None, "x"])
+async def test_others_of_the_transaction_find_what_is_new_among_the_pending(path, external_id):
+    async with scenario(SqlitePlace(path)) as s:
+        await idle(s)
+        job = NewJob(spec={}, action_name="a", external_id=external_id)
+        _, seen, leases, delayed, none = await together(
+            s,
+            s.enqueue([job], now=1),
+            s.store._writer.submit(lambda writing: list(writing.execute("SELECT count(*) FROM jobs_pending"))),
+            s.claim(now=1, with_new=True),
+            s.enqueue([NewJob(spec={}, action_name="a", delay=5.0)], now=1),
+            s.claim(now=1, with_new=True),
+        )
+        assert seen == [(1,)]
+        assert len(leases) == 1
+        assert none == []
+        assert [lease.job.id for lease in await s.claim(now=6)] == delayed.ids
+
+
+async def test_what_is_new_outlives_a_neighbour_that_is_refused_half_done(path):
+    def half_done(writing):
+        writing.execute("DELETE FROM jobs_pending")
+        raise Conflict("nothing", "no")
+
+    async with scenario(SqlitePlace(path)) as s:
+        await idle(s)
+        enqueued, refused_, leases, more = await together(
+            s,
+            s.enqueue(numbered(0, 0, 0), now=1),
+            s.store._writer.submit(half_done),
+            s.claim(now=1, limit=1, with_new=True),
+            s.enqueue(numbered(5), now=1),
+        )
+        assert isinstance(refused_, Conflict)
+        assert [lease.job.id for lease in leases] == enqueued.ids[:1]
+        assert [lease.job.id for lease in await s.claim(now=1)] == [*more.ids, *enqueued.ids[1:]]
 
 
 async def test_what_is_queued_when_the_store_closes_is_committed(path):
