@@ -25,7 +25,7 @@ async def process() -> None:
 
 @action("bench.started")
 async def started(params: dict[str, Any]) -> None:
-    """Tells who waits for it how long it took to come here (see bench/peers/measured.py)."""
-    waited = time.monotonic_ns() - params["at"]
+    """Tells who waits for it how long it took to come here, and what time it is (see bench/peers/measured.py)."""
+    waited, now = time.monotonic_ns() - params["at"], time.time_ns()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(str(waited).encode(), params["to"])
+        channel.sendto(f"{waited} {now}".encode(), params["to"])

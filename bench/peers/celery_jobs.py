@@ -63,6 +63,8 @@ class CeleryJobs:
         job.delay(message)
         self.sent += 1
 
+    def due(self) -> None: ...
+
     def unfinished(self) -> bool:
         return self.finished() < self.sent
 

@@ -50,6 +50,8 @@ class DramatiqJobs:
     def send(self, message: dict[str, Any]) -> None:
         job.send(message)
 
+    def due(self) -> None: ...
+
     def unfinished(self) -> bool:
         return bool(broker.client.hlen("dramatiq:default.msgs"))
 

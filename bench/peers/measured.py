@@ -5,7 +5,8 @@ ADDRESS is that of its store. `prepare` makes tables; `work` (not for every syst
 `ready`, reads one order a line and answers each with a line of JSON:
 
 - `jobs N`: N jobs that do nothing, from the first enqueue to the moment at which the store has recorded the last one;
-- `starts N`: one job after the other on an idle system, from the call that enqueues it to the handler's first line.
+- `starts N`: one job after the other on an idle system, to the handler's first line: from the call that enqueues it,
+  and from the moment at which it is due by what the store has recorded ("schedule to start"), where that is known.
 """
 
 import json
@@ -41,6 +42,10 @@ class System(Protocol):
     def send(self, message: dict[str, Any]) -> None:
         """One job that carries the message."""
 
+    def due(self) -> float | None:
+        """When the job that was sent last was due, by the store: seconds since the epoch; None where it does not say.
+        Asked when the job has ended."""
+
     def unfinished(self) -> bool:
         """Whether the store has a job that is not recorded as finished."""
 
@@ -51,10 +56,10 @@ class System(Protocol):
 
 
 def started(message: dict[str, Any]) -> None:
-    """The first line of a handler: tells the loader how long the job took to come here."""
-    waited = time.monotonic_ns() - message["at"]
+    """The first line of a handler: tells the loader how long the job took to come here, and what time it is."""
+    waited, now = time.monotonic_ns() - message["at"], time.time_ns()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(str(waited).encode(), message["to"])
+        channel.sendto(f"{waited} {now}".encode(), message["to"])
 
 
 def measure_jobs(system: System, number: int) -> dict[str, float]:
@@ -74,18 +79,22 @@ def measure_jobs(system: System, number: int) -> dict[str, float]:
 
 
 def measure_starts(system: System, number: int) -> dict[str, list[float]]:
-    waited = []
+    waited: list[float] = []
+    scheduled: list[float] = []
     with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         path = str(Path(directory) / "started")
         channel.bind(path)
         channel.settimeout(LIMIT)
         for _ in range(number):
             system.send({"at": time.monotonic_ns(), "to": path})
-            waited.append(int(channel.recv(64)) / 1e6)
+            nanoseconds, started_at = map(int, channel.recv(64).split())
+            waited.append(nanoseconds / 1e6)
             while system.unfinished():
                 time.sleep(POLL)
+            if (due := system.due()) is not None:
+                scheduled.append(started_at / 1e6 - due * 1e3)
             time.sleep(IDLE)
-    return {"milliseconds": waited}
+    return {"milliseconds": waited, "milliseconds since due": scheduled}
 
 
 def load(system: System) -> None:

@@ -54,6 +54,10 @@ class Ours:
     def send(self, message: dict[str, Any]) -> None:
         self.post([{"action_name": "bench.started", "parameters": message}])
 
+    def due(self) -> float:
+        newest = "SELECT available_at FROM jobs_finished WHERE seq = (SELECT max(seq) FROM jobs)"
+        return float(self.ask(newest)) / 1e6
+
     def unfinished(self) -> bool:
         waiting = "EXISTS (SELECT 1 FROM jobs_pending) OR EXISTS (SELECT 1 FROM jobs_claimed)"
         return bool(self.ask(f"SELECT {waiting}"))

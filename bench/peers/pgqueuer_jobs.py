@@ -59,6 +59,8 @@ class PgQueuerJobs:
         connection, _ = self.connected()
         return self.loop.run_until_complete(connection.fetchval(question))
 
+    def due(self) -> None: ...
+
     def unfinished(self) -> bool:
         return bool(self.ask("SELECT EXISTS (SELECT 1 FROM pgqueuer)"))
 

@@ -42,6 +42,8 @@ class ProcrastinateJobs:
     def send(self, message: dict[str, Any]) -> None:
         self.run(self.job.defer_async(message=message))
 
+    def due(self) -> None: ...
+
     def count(self, condition: str) -> int:
         question = f"SELECT count(*) AS jobs FROM procrastinate_jobs WHERE {condition}"
         return int(self.run(self.app.connector.execute_query_one_async(question))["jobs"])
