@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from control_plane.domain.selection import Routed
+from control_plane.domain.selection import Kind, Routed, kind_of
 from control_plane.domain.store import (
     CancelRequested,
     Committed,
@@ -68,14 +68,7 @@ class Hub:
         for fact in facts:
             if isinstance(fact, JobClaimable):
                 if fact.available_at <= store_now:
-                    kind = (
-                        fact.project_id,
-                        fact.queue,
-                        fact.action_name,
-                        fact.provider,
-                        fact.model,
-                        fact.environment_id,
-                    )
+                    kind = (fact.project_id, *kind_of(fact))
                     kinds[kind] = (fact, fact.count + (kinds[kind][1] if kind in kinds else 0))
             elif isinstance(fact, _OfSession):
                 carrier = self._carriers.get(fact.session_id)
@@ -91,14 +84,14 @@ class Hub:
         project = self._connections.get(project_id, {})
         if not any(connection.waits for connection in project):
             return []
-        kinds: dict[tuple[str | None, ...], tuple[Routed, int]] = {}
+        kinds: dict[Kind, tuple[Routed, int]] = {}
         for job in islice(jobs, MOST_EARLY):
-            kind = (job.queue, job.action_name, job.provider, job.model, job.environment_id)
+            kind = kind_of(job)
             kinds[kind] = (job, kinds[kind][1] + 1 if kind in kinds else 1)
         performed: Performed = []
         for job, count in kinds.values():
             for connection, promised in _share(project, job, count):
-                performed.append((connection, connection.wake_early(promised, now)))
+                performed.append((connection, connection.wake_early(job, promised, now)))
         return [(connection, actions) for connection, actions in performed if actions]
 
     def connections(self) -> list[Connection]:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from control_plane.domain.model import Dialect, Job, Selector, Session
-from control_plane.domain.selection import Routed, admits
+from control_plane.domain.selection import Kind, Routed, admits, kind_of
 from control_plane.domain.store import (
     CancelRequested,
     ClaimOrder,
@@ -246,8 +246,8 @@ class Registry(Protocol):
 
 class _Claim:
     """One jobs.claim that is not answered yet. `promised`: jobs of which the session was woken since it last asked;
-    `early`: those among them that were still being stored then. `lease_tokens`: what it was last asked with, as good
-    as new while it finds nothing."""
+    `early`: those among them that were still being stored then, by their kinds. `lease_tokens`: what it was last asked
+    with, as good as new while it finds nothing."""
 
     def __init__(self, message_id: str | None, selector: Selector, slots: int, until: float) -> None:
         self.message_id = message_id
@@ -258,8 +258,13 @@ class _Claim:
         self.question: int | None = None
         self.ask_again = False
         self.promised = 0
-        self.early = 0
+        self.early: dict[Kind, int] = {}
         self.lease_tokens: list[str] = []
+
+    def forget_promises(self) -> None:
+        """It was asked for, and has an answer."""
+        self.promised = 0
+        self.early = {}
 
 
 class Connection:
@@ -460,21 +465,24 @@ class Connection:
             return 0
         return max(0, min(claim.slots, MOST_JOBS) - claim.promised)
 
-    def wake_early(self, promised: int, now: float) -> list[Action]:
-        """Ask for the open claim together with so many jobs for it that are being stored. Whether they will be is known
-        when they are: nothing may depend on it."""
+    def wake_early(self, job: Routed, promised: int, now: float) -> list[Action]:
+        """Ask for the open claim together with so many jobs like this for it that are being stored. Whether they will
+        be is known when they are: nothing may depend on it."""
         if self._claim is not None:
-            self._claim.early += promised
+            kind = kind_of(job)
+            self._claim.early[kind] = self._claim.early.get(kind, 0) + promised
         return self.wake(promised, now, with_new=True)
 
     def came(self, job: JobClaimable, count: int) -> int:
-        """So many jobs like this are stored: for how many of them the open claim is being asked for already. Which
-        kinds it was promised is not kept: in a rare mixture of them a job waits for the next poll of another claim."""
+        """So many jobs like this are stored: for how many of them the open claim is being asked for already."""
         claim = self._claim
-        if not count or claim is None or not claim.early or not admits(claim.selector, job):
+        if not count or claim is None or not claim.early:
             return 0
-        known = min(claim.early, count)
-        claim.early -= known
+        kind = kind_of(job)
+        known = min(claim.early.get(kind, 0), count)
+        if not known:
+            return 0
+        claim.early[kind] -= known
         # It may have been asked for too early, and finds nothing then.
         claim.ask_again = True
         return known
@@ -681,7 +689,7 @@ class Connection:
 
         def leased(leases: list[Lease], now: float) -> list[Action]:
             claim.question = None
-            claim.promised = claim.early = 0
+            claim.forget_promises()
             if self._phase in ("refused", "gone"):
                 return self._hand_back(leases)
             current = claim is self._claim
@@ -694,7 +702,7 @@ class Connection:
         def failed(error: Exception, now: float) -> list[Action]:
             del error
             claim.question = None
-            claim.promised = claim.early = 0
+            claim.forget_promises()
             claim.lease_tokens = []  # what became of them is not known
             if self._phase == "gone":
                 return []

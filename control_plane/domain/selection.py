@@ -29,6 +29,14 @@ class Routed(Protocol):
         """The environment that it is pinned to."""
 
 
+Kind = tuple[str | None, ...]
+
+
+def kind_of(job: Routed) -> Kind:
+    """What jobs have in common that the same sessions may be offered."""
+    return (job.queue, job.action_name, job.provider, job.model, job.environment_id)
+
+
 def admits(selector: Selector, job: Routed) -> bool:
     """Whether a session with this selector may be offered the job (contract, "Obligations of a server")."""
     if selector.queues and job.queue not in selector.queues:

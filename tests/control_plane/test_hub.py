@@ -2,6 +2,7 @@
 
 import pytest
 
+from control_plane.domain.model import Selector
 from control_plane.domain.store import CancelRequested
 from control_plane.errors import StoreUnavailable
 from control_plane.hub import MOST_EARLY
@@ -138,6 +139,16 @@ def test_of_a_large_batch_the_first_jobs_are_asked_for_early_and_the_others_when
     assert len(asked(workers)) == 1
     room.committed(claimable(1, count=MOST_EARLY + 10))
     assert len(asked(workers)) == 2
+
+
+def test_a_claim_that_is_asked_for_early_for_one_kind_of_job_takes_no_other_kind_from_anybody(room):
+    for_both, for_other = waiting(room, 2)
+    for_other.connection._claim.selector = Selector(action_names=("other",))
+    room.coming(claimable(1))
+    assert asked([for_both, for_other]) == [for_both]
+    # Somebody else's, and stored sooner.
+    room.committed(claimable(2, action_name="other"))
+    assert asked([for_both, for_other]) == [for_both, for_other]
 
 
 def test_no_claim_is_asked_for_early_that_would_not_take_the_job(room):
