@@ -132,7 +132,7 @@ def test_one_of_two_replicas_is_killed_under_load_and_nothing_is_lost_or_done_tw
         first.url = balancer.url
         with (
             SupervisorProcess(tmp_path / "box", first, workers=4, concurrency=3) as supervisor,
-            httpx.Client(base_url=second.url, headers={"authorization": f"Bearer {first.key}"}) as http,
+            second.http() as http,
         ):
             for slot in range(1, 5):
                 supervisor.wait_for("session.registered", slot=f"default-{slot}")
