@@ -474,7 +474,9 @@ class Connection:
         return self.wake(promised, now, with_new=True)
 
     def came(self, job: JobClaimable, count: int) -> int:
-        """So many jobs like this are stored: for how many of them the open claim is being asked for already."""
+        """So many jobs like this are stored: for how many of them the open claim is being asked for already. Should it
+        get others, these wait for the next poll of another claim, as always when a claim gets what it was not promised.
+        """
         claim = self._claim
         if not count or claim is None or not claim.early:
             return 0

@@ -48,13 +48,13 @@ def enqueue(known: Known, project_id: str, handed_in: Sequence[NewJob]) -> Calla
 
 def settle(known: Known, connection: apsw.Connection) -> None:
     """Write down as pending what no claim has taken of what the transaction stores."""
-    new, known.new = known.new, []
-    for each in new:
-        job, count = each.alike.job, len(each.alike.ids)
-        if each.taken < count:
-            state = pending_row(job, each.first + count - 1, each.lane_id)
-            connection.execute(known.sql["insert_alike_pending"], (each.first + each.taken, *state))
-            known.lanes.job_came(each.lane_id, job.available_at)
+    for new in known.new:
+        job = new.alike.job
+        state = pending_row(job, new.first + len(new.alike.ids) - 1, new.lane_id)
+        connection.execute(known.sql["insert_alike_pending"], (new.first + new.taken, *state))
+        known.lanes.job_came(new.lane_id, job.available_at)
+    # Not before all of it is written: a command that fails in the middle is undone, one that fails before is not.
+    known.new.clear()
 
 
 def _insert(known: Known, writing: Writing, alike: Alike, lane_id: int) -> int:

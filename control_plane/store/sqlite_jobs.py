@@ -67,12 +67,19 @@ def _candidates(known: Known, unit: Unit, writing: Writing, order: ClaimOrder) -
     rules = known.rules.of(writing.execute, order.project_id)
     if rules is None:
         lanes = known.lanes.admitted(writing.execute, order.project_id, order.selector)
-        if known.new and all(known.lanes.quiet(lane.id, writing.now) for lane in lanes):
+        if known.new and not order.excluded and _only_new(known, writing, lanes):
             return unit.new_jobs(lanes)
     settle(known, writing.connection)
     if rules is not None:
         return unit.pending_jobs(sqlite_queues.candidates(known, writing, order, rules))
     return unit.pending_jobs(_waiting(known, writing, order, lanes))
+
+
+def _only_new(known: Known, writing: Writing, lanes: Sequence[Lane]) -> bool:
+    """Whether all that can be claimed now in these lanes is what this transaction has stored."""
+    return all(known.lanes.quiet(lane.id, writing.now) for lane in lanes) and all(
+        new.alike.job.available_at <= writing.now for new in known.new
+    )
 
 
 def _waiting(known: Known, writing: Writing, order: ClaimOrder, lanes: Sequence[Lane]) -> list[int]:

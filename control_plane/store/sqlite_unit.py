@@ -196,7 +196,7 @@ class Unit(Waits):
         """As `pending_jobs`, of those in these lanes (the highest priority first) that are not pending yet."""
         priorities = {lane.id: lane.priority for lane in lanes}
         admitted = [new for new in self._known.new if new.lane_id in priorities]
-        for new in sorted(admitted, key=lambda new: -priorities[new.lane_id]):
+        for new in sorted(admitted, key=lambda new: (-priorities[new.lane_id], new.alike.job.available_at)):
             for seq, job, text in new.waiting():
                 self._job_keys[job.id] = (seq, None, None)
                 self._new[job.id] = new
@@ -404,7 +404,7 @@ class Unit(Waits):
             for seq, job in leased:
                 self._known.keep_leased(seq, job)
                 if job.id in self._new:
-                    self._new[job.id].taken += 1
+                    self._take(self._new[job.id], seq)
         if self._finished:
             finished, self._finished = self._finished, []
             # A token is one claim's alone: a row whose seq and token are both among these is the pair that was meant.
@@ -418,6 +418,13 @@ class Unit(Waits):
         if self._events:
             events, self._events = self._events, []
             self._writing.insert(self._sql["insert_event"], events)
+
+    def _take(self, new: NewJobs, seq: int) -> None:
+        if seq != new.first + new.taken:
+            raise FenceBrokenError("a new job was claimed before its turn")
+        new.taken += 1
+        if new.taken == len(new.alike.ids):
+            self._known.new.remove(new)
 
     def _move(self, statement: str, seqs: list[int], *bindings: Any) -> None:
         self._execute(self._sql[statement], (apsw.carray(array("q", seqs)), *bindings))

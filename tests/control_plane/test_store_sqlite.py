@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+from itertools import count
 from pathlib import Path
 
 import apsw
@@ -149,6 +150,48 @@ async def test_what_is_new_outlives_a_neighbour_that_is_refused_half_done(path):
         assert isinstance(refused_, Conflict)
         assert [lease.job.id for lease in leases] == enqueued.ids[:1]
         assert [lease.job.id for lease in await s.claim(now=1)] == [*more.ids, *enqueued.ids[1:]]
+
+
+async def test_what_is_new_outlives_a_claim_that_fails_over_it(path):
+    async with scenario(SqlitePlace(path)) as s:
+        await idle(s)
+        await s.enqueue(numbered(5))
+        connection = s.store._writer._connection
+
+        def fail_once(_cursor, statement, _bindings):
+            if "INTO jobs_pending" in statement:
+                connection.exec_trace = None
+                raise MemoryError
+            return True
+
+        async with s.writes_held():
+            pending = [
+                asyncio.ensure_future(s.enqueue(numbered(0, 0, 0), now=1)),
+                asyncio.ensure_future(s.claim(now=1, with_new=True)),
+            ]
+            await asyncio.sleep(0)
+            connection.exec_trace = fail_once
+        enqueued, failed = await asyncio.gather(*pending, return_exceptions=True)
+        assert isinstance(failed, MemoryError)
+        assert [lease.job.id for lease in await s.claim(now=1)][1:] == enqueued.ids
+
+
+async def test_a_claim_takes_nothing_new_before_its_time_nor_what_it_has_handed_back(path):
+    async with scenario(SqlitePlace(path)) as s:
+        await idle(s)
+        later, none, first = await together(
+            s, s.enqueue(numbered(0), now=5), s.claim(now=1, with_new=True), s.enqueue(numbered(0), now=1)
+        )
+        assert none == []
+        assert [lease.job.id for lease in await s.claim(now=5)] == [*first.ids, *later.ids]
+        numbers = count(1)
+        s.store._known.identifiers.new = lambda prefix, _now: f"{prefix}_{next(numbers)}"
+        assert await s.claim(now=5) == []
+        _, leases = await together(
+            s, s.enqueue(numbered(0, 0, 0), now=6), s.claim(now=6, with_new=True, excluded=("job_1",))
+        )
+        assert [lease.job.id for lease in leases] == ["job_2", "job_3"]
+        assert [lease.job.id for lease in await s.claim(now=6)] == ["job_1"]
 
 
 async def test_what_is_queued_when_the_store_closes_is_committed(path):
