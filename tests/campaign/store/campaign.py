@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.campaign.changes import CampaignError
 from tests.campaign.store import throughput
 from tests.campaign.store.handlers import LEDGER
@@ -15,6 +17,7 @@ from tests.campaign.store.load import Load, jobs_of
 from tests.campaign.store.report import Findings
 from tests.campaign.store.schedule import Fault, Terms, schedule
 from tests.campaign.store.site import Site
+from tests.campaign.store.throughput import Moment
 from tests.support.process_table import end_marked
 from tests.support.supervisor_process import SupervisorProcess
 
@@ -25,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "concurrency": 10,
     "supervisor": {"log_level": "info"},
 }
-MILLISECONDS = 250
+MILLISECONDS = 500
 """Of a job: what limits the throughput is how many run at once, and not what else this machine does. Of 80 ms, the way
 from one job to the next was a third of all that passed, and every rate was this machine's."""
 
@@ -56,8 +59,7 @@ class Campaign:
         self._say = say
         self._ledger = Ledger(jobs_of)
         self._site = Site(terms.store, directory, lease_duration)
-        self._moments: list[tuple[Fault, float]] = []
-        """Faults, and when they were committed."""
+        self._moments: list[Moment] = []
         self._connected: set[str] = set()
         self._findings = Findings(
             store=terms.store, seed=terms.seed, kills=terms.kills, restarts=terms.restarts, cuts=terms.cuts
@@ -120,13 +122,14 @@ class Campaign:
 
     async def _commit(self, fault: Fault) -> None:
         at = time.monotonic()
-        usual = throughput.usual_lately(self._ledger.done_at, [*(earlier for _, earlier in self._moments), at])
+        usual = throughput.usual_lately(self._ledger.done_at, [*(moment.at for moment in self._moments), at])
+        before = psutil.cpu_times()
         self._ledger.forget_moving()
         await self._site.commit(fault)
         with contextlib.suppress(CampaignError):
             # What is late is told as late; what never comes is missed in the end.
             await self._ledger.changes.until(lambda: self._is_back(at, usual), RECOVERY, "the throughput is back")
-        self._moments.append((fault, at))
+        self._moments.append(Moment(kind=fault.kind, at=at, stolen=_stolen(before, psutil.cpu_times())))
 
     def _is_back(self, at: float, usual: float) -> bool:
         now = time.monotonic()
@@ -134,7 +137,7 @@ class Campaign:
         return begin >= at and throughput.rate(self._ledger.done_at, begin, now) >= throughput.BACK * usual
 
     def _progress(self, number: int) -> None:
-        rate = throughput.usual(self._ledger.done_at, [at for _, at in self._moments[-PROGRESS:]])
+        rate = throughput.usual(self._ledger.done_at, [moment.at for moment in self._moments[-PROGRESS:]])
         self._say(f"fault {number:>4}   {len(self._ledger.done_at):>7} jobs done, {rate:>4.0f}/s")
 
     # --- the verdict
@@ -155,4 +158,10 @@ class Campaign:
         findings.runs, findings.batches = len(load.runs), len(load.batches)
         findings.jobs = len(self._ledger.done_at)
         findings.repeated, findings.lost_claims = load.repeated, load.lost_claims
-        findings.measure(self._ledger.done_at, [(fault.kind, at) for fault, at in self._moments])
+        findings.measure(self._ledger.done_at, self._moments)
+
+
+def _stolen(before: Any, after: Any) -> float:
+    """The share of the time between these two that other machines on the same hardware took."""
+    total = sum(after) - sum(before)
+    return float(after.steal - before.steal) / total if total > 0 else 0.0

@@ -7,10 +7,13 @@ import msgspec
 from msgspec import Struct
 
 from tests.campaign.store import throughput
-from tests.campaign.store.throughput import Cost
+from tests.campaign.store.throughput import Cost, Moment
 
 LIMIT = 10.0
 """Seconds within which the usual throughput is to be back."""
+
+MOST_STOLEN = 0.25
+"""Share of the processors' time beyond which the seconds tell of the hardware's other users."""
 
 NEVER = float("inf")
 
@@ -34,16 +37,18 @@ class Findings(Struct, kw_only=True):
     costs: list[Cost] = []
     problems: list[str] = []
 
-    def measure(self, done_at: Sequence[float], moments: Sequence[tuple[str, float]]) -> None:
-        """`moments` are faults: kind and time. Each is looked at until the next one."""
-        times = [at for _, at in moments]
+    def measure(self, done_at: Sequence[float], moments: Sequence[Moment]) -> None:
+        """Each fault is looked at until the next one."""
+        times = [moment.at for moment in moments]
         self.usual = throughput.usual(done_at, times)
         self.costs = []
-        for number, (kind, at) in enumerate(moments, 1):
+        for number, moment in enumerate(moments, 1):
+            at = moment.at
             until = times[number] if number < len(times) else done_at[-1]
             usual = throughput.usual_lately(done_at, times[:number])
             cost = Cost(
-                kind=kind,
+                kind=moment.kind,
+                stolen=moment.stolen,
                 usual=usual,
                 back_after=throughput.back_after(done_at, at, until, usual),
                 longest_silence=throughput.longest_silence(done_at, at, until),
@@ -53,8 +58,21 @@ class Findings(Struct, kw_only=True):
 
 def late(findings: Findings) -> list[str]:
     """The faults after which the throughput was not back in time, in sentences."""
+    return [sentence for sentence, cost in _slow(findings) if cost.stolen <= MOST_STOLEN]
+
+
+def not_judged(findings: Findings) -> list[str]:
+    """The same, of those in which there was no machine to be back on."""
     return [
-        f"fault {number} ({cost.kind}): {_seconds(cost.back_after)} until the throughput was back"
+        f"{sentence}, while others had {cost.stolen:.0%} of the processors"
+        for sentence, cost in _slow(findings)
+        if cost.stolen > MOST_STOLEN
+    ]
+
+
+def _slow(findings: Findings) -> list[tuple[str, Cost]]:
+    return [
+        (f"fault {number} ({cost.kind}): {_seconds(cost.back_after)} until the throughput was back", cost)
         for number, cost in enumerate(findings.costs, 1)
         if cost.back_after is None or cost.back_after > LIMIT
     ]
@@ -88,6 +106,7 @@ def as_text(findings: Findings) -> str:
         f"requests sent again: {findings.repeated}; claims that no worker heard of: {findings.lost_claims}",
         "",
     ]
+    lines += [f"NOT JUDGED: {sentence}" for sentence in not_judged(findings)]
     lines += [f"LATE: {sentence}" for sentence in late(findings)]
     if findings.problems:
         return "\n".join([*lines, *(f"NOT SO: {problem}" for problem in findings.problems), "", replay(findings)])

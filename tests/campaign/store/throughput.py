@@ -20,11 +20,21 @@ LATELY = 5
 """Faults."""
 
 
-class Cost(Struct, frozen=True, kw_only=True):
-    """Of one fault: what was usual before, seconds until that was back (None: not before the next fault), and the
-    longest time in which no job was done."""
+class Moment(Struct, frozen=True, kw_only=True):
+    """When a fault of this kind was committed, and the share of the processors' time that other machines on the same
+    hardware took (`steal`) from then until the throughput was back, or nobody waited for it any more."""
 
     kind: str
+    at: float
+    stolen: float = 0.0
+
+
+class Cost(Struct, frozen=True, kw_only=True):
+    """Of one fault: what was usual before, seconds until that was back (None: not before the next fault), the longest
+    time in which no job was done, and `stolen` as of its moment."""
+
+    kind: str
+    stolen: float
     usual: float
     back_after: float | None
     longest_silence: float
