@@ -5,6 +5,9 @@ project or key, 69 the store is away, 70 our fault, 73 the port is in use, the h
 key has ended, 78 configuration.
 """
 
+import wire.structlog_alone  # noqa: F401 - before anything else imports structlog
+
+# isort: split
 import asyncio
 import contextlib
 import errno

@@ -1,5 +1,8 @@
 """`mobius-supervisor`: arguments -> config -> objects -> loop. The only place that builds objects."""
 
+import wire.structlog_alone  # noqa: F401 - before anything else imports structlog
+
+# isort: split
 import os
 import sys
 from collections.abc import Callable

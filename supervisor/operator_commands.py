@@ -4,14 +4,13 @@ import itertools
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.live import Live
 
 from supervisor import view
 from supervisor.client import ask
@@ -87,7 +86,7 @@ def status(context: click.Context, path: Path | None, slot: str | None, output: 
     elif answer.detail is not None:
         click.echo("\n".join(view.detail_lines(answer.detail)))
     elif answer.status is not None:
-        click.echo("\n".join(_overview(answer.status)))
+        _print(answer.status)
     return 0
 
 
@@ -99,18 +98,19 @@ def status(context: click.Context, path: Path | None, slot: str | None, output: 
 def top(context: click.Context, path: Path | None, interval: float, count: int | None) -> int:
     """Show all slots, again and again."""
     looks = range(count) if count is not None else itertools.count()
-    is_terminal = sys.stdout.isatty()
-    with Live(console=Console(), auto_refresh=False, screen=is_terminal) if is_terminal else nullcontext() as live:
+    with ExitStack() as stack:
+        show: Callable[[FleetStatus], None] = _print
+        if sys.stdout.isatty():
+            from supervisor import live_view  # noqa: PLC0415 - see there
+
+            show = stack.enter_context(live_view.screen())
         for look in looks:
             if look:
                 time.sleep(interval)
             answer = _ask(context, path, Status())
             if answer.status is None:
                 return _told(answer)
-            if live is not None:
-                live.update(view.live_table(answer.status), refresh=True)
-            else:
-                click.echo("\n".join(_overview(answer.status)))
+            show(answer.status)
     return 0
 
 
@@ -142,8 +142,9 @@ def _ask(context: click.Context, path: Path | None, request: Request) -> Answer:
         return ask(FALLBACK, request)
 
 
-def _overview(found: FleetStatus) -> list[str]:
-    return [view.plain(view.headline(found)), *view.warnings(found), *view.aligned(view.rows(found))]
+def _print(found: FleetStatus) -> None:
+    lines = [view.plain(view.headline(found)), *view.warnings(found), *view.aligned(view.rows(found))]
+    click.echo("\n".join(lines))
 
 
 def _told(answer: Answer) -> int:

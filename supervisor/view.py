@@ -3,8 +3,6 @@
 from typing import Any
 
 import msgspec
-from rich.table import Table
-from rich.text import Text
 
 from supervisor.control_messages import CrashLoopStatus, FleetStatus, SlotDetail, SlotStatus
 from supervisor.facts import REPLACED
@@ -24,7 +22,6 @@ _COLUMNS = (
     "READY FOR",
     "PLAN",
 )
-_COLOURS = {"ready": "green", "backoff": "red", "stuck": "red", "killed": "red", "draining": "yellow"}
 
 
 def headline(status: FleetStatus) -> str:
@@ -52,19 +49,6 @@ def aligned(table: list[tuple[str, ...]]) -> list[str]:
     """Columns of equal width, two spaces apart."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
-def live_table(status: FleetStatus) -> Table:
-    """For `top`."""
-    above = Text("\n".join([plain(headline(status)), *warnings(status)]))
-    table = Table(title=above, title_justify="left", box=None, pad_edge=False)
-    for title in _COLUMNS:
-        table.add_column(title)
-    for slot in status.slots:
-        cells = [Text(cell) for cell in _row(slot)]
-        cells[1].stylize(_COLOURS.get(slot.state, ""))
-        table.add_row(*cells)
-    return table
 
 
 def detail_lines(detail: SlotDetail) -> list[str]:

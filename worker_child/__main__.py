@@ -1,5 +1,8 @@
 """One child's life, from the settings that its supervisor hands it to its exit code."""
 
+import wire.structlog_alone  # noqa: F401 - before anything else imports structlog
+
+# isort: split
 import asyncio
 import math
 import random

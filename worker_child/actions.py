@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 import msgspec
-import structlog
 
 from wire.duration import seconds_of
 from wire.frames import ClaimedJob
@@ -139,6 +138,9 @@ class Context:
     def log(self) -> Any:
         """A structlog logger that carries the job, its action, its attempt and its run."""
         if self._log is None:
+            # Here, as whoever writes handlers imports this module: see wire.structlog_alone.
+            import structlog  # noqa: PLC0415
+
             self._log = structlog.get_logger().bind(**self.log_fields())
         return self._log
 

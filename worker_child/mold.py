@@ -7,6 +7,9 @@ un-imported: the mold then starts itself anew without that module, and each chil
 The first message is only peeked at until the imports are done, so that a mold which starts itself anew finds it again.
 """
 
+import wire.structlog_alone  # noqa: F401 - before anything else imports structlog
+
+# isort: split
 import contextlib
 import ctypes
 import faulthandler

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from supervisor import view
+from supervisor import live_view, view
 from supervisor.control_messages import (
     CrashLoopStatus,
     FleetStatus,
@@ -81,7 +81,7 @@ def test_a_crash_loop_says_what_it_says() -> None:
     sentence = "crash loop, 7 times in a row the same: exit code 1; it says: KeyError: '[/x]'\\x1b[2J"
     assert view.warnings(fleet(slot(), failing)) == [f"rig-2: {sentence}"]
     console = Console(file=io.StringIO(), width=160)
-    console.print(view.live_table(fleet(slot(), failing)))
+    console.print(live_view.table(fleet(slot(), failing)))
     assert f"rig-2: {sentence}" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     detail = view.detail_lines(SlotDetail(status=failing, output=[], job_processes=[], silence=None, last_exit=None))
     assert any(line.startswith("crash_loop ") and line.endswith(sentence) for line in detail)
@@ -91,7 +91,7 @@ def test_a_crash_loop_says_what_it_says() -> None:
 
 def test_the_live_table_has_every_slot() -> None:
     console = Console(file=io.StringIO(), width=160)
-    console.print(view.live_table(fleet(slot(), slot(slot="rig-2", state="backoff"))))
+    console.print(live_view.table(fleet(slot(), slot(slot="rig-2", state="backoff"))))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "rig-1" in shown
     assert "rig-2" in shown

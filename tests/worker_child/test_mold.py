@@ -184,6 +184,7 @@ def test_a_child_belongs_to_the_supervisor_and_to_itself(mold: MoldProcess) -> N
 def test_a_child_holds_nothing_of_the_mold_or_of_its_siblings(mold: MoldProcess) -> None:
     mold.settle()
     first, second = mold.spawn(), mold.spawn()
+    first.heard_until(pipe.Hello)
     second.heard_until(pipe.Hello)
     of_mold, of_first, of_second = open_files(mold.pid), open_files(first.pid), open_files(second.pid)
     assert len(of_mold) == 1, "its own pipe, and nothing of its children's"
