@@ -20,8 +20,8 @@ CUT, CUT_ALL = "cut a connection", "cut every connection"
 REPLICAS: dict[StoreKind, int] = {"sqlite": 1, "postgresql": 2}
 _SHARE_OF_KILLS_OF_ALL = 0.2
 _SHARE_OF_CUTS_OF_ALL = 0.5
-_PAUSES = (0.3, 1.5)
-"""Seconds."""
+_PAUSES = (1.2, 2.4)
+"""Seconds. The one before a fault shows what is usual, and is to have nothing of the fault before."""
 
 
 class Terms(Struct, frozen=True, kw_only=True):
