@@ -32,8 +32,9 @@ MILLISECONDS = 500
 """Of a job: what limits the throughput is how many run at once, and not what else this machine does. Of 80 ms, the way
 from one job to the next was a third of all that passed, and every rate was this machine's."""
 
-IN_FLIGHT = 120
-"""Runs: three for each that can be worked on."""
+IN_FLIGHT = 60
+"""Runs and batches, which are as many jobs at a time as the workers take nearly four times. Each fault brings as many
+new ones, as what it has stopped may not move: more of them than are done until the next fault would pile up."""
 
 START = 60.0
 RECOVERY = 60.0
