@@ -290,7 +290,7 @@ class Batch:
         duration = to_microseconds(self._known.terms.lease_duration)
         rows = []
         for asked, beat in beats:
-            now = asked.now if asked.now is not None else self._clock()
+            now = self._now(asked, None)
             rows.append((beat.project_id, beat.job_id, as_bytea(beat.token_hash), now, now + duration))
         held = {
             (job_id, token_hash): (requested_at, reason)
@@ -529,7 +529,7 @@ class Batch:
         for asked in works:
             if isinstance(asked.command, Claim):
                 order = asked.command.order
-                now = asked.now if asked.now is not None else self._clock()
+                now = self._now(asked, None)
                 claims.append(_Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now))
         await self._keep_rules(claims)
         self._wait_for_new(works, claims)

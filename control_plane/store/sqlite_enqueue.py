@@ -40,6 +40,7 @@ def enqueue(known: Known, project_id: str, handed_in: Sequence[NewJob]) -> Calla
             known.new.append(NewJobs(alike, _insert(known, writing, alike, lane_id), lane_id))
             writing.facts.append(replace(claimable(alike.job), count=len(alike.ids)))
         if any(alike.job.available_at > writing.now for alike in accepted):
+            # No claim of this transaction could have them, and a time that cannot be stored is this command's fault.
             settle(known, writing.connection)
         return enqueued
 

@@ -65,13 +65,13 @@ def claim(known: Known, order: ClaimOrder) -> Callable[[Writing], list[Lease]]:
 def _candidates(known: Known, unit: Unit, writing: Writing, order: ClaimOrder) -> Iterator[tuple[Job, str]]:
     """Jobs that the order may take, a few more than it can: see Unit.pending_jobs."""
     rules = known.rules.of(writing.execute, order.project_id)
-    if rules is None:
-        lanes = known.lanes.admitted(writing.execute, order.project_id, order.selector)
-        if known.new and not order.excluded and _only_new(known, writing, lanes):
-            return unit.new_jobs(lanes)
-    settle(known, writing.connection)
     if rules is not None:
+        settle(known, writing.connection)
         return unit.pending_jobs(sqlite_queues.candidates(known, writing, order, rules))
+    lanes = known.lanes.admitted(writing.execute, order.project_id, order.selector)
+    if known.new and not order.excluded and _only_new(known, writing, lanes):
+        return unit.new_jobs(lanes)
+    settle(known, writing.connection)
     return unit.pending_jobs(_waiting(known, writing, order, lanes))
 
 

@@ -164,14 +164,8 @@ async def test_what_is_new_outlives_a_claim_that_fails_over_it(path):
                 raise MemoryError
             return True
 
-        async with s.writes_held():
-            pending = [
-                asyncio.ensure_future(s.enqueue(numbered(0, 0, 0), now=1)),
-                asyncio.ensure_future(s.claim(now=1, with_new=True)),
-            ]
-            await asyncio.sleep(0)
-            connection.exec_trace = fail_once
-        enqueued, failed = await asyncio.gather(*pending, return_exceptions=True)
+        connection.exec_trace = fail_once
+        enqueued, failed = await together(s, s.enqueue(numbered(0, 0, 0), now=1), s.claim(now=1, with_new=True))
         assert isinstance(failed, MemoryError)
         assert [lease.job.id for lease in await s.claim(now=1)][1:] == enqueued.ids
 
