@@ -39,7 +39,11 @@ async def test_what_is_dead_is_removed_once_there_is_enough_of_it(place, monkeyp
         await connection.execute("DELETE FROM jobs_claimed")
         assert await dead(connection, "jobs_claimed") == 500
         assert await vacuum(connection) == ["jobs_claimed"]
-        assert await dead(connection, "jobs_claimed") == 0
+        async with asyncio.timeout(60):
+            # Whoever looked before the rows died keeps them for a while (PostgreSQL itself, analysing a catalog);
+            # another round removes them.
+            while await dead(connection, "jobs_claimed"):
+                await vacuum(connection)
         await connection.close()
 
 
