@@ -31,7 +31,7 @@ from control_plane.keys import hash_secret
 from control_plane.store import postgres_queues, rows
 from control_plane.store.lanes import Lane
 from control_plane.store.postgres_changes import as_bytea, as_json, columns
-from control_plane.store.postgres_connections import Connection
+from control_plane.store.postgres_connections import LOST, Connection
 from control_plane.store.postgres_decisions import Decision, Decisions, Known
 from control_plane.store.postgres_facts import LoadedJob, Missing, lock_key, turn_key
 from control_plane.store.postgres_held import Finishing, HeldReport
@@ -233,6 +233,8 @@ class Batch:
         """Keys of the jobs that a claim has locked and that nobody has claimed before."""
         self.begun = False
         """Whether there is a transaction to commit."""
+        self.unanswered: Exception | None = None
+        """The connection broke under the one statement that was a transaction by itself."""
         self.finished: dict[str, str] = {}
         """The last job that each session has finished, by session id; true once committed."""
 
@@ -243,12 +245,14 @@ class Batch:
         if not works:
             return None
         await self._read_lanes(works)
-        if not all(isinstance(asked.command, Finish) for asked in works):
-            # One statement finishes held jobs, and is a transaction by itself: that saves two answers of three. Where
-            # its own answer is lost it is made again, finds nothing, and the long way tells what is recorded.
+        names = self._external_ids(works)
+        if not names and self._is_one_statement(works):
+            await self._ask_for_keys(works)
+        else:
             await self._connection.execute("BEGIN")
             self.begun = True
-        await self._lock_external_ids(works)
+        if names:
+            await self._connection.execute(self._sql["lock_keys"], sorted(names))
         await self._load_published(works)
         await self._lock_turns(works)
         await self._lock_and_load(works)
@@ -258,7 +262,7 @@ class Batch:
                 self._prepare(asked)
         await self._decisions.make(self._connection, [decision for _, decision in self._made])
         await self._claim(claims)
-        xid = await self._decisions.write(self._connection, self._elsewhere, self._steady())
+        xid = await self._write()
         for job in self._leased:
             seq = self._facts.job_keys[job.id][0]
             self._known.held.leased(seq, job)
@@ -272,6 +276,41 @@ class Batch:
         await self._announce_ends(works)
         self.finished = self._finishing.finished | self._decisions.writing.finished
         return xid or self._finishing.xid
+
+    def _is_one_statement(self, works: Sequence[Asked]) -> bool:
+        """Whether nothing is locked or read before the one statement that writes: it is a transaction by itself then.
+        Answers of the database are what small transactions wait for, and BEGIN and COMMIT are two.
+
+        Held jobs are finished so: where the answer is lost it is made again, finds nothing, and the long way tells what
+        is recorded. And new jobs are stored so, also for claims that came with them; see `new_job`.
+        """
+        if all(isinstance(asked.command, Finish) for asked in works):
+            return True
+        enqueuing = _enqueuing(works)
+        return all(isinstance(asked.command, Enqueue) or self._waits_for_new(asked, enqueuing) for asked in works)
+
+    async def _ask_for_keys(self, works: Sequence[Asked]) -> None:
+        new = sum(len(asked.command.jobs) for asked in works if isinstance(asked.command, Enqueue))
+        if new:
+            await self._decisions.writing.ask_for_keys(self._connection, new)
+
+    async def end(self) -> None:
+        """To be called whatever has become of it: afterwards the connection is asked for nothing."""
+        await self._decisions.writing.keys_are_given()
+
+    async def _write(self) -> str | None:
+        try:
+            return await self._decisions.write(self._connection, self._elsewhere, self._steady())
+        except LOST as error:
+            if self.begun or not self._decisions.writing.is_sent:
+                raise
+            self.unanswered = error
+            return None
+
+    @property
+    def new_job(self) -> str | None:
+        """The id of a job that this stores: where it is, all of this has happened."""
+        return self._decisions.writing.new_job
 
     def committed(self) -> None:
         """What it has stored may be remembered now. No sooner: a server that crashes forgets the keys which it gave to
@@ -316,15 +355,15 @@ class Batch:
         projects = {project_id for asked in works if (project_id := _project_of(asked.command)) is not None}
         await self._known.lanes.refresh(self._connection, projects, self._steady())
 
-    async def _lock_external_ids(self, works: Sequence[Asked]) -> None:
+    def _external_ids(self, works: Sequence[Asked]) -> set[int]:
+        """The keys of their locks."""
         keys: set[int] = set()
         for asked in works:
             named = {lock_key(*name) for name in _names(asked.command)}
             if named & keys:
                 asked.again(0.0)
             keys |= named
-        if keys:
-            await self._connection.execute(self._sql["lock_keys"], sorted(keys))
+        return keys
 
     async def _lock_and_load(self, works: Sequence[Asked]) -> None:
         job_ids = [asked.command.job_id for asked in works if isinstance(asked.command, Report | CancelJob | RetryJob)]
@@ -564,15 +603,18 @@ class Batch:
 
     def _wait_for_new(self, works: Sequence[Asked], claims: Sequence[_Claiming]) -> None:
         """Claims that came with jobs of this very transaction look for others only if they get none of these."""
-        enqueuing = {asked.command.project_id for asked in works if isinstance(asked.command, Enqueue)}
+        enqueuing = _enqueuing(works)
         for claim in claims:
-            project_id = claim.order.project_id
-            claim.waits_for_new = (
-                claim.order.with_new
-                and claim.asked.tries == 0
-                and project_id in enqueuing
-                and self._known.lanes.rules(project_id) is None
-            )
+            claim.waits_for_new = self._waits_for_new(claim.asked, enqueuing)
+
+    def _waits_for_new(self, asked: Asked, enqueuing: set[str]) -> bool:
+        return (
+            isinstance(asked.command, Claim)
+            and asked.command.order.with_new
+            and asked.tries == 0
+            and asked.command.order.project_id in enqueuing
+            and self._known.lanes.rules(asked.command.order.project_id) is None
+        )
 
     async def _keep_rules(self, claims: Sequence[_Claiming]) -> None:
         """Leave out the lanes that are paused, full, or under a limit that another transaction keeps."""
@@ -721,6 +763,11 @@ def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, in
             allowed = (seq for _, _, seq in eligible if claim.allowed.take(lane_of[seq]))
             claim.seqs = list(islice(allowed, claim.wanted))
         taken.update(claim.seqs)
+
+
+def _enqueuing(works: Sequence[Asked]) -> set[str]:
+    """The projects for which jobs are handed in."""
+    return {asked.command.project_id for asked in works if isinstance(asked.command, Enqueue)}
 
 
 def _project_of(command: Command) -> str | None:

@@ -4,6 +4,8 @@ The statement is joined from the blocks of sql/postgresql/changes.sql that have 
 little, so that PostgreSQL soon has all of them prepared.
 """
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, repeat
@@ -31,7 +33,7 @@ from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
 from control_plane.domain.store import Committed, JobClaimable, JobEnded, RunChanged
 from control_plane.store import postgres_waits, rows
 from control_plane.store.announced import cancel_requested, claimable
-from control_plane.store.postgres_connections import Connection
+from control_plane.store.postgres_connections import FAULTS, Connection
 from control_plane.store.postgres_facts import Facts
 
 _encoder = msgspec.json.Encoder()
@@ -50,6 +52,13 @@ BESIDE = {
     "insert_waiting": "find_handed_in",
 }
 """Parts that take their rows from another part of the same statement."""
+
+UNCOUNTED = postgres_waits.UNCOUNTED | {
+    "find_handed_in", "insert_runs", "insert_steps", "insert_jobs", "insert_new", "insert_handed_in", "insert_waiting",
+    "insert_pending", "insert_claimed", "insert_finished", "insert_attempts", "insert_events",
+}  # fmt: skip
+"""Parts that find what they need whatever others do: their rows come with the statement, and a key that is taken is an
+error of its own."""
 
 _PARAMETER = re.compile(r"\$(\d+)")
 
@@ -79,7 +88,7 @@ class Statements:
         self._joined: dict[tuple[str, ...], str] = {}
 
     def of(self, parts: tuple[str, ...]) -> str:
-        """It answers the transaction's id, and how many rows each part has written."""
+        """It answers the transaction's id, and how many rows each part has written that is counted."""
         text = self._joined.get(parts)
         if text is None:
             text = self._joined[parts] = self._join(parts)
@@ -90,11 +99,12 @@ class Statements:
         last = 0
         for part in parts:
             text = _numbered_after(last, self._sql[part])
-            counted = "" if "RETURNING" in text or part in BESIDE.values() else "RETURNING 1"
+            silent = "RETURNING" in text or part in BESIDE.values() or part in UNCOUNTED
+            counted = "" if silent else "RETURNING 1"
             blocks.append(f"{part} AS (\n{text}\n{counted})")
             last += len({*_PARAMETER.findall(text)})
         head = "WITH " + ", ".join(blocks) + "\n"
-        counts = "".join(f", (SELECT count(*) FROM {part})" for part in parts)  # noqa: S608 - names of ours
+        counts = "".join(f", (SELECT count(*) FROM {part})" for part in _counted(parts))  # noqa: S608 - names of ours
         return f"{head}SELECT pg_current_xact_id()::text{counts}"
 
 
@@ -126,6 +136,10 @@ class Writing:
         self._waits = postgres_waits.Waits()
         self.finished: dict[str, str] = {}
         """The last job that each session has finished here, by session id."""
+        self.is_sent = False
+        """Whether the statement has been handed to the server."""
+        self._keys: asyncio.Future[Any] | None = None
+        """Which were asked for ahead."""
 
     @property
     def queued(self) -> list[Job]:
@@ -145,9 +159,26 @@ class Writing:
         return [job for job in self._jobs_created.values() if job.status == "pending" and job.run_id is None]
 
     @property
+    def new_job(self) -> str | None:
+        """The id of one of the jobs that it stores."""
+        return next(iter((*self._jobs_created, *(alike.ids[0] for alike, _ in self._handed_in))), None)
+
+    @property
     def left_claimed(self) -> list[Job]:
         """The jobs that are not claimed any more."""
         return [before for before, after in self._moves if before.status == "claimed" != after.status]
+
+    async def ask_for_keys(self, connection: Connection, jobs: int) -> None:
+        """Ask for the keys of so many new jobs of no run, which the server gives while they are decided about. Nothing
+        else can be asked of the connection before `keys_are_given`."""
+        self._keys = asyncio.ensure_future(connection.fetchrow(self._statements.new_keys, 0, jobs))
+        await asyncio.sleep(0)  # the question is on its way
+
+    async def keys_are_given(self) -> None:
+        """Waits for the keys that were asked for ahead, of which it raises no error: whoever needs them will."""
+        if self._keys is not None:
+            with contextlib.suppress(*FAULTS):
+                await self._keys
 
     def add(self, changes: Iterable[AnyChange], now: int) -> list[Committed]:
         """Take up the changes of one decision; returns what they make true."""
@@ -173,10 +204,11 @@ class Writing:
         for name in _IN_ORDER.intersection(used):
             self._parts[name].sort(key=lambda row: row[0])
         parameters = [parameter for name in used for parameter in self._parameters(name, lane_of)]
+        self.is_sent = True
         row = await connection.fetchrow(self._statements.of(used), *parameters)
-        for name, count in zip(used, row[1:], strict=True):
+        for name, count in zip(_counted(used), row[1:], strict=True):
             asked = len(self._parts[BESIDE.get(name, name)])
-            if count != asked and name not in postgres_waits.UNCOUNTED:
+            if count != asked:
                 raise FenceBrokenError(f"{name}: {count} rows of {asked}")
         return str(row[0])
 
@@ -260,7 +292,8 @@ class Writing:
         if not (self._runs_created or self._jobs_created or handed_in):
             return
         counts = (len(self._runs_created), len(self._jobs_created) + handed_in)
-        run_seqs, job_seqs = await connection.fetchrow(self._statements.new_keys, *counts)
+        asked = self._keys or connection.fetchrow(self._statements.new_keys, *counts)
+        run_seqs, job_seqs = await asked
         self._facts.run_seqs.update(zip(self._runs_created, run_seqs, strict=True))
         seqs = iter(job_seqs)
         for job, seq in zip(self._jobs_created.values(), seqs, strict=False):
@@ -385,6 +418,10 @@ def _kind(job: Job, lane_of: Callable[[Job], int]) -> tuple[Any, ...]:
         job.execution_timeout, job.priority, job.retry_backoff, job.retry_max_delay, job.created_at,
         job.available_at, job.pending_deadline_at,
     )  # fmt: skip
+
+
+def _counted(parts: Iterable[str]) -> list[str]:
+    return [part for part in parts if part not in UNCOUNTED]
 
 
 def _numbered_after(last: int, text: str) -> str:

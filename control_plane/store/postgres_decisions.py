@@ -105,6 +105,7 @@ class Decisions:
                     unmade.append(decision)
             open_decisions = unmade
             if missing:
+                await self.writing.keys_are_given()
                 await self.facts.load(connection, missing)
                 loaded |= missing.keys()
 

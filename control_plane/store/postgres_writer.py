@@ -1,10 +1,12 @@
 """Group commit over PostgreSQL: what is asked while a transaction is under way goes into the next one, together.
 
 A transaction whose COMMIT was never sent is made again when the connection breaks; one whose COMMIT got no answer is
-looked up by its id, so that a caller is told the truth or StoreUnavailable, and never what did not happen.
+looked up by its id, and a statement that was a transaction by itself by a job that it stores, so that a caller is told
+the truth or StoreUnavailable, and never what did not happen.
 """
 
 import asyncio
+import datetime as dt
 import random
 import time
 from collections import deque
@@ -60,12 +62,60 @@ _LIFE = "(SELECT concat(pg_postmaster_start_time(), ' ', stats_reset) FROM pg_st
 """Another one after every restart, every recovery from a crash, and at every other server."""
 
 
+class _InProgressError(Exception):
+    """The server has not done yet what it was told to do."""
+
+
+_SERVER = f"SELECT {_LIFE}, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"  # noqa: S608 - ours
+
+
+class _Server(Struct, frozen=True):
+    """Who is at the other end of a connection: the server's life, and of its process what tells it from all others."""
+
+    life: str
+    pid: int
+    begun_at: dt.datetime
+
+
 class _Unknown(Struct, frozen=True, kw_only=True):
-    """A transaction whose COMMIT was sent and not answered."""
+    """A transaction whose COMMIT was sent and not answered, by its id."""
 
     xid: str
-    life: str
+    server: _Server | None
     error: str
+
+    async def outcome(self, connection: Connection) -> bool | None:
+        """Whether it has committed; None when that cannot be known. Raises _InProgressError."""
+        try:
+            query = f"SELECT pg_xact_status($1::text::xid8), {_LIFE}"
+            status, life = await connection.fetchrow(query, self.xid)
+        except asyncpg.InvalidParameterValueError:
+            return False  # the number is still to be given: the server has forgotten the transaction
+        if self.server is None or life != self.server.life:
+            # A transaction that a crash has undone leaves its number to another one, whose outcome this may be.
+            return None if status in ("committed", None) else False
+        if status == "in progress":
+            raise _InProgressError
+        return None if status is None else bool(status == "committed")
+
+
+class _UnknownJob(Struct, frozen=True, kw_only=True):
+    """A statement that was sent and not answered, which is a transaction by itself, by a job that it stores."""
+
+    job_id: str
+    server: _Server | None
+    error: str
+
+    async def outcome(self, connection: Connection) -> bool | None:
+        """See _Unknown."""
+        # First the process that was to do it, and what it has done in a statement after that: one that has gone does
+        # no more. Its number alone may be another's by now.
+        if self.server is None:
+            return None
+        query = "SELECT FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
+        if await connection.fetchrow(query, self.server.pid, self.server.begun_at) is not None:
+            raise _InProgressError
+        return await connection.fetchrow("SELECT FROM jobs WHERE id = $1", self.job_id) is not None
 
 
 class Writer:
@@ -91,8 +141,8 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self._waiting: asyncio.Event = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lives: dict[Connection, str] = {}
-        """Of the server, as each connection found it."""
+        self._servers: dict[Connection, _Server] = {}
+        """As each connection found it."""
         self._life = ""
         """As the newest connection found it."""
         self._away_since: float | None = None
@@ -213,18 +263,24 @@ class Writer:
                     return None
         return connection
 
-    async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> _Unknown | None:
+    async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> _Unknown | _UnknownJob | None:
         for call in calls:
             call.forget()
+        server = self._servers.get(connection)
         batch = Batch(self._known, connection, self._elsewhere, self._clock, time.monotonic)
         begun = time.perf_counter()
-        xid = await batch.run(calls)
+        try:
+            xid = await batch.run(calls)
+        finally:
+            await batch.end()
+        if batch.unanswered is not None and batch.new_job is not None:
+            return _UnknownJob(job_id=batch.new_job, server=server, error=str(batch.unanswered))
         if batch.begun:
             try:
                 await commit(connection)
             except LOST as error:
                 if xid is not None:
-                    return _Unknown(xid=xid, life=self._lives.get(connection, ""), error=str(error))
+                    return _Unknown(xid=xid, server=server, error=str(error))
                 raise
         try:
             batch.committed()
@@ -276,7 +332,7 @@ class Writer:
         """A new connection; None when there is none, after a pause. Who has waited long enough is told."""
         try:
             connection = await self._database.connect()
-            await self._note_life(connection)
+            await self._note_server(connection)
         except StoreUnavailable as error:
             now = time.monotonic()
             if self._away_since is None:
@@ -294,16 +350,16 @@ class Writer:
             self._failed()
         return connection
 
-    async def _note_life(self, connection: Connection) -> None:
-        self._lives = {each: life for each, life in self._lives.items() if not each.is_closed()}
+    async def _note_server(self, connection: Connection) -> None:
+        self._servers = {each: server for each, server in self._servers.items() if not each.is_closed()}
         try:
-            self._lives[connection] = life = await connection.fetchval(f"SELECT {_LIFE}")
+            self._servers[connection] = server = _Server(*await connection.fetchrow(_SERVER))
         except FAULTS as error:
             connection.terminate()
             raise self._database.unavailable(error) from error
-        if life != self._life:
+        if server.life != self._life:
             # Whoever took the server's place may not have all that was committed there, and give its keys to others.
-            self._life = life
+            self._life = server.life
             self._known.waiting.clear()
             self._known.lanes.forget_all()
 
@@ -349,7 +405,7 @@ class Writer:
             connection = await self._serve(connection, [call])
         return connection
 
-    async def _settle(self, unknown: _Unknown, calls: list[_Call]) -> bool:
+    async def _settle(self, unknown: _Unknown | _UnknownJob, calls: list[_Call]) -> bool:
         """Find out whether the transaction has happened. False: it has not, and may be made again."""
         committed = await self._outcome(unknown, time.monotonic() + PATIENCE)
         if committed is False:
@@ -363,31 +419,24 @@ class Writer:
         _tell_all(calls, StoreUnavailable(f"the store was lost while it committed: {unknown.error}"))
         return True
 
-    async def _outcome(self, unknown: _Unknown, until: float) -> bool | None:
+    async def _outcome(self, unknown: _Unknown | _UnknownJob, until: float) -> bool | None:
         """Whether the transaction has committed; None when that cannot be known, or not in time."""
         pauses = _Pauses()
         while time.monotonic() < until and not self._closing:
             try:
                 connection = await self._database.connect()
                 try:
-                    query = f"SELECT pg_xact_status($1::text::xid8), {_LIFE}"
-                    status, life = await connection.fetchrow(query, unknown.xid)
-                except asyncpg.InvalidParameterValueError:
-                    return False  # the number is still to be given: the server has forgotten the transaction
+                    return await unknown.outcome(connection)
                 finally:
                     connection.terminate()
+            except _InProgressError:
+                pass
             except (StoreUnavailable, *FAULTS):
                 self._failed()
-            else:
-                if life != unknown.life:
-                    # A transaction that a crash has undone leaves its number to another one, whose outcome this may be.
-                    return None if status in ("committed", None) else False
-                if status != "in progress":
-                    return None if status is None else bool(status == "committed")
             await asyncio.sleep(pauses.next())
         return None
 
-    async def _hand_back(self, unknown: _Unknown, leases: Sequence[Lease]) -> None:
+    async def _hand_back(self, unknown: _Unknown | _UnknownJob, leases: Sequence[Lease]) -> None:
         """Jobs that may be leased to somebody who was told that there are none: they go back at no cost. Where they are
         not, the lease is nobody's, and changes nothing."""
         if await self._outcome(unknown, float("inf")) is False:

@@ -9,6 +9,7 @@ import asyncpg
 import psutil
 import pytest
 
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import Selector
 from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.errors import StoreUnavailable
@@ -404,6 +405,82 @@ async def test_a_claim_whose_commit_got_no_answer_is_told_with_its_jobs(proxied,
     proxy.break_next(moment)
     assert await s.report(lease, result={"n": 1}) == "accepted"
     assert (await s.run(await s.store.run(s.project.id, lease.job.run_id))).result == {"one": {"n": 1}}
+
+
+# --- new jobs: one statement, which is a transaction by itself, without an answer
+
+
+MARKED = b"a text by which the proxy knows the statement"
+
+
+def marked():
+    return NewJob(action_name="print", spec={"parameters": {"text": MARKED.decode()}})
+
+
+async def count(s, table="jobs"):
+    ((number,),) = await s.read(f"SELECT count(*) FROM {table}")
+    return number
+
+
+@pytest.mark.parametrize("moment", ["before", "sent", "after"])
+async def test_new_jobs_whose_statement_got_no_answer_are_stored_once_and_told(proxied, moment):
+    proxy, s = proxied
+    await s.enqueue([marked()])
+    proxy.break_next(moment, at=MARKED)
+    enqueued = await s.enqueue([marked(), marked()])
+    assert proxy.broken == 1
+    assert set(await s.read("SELECT id FROM jobs")) >= {(job_id,) for job_id in enqueued.ids}
+    assert (len(enqueued.ids), await count(s), await count(s, "jobs_pending")) == (2, 3, 3)
+
+
+@pytest.mark.parametrize("moment", ["before", "sent", "after"])
+async def test_a_claim_that_came_with_new_jobs_without_an_answer_is_told_with_these(proxied, moment):
+    proxy, s = proxied
+    await asyncio.gather(s.enqueue([marked()]), s.claim(with_new=True))
+    proxy.break_next(moment, at=MARKED)
+    enqueued, (lease,) = await asyncio.gather(s.enqueue([marked()], now=1), s.claim(with_new=True, now=1))
+    assert proxy.broken == 1
+    assert ([lease.job.id], lease.job.claim_attempt) == (enqueued.ids, 1)
+    assert (await count(s), await count(s, "jobs_claimed"), await count(s, "jobs_pending")) == (2, 2, 0)
+    assert await s.report(lease, now=2) == "accepted"
+
+
+async def test_what_a_server_is_still_at_is_not_told_as_undone_and_goes_back_at_no_cost(proxied, monkeypatch):
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.5)
+    proxy, s = proxied
+
+    def now():
+        return (s.store.now() - at(0)) / 1e6
+
+    await s.enqueue([marked()])
+    # Somebody is about to take the key of the job after the next.
+    blocker = await asyncpg.connect(s.place.cluster.url(s.place.database))
+    await blocker.execute("BEGIN")
+    others = "id || ' of another', project_id, lane_id, kind, origin, queue, max_attempts, retry_delay, non_retryable"
+    others += ", execution_timeout, created_at, spec"
+    columns = others.replace(" || ' of another'", "")
+    await blocker.execute(f"INSERT INTO jobs (seq, {columns}) SELECT seq + 2, {others} FROM jobs")
+    assert len(await s.claim()) == 1
+    await asyncio.gather(s.enqueue([marked()]), s.claim(with_new=True))
+    proxy.break_next("sent", at=MARKED)
+    told = await asyncio.gather(
+        s.enqueue([marked()], now=now()), s.claim(with_new=True, now=now()), return_exceptions=True
+    )
+    assert [type(each) for each in told] == [StoreUnavailable, StoreUnavailable]
+    assert await count(s) == 2
+    await blocker.execute("ROLLBACK")
+    await blocker.close()
+    leases = []
+    async with asyncio.timeout(60):
+        while not leases:
+            with contextlib.suppress(StoreUnavailable):
+                leases = await s.claim(now=now())
+            await asyncio.sleep(0.02)
+    (lease,) = leases
+    assert (await count(s), lease.job.claim_attempt, lease.job.hand_backs) == (3, 1, 1)
+
+
+# --- when the server itself falls
 
 
 async def crash_of_the_server(cluster, connection):

@@ -131,7 +131,7 @@ async def test_nothing_is_remembered_where_the_server_is_another(s, read):
     assert writer._life
     writer._life = "of the one before"
     connection = await writer._database.connect()
-    await writer._note_life(connection)
+    await writer._note_server(connection)
     await connection.close()
     assert (s.store._known.waiting._jobs, s.store._known.lanes.of_project(s.project.id)) == ({}, [])
     (second,) = await s.claim(limit=1)

@@ -10,20 +10,23 @@ COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
 
 class CommitProxy:
     """Listens on loopback in the running loop. `break_next("before")` cuts the next connection that commits before the
-    server hears of it, `break_next("after")` when the server has answered, which nobody is told; with `then_refuse` it
-    turns new connections away from that moment on, as long as `refuse` is true."""
+    server hears of it, `break_next("sent")` when it was told, and `break_next("after")` when the server has answered,
+    which nobody is told; `at` is what it waits for in place of a COMMIT. With `then_refuse` it turns new connections
+    away from that moment on, as long as `refuse` is true."""
 
     def __init__(self, port: int) -> None:
         self._server_port = port
         self._moment: str | None = None
+        self._at = COMMIT
         self._then_refuse = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.broken = 0
         self.refuse = False
         self.port = 0
 
-    def break_next(self, moment: str, *, then_refuse: bool = False) -> None:
+    def break_next(self, moment: str, *, at: bytes = COMMIT, then_refuse: bool = False) -> None:
         self._moment = moment
+        self._at = at
         self._then_refuse = then_refuse
 
     async def __aenter__(self) -> Self:
@@ -67,15 +70,16 @@ class CommitProxy:
     ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
-                if self._moment is not None and COMMIT in data:
+                if self._moment is not None and self._at in data:
                     moment, self._moment = self._moment, None
                     self.broken += 1
                     self.refuse = self._then_refuse
-                    if moment == "after":
+                    if moment in ("sent", "after"):
                         answers.cancel()
                         await asyncio.gather(answers, return_exceptions=True)
                         to_server.write(data)
                         await to_server.drain()
+                    if moment == "after":
                         await from_server.read(65536)
                     return
                 to_server.write(data)
