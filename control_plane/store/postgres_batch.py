@@ -224,6 +224,8 @@ class Batch:
         self._decisions = Decisions(known)
         self._facts = self._decisions.facts
         self._finishing = Finishing(known.sql["finish_held"], known.terms.pending_deadline)
+        self._for_new: set[Asked] = set()
+        """Claims that came with jobs of this very transaction, and look for others only if they get none of these."""
         self._busy: set[str] = set()
         self._turns: set[str] = set()
         self._in_line: set[tuple[str, str]] = set()
@@ -245,6 +247,7 @@ class Batch:
         if not works:
             return None
         await self._read_lanes(works)
+        self._for_new = self._claims_for_new(works)
         names = self._external_ids(works)
         if not names and self._is_one_statement(works):
             await self._ask_for_keys(works)
@@ -286,8 +289,7 @@ class Batch:
         """
         if all(isinstance(asked.command, Finish) for asked in works):
             return True
-        enqueuing = _enqueuing(works)
-        return all(isinstance(asked.command, Enqueue) or self._waits_for_new(asked, enqueuing) for asked in works)
+        return all(isinstance(asked.command, Enqueue) or asked in self._for_new for asked in works)
 
     async def _ask_for_keys(self, works: Sequence[Asked]) -> None:
         new = sum(len(asked.command.jobs) for asked in works if isinstance(asked.command, Enqueue))
@@ -570,8 +572,8 @@ class Batch:
                 order = asked.command.order
                 now = self._now(asked, None)
                 claims.append(_Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now))
-        await self._keep_rules(claims)
-        self._wait_for_new(works, claims)
+                claims[-1].waits_for_new = asked in self._for_new
+        await self._keep_rules([claim for claim in claims if not claim.waits_for_new])
         for claim in claims:
             for lane in claim.looks_in:
                 number, until = wanted.get(lane.id, (0, 0))
@@ -601,20 +603,17 @@ class Batch:
         _distribute(claims, heads)
         return claims
 
-    def _wait_for_new(self, works: Sequence[Asked], claims: Sequence[_Claiming]) -> None:
-        """Claims that came with jobs of this very transaction look for others only if they get none of these."""
-        enqueuing = _enqueuing(works)
-        for claim in claims:
-            claim.waits_for_new = self._waits_for_new(claim.asked, enqueuing)
-
-    def _waits_for_new(self, asked: Asked, enqueuing: set[str]) -> bool:
-        return (
-            isinstance(asked.command, Claim)
+    def _claims_for_new(self, works: Sequence[Asked]) -> set[Asked]:
+        enqueuing = {asked.command.project_id for asked in works if isinstance(asked.command, Enqueue)}
+        return {
+            asked
+            for asked in works
+            if isinstance(asked.command, Claim)
             and asked.command.order.with_new
             and asked.tries == 0
             and asked.command.order.project_id in enqueuing
             and self._known.lanes.rules(asked.command.order.project_id) is None
-        )
+        }
 
     async def _keep_rules(self, claims: Sequence[_Claiming]) -> None:
         """Leave out the lanes that are paused, full, or under a limit that another transaction keeps."""
@@ -763,11 +762,6 @@ def _distribute(claims: Sequence[_Claiming], heads: dict[int, list[tuple[int, in
             allowed = (seq for _, _, seq in eligible if claim.allowed.take(lane_of[seq]))
             claim.seqs = list(islice(allowed, claim.wanted))
         taken.update(claim.seqs)
-
-
-def _enqueuing(works: Sequence[Asked]) -> set[str]:
-    """The projects for which jobs are handed in."""
-    return {asked.command.project_id for asked in works if isinstance(asked.command, Enqueue)}
 
 
 def _project_of(command: Command) -> str | None:

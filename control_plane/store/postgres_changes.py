@@ -84,6 +84,7 @@ class Statements:
 
     def __init__(self, statements: dict[str, str]) -> None:
         self.new_keys = statements["new_keys"]
+        self.new_keys_ahead = statements["new_keys_ahead"]
         self._sql = statements
         self._joined: dict[tuple[str, ...], str] = {}
 
@@ -171,7 +172,7 @@ class Writing:
     async def ask_for_keys(self, connection: Connection, jobs: int) -> None:
         """Ask for the keys of so many new jobs of no run, which the server gives while they are decided about. Nothing
         else can be asked of the connection before `keys_are_given`."""
-        self._keys = asyncio.ensure_future(connection.fetchrow(self._statements.new_keys, 0, jobs))
+        self._keys = asyncio.ensure_future(connection.fetchrow(self._statements.new_keys_ahead, 0, jobs))
         await asyncio.sleep(0)  # the question is on its way
 
     async def keys_are_given(self) -> None:
@@ -203,10 +204,13 @@ class Writing:
             return None
         for name in _IN_ORDER.intersection(used):
             self._parts[name].sort(key=lambda row: row[0])
+        counted = _counted(used)
+        if counted and not connection.is_in_transaction():
+            raise RuntimeError(f"{', '.join(counted)}: outside of a transaction nothing could be undone")
         parameters = [parameter for name in used for parameter in self._parameters(name, lane_of)]
         self.is_sent = True
         row = await connection.fetchrow(self._statements.of(used), *parameters)
-        for name, count in zip(_counted(used), row[1:], strict=True):
+        for name, count in zip(counted, row[1:], strict=True):
             asked = len(self._parts[BESIDE.get(name, name)])
             if count != asked:
                 raise FenceBrokenError(f"{name}: {count} rows of {asked}")

@@ -108,13 +108,18 @@ class _UnknownJob(Struct, frozen=True, kw_only=True):
 
     async def outcome(self, connection: Connection) -> bool | None:
         """See _Unknown."""
-        # First the process that was to do it, and what it has done in a statement after that: one that has gone does
-        # no more. Its number alone may be another's by now.
+        if await self._is_stored(connection):
+            return True
         if self.server is None:
             return None
+        # The process that was to do it, and then in a new statement what it has done: one that has gone does no more.
+        # Its number alone may be another's by now.
         query = "SELECT FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
         if await connection.fetchrow(query, self.server.pid, self.server.begun_at) is not None:
             raise _InProgressError
+        return await self._is_stored(connection)
+
+    async def _is_stored(self, connection: Connection) -> bool:
         return await connection.fetchrow("SELECT FROM jobs WHERE id = $1", self.job_id) is not None
 
 
@@ -261,6 +266,9 @@ class Writer:
                 connection = None
                 if await self._settle(unknown, calls):
                     return None
+                # It may be what breaks every connection.
+                calls = self._patient(calls, ConnectionError(unknown.error))
+                await asyncio.sleep(_Pauses().next())
         return connection
 
     async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> _Unknown | _UnknownJob | None:
@@ -273,7 +281,9 @@ class Writer:
             xid = await batch.run(calls)
         finally:
             await batch.end()
-        if batch.unanswered is not None and batch.new_job is not None:
+        if batch.unanswered is not None:
+            if batch.new_job is None:
+                raise batch.unanswered
             return _UnknownJob(job_id=batch.new_job, server=server, error=str(batch.unanswered))
         if batch.begun:
             try:

@@ -422,7 +422,7 @@ async def count(s, table="jobs"):
     return number
 
 
-@pytest.mark.parametrize("moment", ["before", "sent", "after"])
+@pytest.mark.parametrize("moment", ["before", "sent", "after", "kept"])
 async def test_new_jobs_whose_statement_got_no_answer_are_stored_once_and_told(proxied, moment):
     proxy, s = proxied
     await s.enqueue([marked()])
@@ -433,7 +433,7 @@ async def test_new_jobs_whose_statement_got_no_answer_are_stored_once_and_told(p
     assert (len(enqueued.ids), await count(s), await count(s, "jobs_pending")) == (2, 3, 3)
 
 
-@pytest.mark.parametrize("moment", ["before", "sent", "after"])
+@pytest.mark.parametrize("moment", ["before", "sent", "after", "kept"])
 async def test_a_claim_that_came_with_new_jobs_without_an_answer_is_told_with_these(proxied, moment):
     proxy, s = proxied
     await asyncio.gather(s.enqueue([marked()]), s.claim(with_new=True))
@@ -443,6 +443,44 @@ async def test_a_claim_that_came_with_new_jobs_without_an_answer_is_told_with_th
     assert ([lease.job.id], lease.job.claim_attempt) == (enqueued.ids, 1)
     assert (await count(s), await count(s, "jobs_claimed"), await count(s, "jobs_pending")) == (2, 2, 0)
     assert await s.report(lease, now=2) == "accepted"
+
+
+async def test_a_statement_that_ends_its_connection_each_time_is_told_in_time(place, monkeypatch):
+    monkeypatch.setattr(postgres_writer, "PATIENCE", 0.5)
+    async with scenario(place) as s:
+        await s.write(
+            "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1); RETURN NEW; END $$"
+        )
+        await s.write(
+            "CREATE TRIGGER die BEFORE INSERT ON jobs FOR EACH ROW"
+            " WHEN (NEW.spec LIKE '%poison%') EXECUTE FUNCTION die()"
+        )
+        poison = NewJob(action_name="print", spec={"parameters": {"text": "poison"}})
+        async with asyncio.timeout(60):
+            told = await asyncio.gather(*(s.enqueue([poison]) for _ in range(4)), return_exceptions=True)
+            assert {type(error) for error in told} == {StoreUnavailable}
+            await s.store.ping()
+            await s.enqueue([marked()])
+        assert await count(s) == 1
+
+
+async def test_keys_that_are_asked_for_ahead_cost_no_flush_of_their_own(place):
+    """And nothing after them is done without one."""
+    async with scenario(place) as s:
+        connection = await s.store.database.connect()
+        ahead = s.store._known.sql["new_keys_ahead"]
+
+        async def flushes():
+            return await connection.fetchval("SHOW synchronous_commit")
+
+        async with connection.transaction():
+            _, keys = await connection.fetchrow(ahead, 0, 3)
+            assert (len(keys), await flushes()) == (3, "off")
+        assert await flushes() == "on"
+        await connection.fetchrow(ahead, 0, 3)
+        assert await flushes() == "on"
+        await connection.close()
 
 
 async def test_what_a_server_is_still_at_is_not_told_as_undone_and_goes_back_at_no_cost(proxied, monkeypatch):

@@ -10,8 +10,9 @@ COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
 
 class CommitProxy:
     """Listens on loopback in the running loop. `break_next("before")` cuts the next connection that commits before the
-    server hears of it, `break_next("sent")` when it was told, and `break_next("after")` when the server has answered,
-    which nobody is told; `at` is what it waits for in place of a COMMIT. With `then_refuse` it turns new connections
+    server hears of it, `break_next("sent")` when it was told, `break_next("after")` when the server has answered,
+    which nobody is told, and `break_next("kept")` when it has answered, and goes on as if nothing had happened; `at` is
+    what it waits for in place of a COMMIT. With `then_refuse` it turns new connections
     away from that moment on, as long as `refuse` is true."""
 
     def __init__(self, port: int) -> None:
@@ -50,7 +51,7 @@ class CommitProxy:
             return
         from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
         answers = asyncio.ensure_future(_pass_on(from_server, writer))
-        questions = asyncio.ensure_future(self._questions(reader, from_server, to_server, answers))
+        questions = asyncio.ensure_future(self._questions(reader, from_server, to_server, writer, answers))
         try:
             await asyncio.wait([questions, answers], return_when=asyncio.FIRST_COMPLETED)
             if questions.done() or not self._moment:
@@ -66,6 +67,7 @@ class CommitProxy:
         reader: asyncio.StreamReader,
         from_server: asyncio.StreamReader,
         to_server: asyncio.StreamWriter,
+        writer: asyncio.StreamWriter,
         answers: "asyncio.Future[None]",
     ) -> None:
         with contextlib.suppress(ConnectionError):
@@ -74,13 +76,16 @@ class CommitProxy:
                     moment, self._moment = self._moment, None
                     self.broken += 1
                     self.refuse = self._then_refuse
-                    if moment in ("sent", "after"):
+                    if moment in ("sent", "after", "kept"):
                         answers.cancel()
                         await asyncio.gather(answers, return_exceptions=True)
                         to_server.write(data)
                         await to_server.drain()
-                    if moment == "after":
+                    if moment in ("after", "kept"):
                         await from_server.read(65536)
+                    if moment == "kept":
+                        writer.transport.abort()
+                        await asyncio.Event().wait()
                     return
                 to_server.write(data)
                 await to_server.drain()

@@ -147,6 +147,13 @@ SELECT pg_advisory_xact_lock(key) FROM unnest($1::bigint[]) AS asked (key)
 SELECT ARRAY(SELECT nextval('runs_seq_seq') FROM generate_series(1, $1)),
     ARRAY(SELECT nextval('jobs_seq_seq') FROM generate_series(1, $2))
 
+-- The same as a transaction by itself, for a statement that comes next: whatever flushes that, flushes these too. On its
+-- own it need not: a key that is forgotten in a crash was nobody's.
+-- name: new_keys_ahead
+SELECT ARRAY(SELECT nextval('runs_seq_seq') FROM generate_series(1, $1)),
+    ARRAY(SELECT nextval('jobs_seq_seq') FROM generate_series(1, $2))
+FROM set_config('synchronous_commit', 'off', true)
+
 -- The deadlines that a sweep looks at. What is locked is being decided by somebody else.
 -- name: overrun_claims
 SELECT c.seq, j.run_seq FROM jobs_claimed c JOIN jobs j ON j.seq = c.seq WHERE c.execution_deadline_at <= $1
