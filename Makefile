@@ -4,8 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
+COMPILED_TESTS ?= tests/wire tests/worker_child $(patsubst %,tests/integration/test_%.py, child_killed drain generations \
+  joined_sessions fault_schedules misbehaving_children poison_job process_isolation token_stream)
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-llm check format docs bench bench-growth campaign campaign-store lock clean
+.PHONY: help run test test-compiled test-long test-llm check format docs bench wheel bench-growth campaign campaign-store lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -75,10 +77,39 @@ $(VENV)/bench-peers/installed: requirements/bench.txt | python
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+# Built from what a release would have in it, and nothing is left between the sources: native code there would be run.
+$(VENV)/wheel/built: $(VENV)/dev $(shell find wire worker_child -name '*.py') pyproject.toml
+	@printf '#include <Python.h>\n' | cc -E -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 \
+	  || { echo "a C compiler or Python's headers are missing: install the Debian packages gcc and python3-dev"; exit 69; }
+	rm -rf $(@D)
+	$(BIN)/python -m hatchling build --target sdist --directory $(@D)
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=true $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --wheel-dir $(@D) $(@D)/*.tar.gz
+	@touch $@
+
+wheel: $(VENV)/wheel/built ## dist/*.whl for this machine, in which what every job passes through is native code
+	@mkdir -p dist && cp $(VENV)/wheel/*.whl dist/ && ls dist/*.whl
+
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+# The wheel in an environment of its own, which takes everything else from ours.
+$(VENV)/compiled/installed: $(VENV)/wheel/built
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps $(VENV)/wheel/*.whl
+	$(BIN)/python $(PURELIB) > $$($(@D)/bin/python $(PURELIB))/of-the-sources.pth
+	@touch $@
+
+# Away from the sources, which would be found before what is installed.
+test-compiled: $(VENV)/compiled/installed ## the worker's tests against the native code of `make wheel` (COMPILED_TESTS=)
+	rm -rf $(VENV)/compiled/tests && mkdir $(VENV)/compiled/tests
+	cp -r pyproject.toml bench configs docs tests $(VENV)/compiled/tests
+	cd $(VENV)/compiled/tests && ../bin/python -c 'import worker_child.session as s; assert not s.__file__.endswith(".py")'
+	cd $(VENV)/compiled/tests && ../bin/python -m pytest $(PYTEST_ARGUMENTS) -m "not replaces_code" $(COMPILED_TESTS)
+
 .PHONY: bench-peers
 bench-peers: $(VENV)/bench-peers/installed
 
-bench: $(VENV)/dev $(VENV)/npm-client/installed $(VENV)/bench-peers/installed ## the measurements, side by side with what one would take instead
+bench: $(VENV)/dev $(VENV)/compiled/installed $(VENV)/npm-client/installed $(VENV)/bench-peers/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.control_plane
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor

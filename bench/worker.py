@@ -29,6 +29,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = ROOT / ".venv/clients"
 NPM_CLIENT = ROOT / ".venv/npm-client"
+COMPILED = ROOT / ".venv/compiled/bin/python"
+"""Where `make bench` installs the wheel that `make wheel` builds."""
 CONCURRENCY = 100
 POOL = """
 [control_plane]
@@ -42,7 +44,7 @@ instance_id = "ours"
 name = "default"
 workers = {workers}
 concurrency = {concurrency}
-modules = ["bench.handlers"]
+modules = ["{handlers}"]
 journal = "{journal}"
 """
 Figures = dict[str, float]
@@ -57,12 +59,16 @@ def quiet(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def ours(journal: str) -> Start:
+def ours(journal: str, python: Path = Path(sys.executable)) -> Start:
+    """From the sources, or as that Python has it installed."""
+
     def start(url: str, concurrency: int, workers: int, directory: Path) -> list[subprocess.Popen[bytes]]:
         file = directory / "pool.toml"
-        file.write_text(POOL.format(url=url, concurrency=concurrency, workers=workers, journal=journal))
-        environment = os.environ | {"MOBIUS_API_KEY": "mbx_" + "b" * 32, "PYTHONPATH": str(ROOT)}
-        return [quiet([sys.executable, "-m", "supervisor", "-c", str(file)], cwd=directory, env=environment)]
+        pool = {"workers": workers, "concurrency": concurrency, "journal": journal}
+        file.write_text(POOL.format(url=url, handlers=ROOT / "bench/handlers.py", **pool))
+        environment = os.environ | {"MOBIUS_API_KEY": "mbx_" + "b" * 32}
+        environment.pop("PYTHONPATH", None)
+        return [quiet([str(python), "-m", "supervisor", "-c", str(file)], cwd=directory, env=environment)]
 
     return start
 
@@ -168,6 +174,10 @@ def main() -> None:
     arguments = parser.parse_args()
     contestants: dict[str, Start] = {"ours": ours("write"), "deepnoodle-mobius": of_python}
     versions = "deepnoodle-mobius 0.0.23 (PyPI)"
+    if COMPILED.exists():
+        contestants["ours, compiled"] = ours("write", COMPILED)
+    else:
+        versions += "; nothing of ours compiled (run make bench)"
     if (binary := node()) is not None:
         contestants["@deepnoodle/mobius"] = of_node
         version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()

@@ -3,11 +3,12 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from wire.depth import MAX_DEPTH, MAX_ELEMENTS, has_more_elements, is_deeper
+from wire.frame_parts import ClaimedInParts, Correlation, Lease, ReportAsWritten
 from wire.frames import (
     FROM_SERVER,
     FROM_WORKER,
@@ -15,8 +16,6 @@ from wire.frames import (
     ClaimedJob,
     FromServer,
     FromWorker,
-    Identifier,
-    MessageId,
     Report,
     ReportAck,
 )
@@ -56,37 +55,16 @@ class UnreadableJob(msgspec.Struct, frozen=True):
     lease_token: str | None = None
 
 
-class _Correlation(msgspec.Struct):
-    # One that is too long for a frame cannot be echoed in one either.
-    message_id: MessageId | None = None
-
-
-class _ReportAsWritten(Report, frozen=True, tag="job.report"):
-    # Its result was read by whoever made it: here it need not become objects a second time.
-    result: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
-
-
-class _ClaimedInParts(msgspec.Struct):
-    type: Literal["jobs.claimed"]
-    jobs: list[msgspec.Raw]
-    message_id: MessageId | None = None
-
-
-class _Lease(msgspec.Struct):
-    id: Identifier
-    lease_token: str
-
-
 _encoder = msgspec.json.Encoder()
-_claimed_in_parts = msgspec.json.Decoder(_ClaimedInParts)
+_claimed_in_parts = msgspec.json.Decoder(ClaimedInParts)
 _claimed_job = msgspec.json.Decoder(ClaimedJob)
-_lease = msgspec.json.Decoder(_Lease)
+_lease = msgspec.json.Decoder(Lease)
 _from_worker: "msgspec.json.Decoder[FromWorker]" = msgspec.json.Decoder(FromWorker)
 _from_server: "msgspec.json.Decoder[FromServer]" = msgspec.json.Decoder(FromServer)
-_correlation = msgspec.json.Decoder(_Correlation)
+_correlation = msgspec.json.Decoder(Correlation)
 
 _read_back_to_server: dict[type, Any] = dict.fromkeys(FROM_WORKER, _from_worker)
-_read_back_to_server[Report] = msgspec.json.Decoder(_ReportAsWritten)
+_read_back_to_server[Report] = msgspec.json.Decoder(ReportAsWritten)
 _read_back_to_worker: dict[type, Any] = dict.fromkeys(FROM_SERVER, _from_server)
 # Two of every job, which are not read back: they are made of what a frame, a request or the store was checked for.
 _read_back_to_worker |= dict.fromkeys((Claimed, ReportAck))

@@ -157,6 +157,11 @@ class Report(Frame, frozen=True, tag="job.report"):
     error_type: str | None = None
     error_message: str | None = None
 
+    @property
+    def any_result(self) -> Any:
+        """`result` in whatever form: in a report that is made here it is JSON as it was written, a msgspec.Raw."""
+        return self.result
+
 
 class GenerationDelta(Frame, frozen=True, tag="generation.delta"):
     """One streamed piece of an `llm_generation` job; `sequence` increases within the job."""

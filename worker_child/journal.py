@@ -278,7 +278,7 @@ class Journal:
             message=message,
             job_id=report.job_id,
             status=report.status,
-            result=msgspec.Raw(_json.encode(report.result)),
+            result=msgspec.Raw(_json.encode(report.any_result)),
             error_type=report.error_type,
             error_message=report.error_message,
         )

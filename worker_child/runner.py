@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -92,8 +92,6 @@ class Runner:
     generation, before it has finished. All are called on the event loop's thread.
     """
 
-    context_type: ClassVar[type[Context]] = Context
-
     def __init__(
         self,
         registry: Registry,
@@ -115,6 +113,8 @@ class Runner:
         """Without them, a job whose action asks for a process fails."""
         self.wall_clock = time.time
         """Seconds since the epoch, for deadlines that handlers see."""
+        self.context_type = Context
+        """What handlers see."""
         self.gives_up = True
         """Whether a job is reported without its code, should that not stop in time."""
         self._loop = asyncio.get_running_loop()

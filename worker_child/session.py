@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from msgspec import Struct
 
@@ -111,7 +111,7 @@ _CLAIMING = frozenset({State.REGISTERED})
 """Where every job passes, a state is looked for in such a set: naming a member of an Enum takes CPython 3.11 0.3 us."""
 
 
-class SessionError(RuntimeError):
+class SessionError(Exception):
     """The shell told the session something that cannot happen in its state."""
 
 
@@ -266,16 +266,27 @@ class Session:
         self._refused_once = self._disowned = False
         self._garbage = 0
         self._garbage_since = now
-        self._drain_asked = False
-        self._drain_is_ours = False
-        self._drain_is_ordered = False
+        self._drain_asked = self._drain_is_ours = self._drain_is_ordered = False
         self._drain_reason = ""
         self._drain_acknowledged = False
         self._cut_off_at = self._drain_settles_at = self._drain_ends_at = _NEVER
+        self._on_frame: dict[type, Callable[[Any, float], list[Decision]]] = {
+            frames.Claimed: self._on_claimed,
+            frames.ReportAck: self._on_report_ack,
+            frames.HeartbeatAck: self._on_heartbeat_ack,
+            frames.GenerationDeltaAck: self._on_delta_ack,
+            frames.WorkAvailable: self._on_work_available,
+            frames.Registered: self._on_registered,
+            frames.Keepalive: self._on_keepalive,
+            frames.JobCancel: self._on_job_cancel,
+            frames.Drain: self._on_drain,
+            frames.DrainingAck: self._on_draining_ack,
+            frames.Error: self._on_error,
+        }
         for report in leftover:
             outcome = Outcome(
                 status=report.status,
-                result=report.result,
+                result=report.any_result,
                 error_type=report.error_type,
                 error_message=report.error_message,
             )
@@ -433,7 +444,7 @@ class Session:
         decisions: list[Decision] = []
         for frame in received:
             if self.state in _LIVE:
-                decisions += self._FRAME_HANDLERS[type(frame)](self, frame, now)
+                decisions += self._on_frame[type(frame)](frame, now)
         return self._concluded(decisions, now)
 
     def claimed_in_part(
@@ -678,8 +689,8 @@ class Session:
     def _on_registered(self, frame: frames.Registered, now: float) -> list[Decision]:
         self._move(Event.ACCEPTED)
         self._token = frame.worker_session_token
-        self._cadence = frame.lease.heartbeat_cadence_seconds
-        self._lease_duration = frame.lease.lease_duration_seconds
+        self._cadence = float(frame.lease.heartbeat_cadence_seconds)
+        self._lease_duration = float(frame.lease.lease_duration_seconds)
         self._register_deadline = _NEVER
         self._registered_at = now
         self._old_at, self._is_old = now + self._backoff.age(), False
@@ -927,7 +938,7 @@ class Session:
 
     def _report_again(self, done: frames.Report, job: frames.ClaimedJob, now: float) -> list[Decision]:
         """A job that is done here was leased to us once more: its report was not accepted, and it is not done twice."""
-        outcome = Outcome(status=done.status, result=done.result)
+        outcome = Outcome(status=done.status, result=done.any_result)
         frame = self._keep(job.id, job.lease_token, outcome, now)
         return [
             JournalReported(frame),
@@ -1212,20 +1223,6 @@ class Session:
     def _message_id(self) -> str:
         self._ids += 1
         return f"{self._id_prefix}-{self._ids}"
-
-    _FRAME_HANDLERS: ClassVar[dict[type, Callable[["Session", Any, float], list[Decision]]]] = {
-        frames.Claimed: _on_claimed,
-        frames.ReportAck: _on_report_ack,
-        frames.HeartbeatAck: _on_heartbeat_ack,
-        frames.GenerationDeltaAck: _on_delta_ack,
-        frames.WorkAvailable: _on_work_available,
-        frames.Registered: _on_registered,
-        frames.Keepalive: _on_keepalive,
-        frames.JobCancel: _on_job_cancel,
-        frames.Drain: _on_drain,
-        frames.DrainingAck: _on_draining_ack,
-        frames.Error: _on_error,
-    }
 
 
 def _as_frames(job_id: str, lease_token: str, deltas: Iterable[Sent]) -> list[Decision]:

@@ -155,7 +155,7 @@ async def run_job_here(
         cancel_after=_seconds("cancel_after", cancel_after),
         lose_lease_after=_seconds("lose_lease_after", lose_lease_after),
     )
-    return await _attempts(_action(handler, actions), parameters, wishes, fields, Runner)
+    return await _attempts(_action(handler, actions), parameters, wishes, fields, Context)
 
 
 class _Wishes(Struct, frozen=True, kw_only=True):
@@ -181,8 +181,8 @@ def _seconds(name: str, given: float | str | None) -> float | None:
     return seconds
 
 
-def _virtual(loop: VirtualLoop) -> type[Runner]:
-    """A runner whose handlers live in the loop's time, in threads too."""
+def _virtual(loop: VirtualLoop) -> type[Context]:
+    """A context whose handler lives in the loop's time, in a thread too."""
 
     class VirtualContext(Context):
         __slots__ = ()
@@ -190,10 +190,7 @@ def _virtual(loop: VirtualLoop) -> type[Runner]:
         def _event(self) -> Cancelled:
             return VirtualCancelled(loop)
 
-    class VirtualRunner(Runner):
-        context_type = VirtualContext
-
-    return VirtualRunner
+    return VirtualContext
 
 
 def _run(loop: VirtualLoop, main: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -221,7 +218,7 @@ async def _end(tasks: set["asyncio.Task[Any]"]) -> None:
 
 
 async def _attempts(
-    action: Action, parameters: Any, wishes: _Wishes, fields: dict[str, Any], runner_type: type[Runner]
+    action: Action, parameters: Any, wishes: _Wishes, fields: dict[str, Any], context_type: type[Context]
 ) -> Job:
     loop = asyncio.get_running_loop()
     beginning, wall = loop.time(), time.time()
@@ -231,7 +228,7 @@ async def _attempts(
         number = len(attempts) + 1
         job = _job(action, given, number, wishes.max_attempts, fields)
         began = loop.time() - beginning
-        attempt = await _attempt(action, job, wishes, runner_type, lambda: wall + loop.time() - beginning)
+        attempt = await _attempt(action, job, wishes, context_type, lambda: wall + loop.time() - beginning)
         attempts.append(Attempt(number=number, began=began, seconds=loop.time() - beginning - began, **attempt))
         error_type = attempts[-1].error_type
         if attempts[-1].status != "failed" or number >= wishes.max_attempts or error_type in NON_RETRYABLE:
@@ -241,7 +238,7 @@ async def _attempts(
 
 
 async def _attempt(
-    action: Action, job: ClaimedJob, wishes: _Wishes, runner_type: type[Runner], wall_clock: Callable[[], float]
+    action: Action, job: ClaimedJob, wishes: _Wishes, context_type: type[Context], wall_clock: Callable[[], float]
 ) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     over: asyncio.Future[tuple[Outcome, bool]] = loop.create_future()
@@ -253,7 +250,7 @@ async def _attempt(
 
     only = Registry()
     only.add(_watched(action, raised))
-    runner = runner_type(
+    runner = Runner(
         only,
         "test-worker",
         threads=1,
@@ -261,6 +258,7 @@ async def _attempt(
         came_back=lambda _execution: None,
     )
     runner.wall_clock = wall_clock
+    runner.context_type = context_type
     timers = []
     if wishes.cancel_after is not None:
         timers.append(loop.call_later(wishes.cancel_after, runner.cancel, _EXECUTION, "the test asks for it"))

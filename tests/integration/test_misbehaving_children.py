@@ -125,6 +125,7 @@ def test_silent(tmp_path: Path, server: WorkerSocketServer) -> None:
     assert "in run\n" in hung["evidence"]["stacks"]
 
 
+@pytest.mark.replaces_code
 def test_stands_still(tmp_path: Path, server: WorkerSocketServer) -> None:
     """Both beats come, and say that the session owes a step: named at `silence`, ended at `kill_after`."""
     with supervising(tmp_path, server, "stands_still") as supervisor:

@@ -88,6 +88,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         await rig.close()
 
 
+@pytest.mark.replaces_code
 async def test_one_write_of_the_journal_and_one_of_the_socket_for_many_jobs(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +172,7 @@ async def test_short_jobs_that_came_together_are_reported_together(rig: Rig, mon
     assert transmitted[-1] == 3
 
 
+@pytest.mark.replaces_code
 async def test_with_fsync_nothing_is_sent_before_the_sync_and_one_sync_covers_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +217,7 @@ async def test_a_job_that_is_cancelled_before_its_first_step_is_reported(rig: Ri
     assert (report.job_id, report.status) == ("job-1", "cancelled")
 
 
+@pytest.mark.replaces_code
 async def test_a_suspend_drops_the_connection_and_connects_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     await rig.server.register()
     slept = worker_module._time_suspended() + 60
@@ -245,6 +248,7 @@ async def test_bytes_that_do_not_get_away_end_the_connection(rig: Rig, monkeypat
     await rig.server.register()
 
 
+@pytest.mark.replaces_code
 async def test_what_a_failed_disk_missed_is_written_when_it_can_be(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     await rig.server.register()
 
@@ -266,6 +270,7 @@ async def test_what_a_failed_disk_missed_is_written_when_it_can_be(rig: Rig, mon
     assert (await rig.server.acknowledge_report()).status == "completed"
 
 
+@pytest.mark.replaces_code
 async def test_work_goes_on_while_the_journal_is_written_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     await rig.server.register()
     await rig.server.answer_claim(claimed_job(1))
@@ -306,6 +311,7 @@ async def test_a_disk_that_cannot_sync_stops_no_report(tmp_path: Path, monkeypat
         await rig.close()
 
 
+@pytest.mark.replaces_code
 async def test_a_bug_in_the_session_ends_the_process_instead_of_wedging_it(rig: Rig) -> None:
     await rig.server.register()
     rig.session.tick = lambda _: 1 / 0  # type: ignore[assignment, method-assign, return-value]
