@@ -384,6 +384,21 @@ async def test_whoever_leaves_a_transaction_open_is_ended_by_the_server(place):
 # --- a COMMIT without an answer
 
 
+def clock(s):
+    """The store's own time, as a scenario counts it."""
+    return (s.store.now() - at(0)) / 1e6
+
+
+async def given_back(s):
+    """The job that was leased to nobody, once it can be claimed again."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                for lease in await s.claim(now=clock(s)):
+                    return lease
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_a_start_whose_commit_got_no_answer_happens_once_and_is_told(proxied, moment):
     proxy, s = proxied
@@ -487,9 +502,6 @@ async def test_what_a_server_is_still_at_is_not_told_as_undone_and_goes_back_at_
     monkeypatch.setattr(postgres_writer, "PATIENCE", 0.5)
     proxy, s = proxied
 
-    def now():
-        return (s.store.now() - at(0)) / 1e6
-
     await s.enqueue([marked()])
     # Somebody is about to take the key of the job after the next.
     blocker = await asyncpg.connect(s.place.cluster.url(s.place.database))
@@ -502,19 +514,13 @@ async def test_what_a_server_is_still_at_is_not_told_as_undone_and_goes_back_at_
     await asyncio.gather(s.enqueue([marked()]), s.claim(with_new=True))
     proxy.break_next("sent", at=MARKED)
     told = await asyncio.gather(
-        s.enqueue([marked()], now=now()), s.claim(with_new=True, now=now()), return_exceptions=True
+        s.enqueue([marked()], now=clock(s)), s.claim(with_new=True, now=clock(s)), return_exceptions=True
     )
     assert [type(each) for each in told] == [StoreUnavailable, StoreUnavailable]
     assert await count(s) == 2
     await blocker.execute("ROLLBACK")
     await blocker.close()
-    leases = []
-    async with asyncio.timeout(60):
-        while not leases:
-            with contextlib.suppress(StoreUnavailable):
-                leases = await s.claim(now=now())
-            await asyncio.sleep(0.02)
-    (lease,) = leases
+    lease = await given_back(s)
     assert (await count(s), lease.job.claim_attempt, lease.job.hand_backs) == (3, 1, 1)
 
 
@@ -591,13 +597,10 @@ async def test_jobs_that_were_leased_to_somebody_who_was_never_told_go_back_at_n
     monkeypatch.setattr(postgres_writer, "PATIENCE", 0.3)
     proxy, s = proxied
 
-    def now():
-        return (s.store.now() - at(0)) / 1e6
-
-    await s.start("a", now=now())
+    await s.start("a", now=clock(s))
     proxy.break_next("after", then_refuse=True)
     with pytest.raises(StoreUnavailable, match="while it committed"):
-        await s.claim(now=now())
+        await s.claim(now=clock(s))
     if outages > 1:
         # The store goes again while the job is being given back.
         attempts = asyncio.Semaphore(0)
@@ -614,13 +617,7 @@ async def test_jobs_that_were_leased_to_somebody_who_was_never_told_go_back_at_n
             for _ in range(outages):
                 await attempts.acquire()
     proxy.refuse = False
-    leases = []
-    async with asyncio.timeout(60):
-        while not leases:
-            with contextlib.suppress(StoreUnavailable):
-                leases = await s.claim(now=now())
-            await asyncio.sleep(0.02)
-    (lease,) = leases
+    lease = await given_back(s)
     assert (lease.job.claim_attempt, lease.job.attempts_charged, lease.job.hand_backs) == (1, 0, 1)
 
 
