@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
-COMPILED_TESTS ?= tests/wire tests/worker_child $(patsubst %,tests/integration/test_%.py, child_killed drain generations \
+COMPILED_TESTS ?= tests/wire tests/worker_child tests/control_plane/web/test_worker_socket.py $(patsubst %,tests/integration/test_%.py, child_killed drain generations \
   joined_sessions fault_schedules misbehaving_children poison_job process_isolation token_stream)
 .DEFAULT_GOAL := help
 .PHONY: help run test test-compiled test-long test-llm check format docs bench wheel bench-growth campaign campaign-store lock clean

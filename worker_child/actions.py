@@ -229,7 +229,7 @@ class Registry:
                         arguments=signature.arguments,
                         concurrency=_concurrency(concurrency),
                         timeout=timeout_seconds(timeout),
-                        idempotent=idempotent,
+                        idempotent=_idempotent(idempotent),
                         isolation=isolated,
                         suspends=signature.suspends or isolated != "task",
                     )
@@ -292,6 +292,12 @@ class Registry:
                 raise ActionDefinitionError(f"actions: no handler is registered for {name!r} (registered: {known})")
             chosen._actions[name] = self._actions[name]
         return chosen
+
+
+def _idempotent(idempotent: object) -> bool:
+    if not isinstance(idempotent, bool):
+        raise TypeError(f"idempotent is True or False, got {idempotent!r}")
+    return idempotent
 
 
 def _concurrency(concurrency: int | None) -> int | None:

@@ -282,8 +282,8 @@ class Journal:
             error_type=report.error_type,
             error_message=report.error_message,
         )
-        path = self._path.with_name(self._path.name + ".dead-letters")
         if self._mode != "off":
+            path = self._path.with_name(self._path.name + ".dead-letters")
             try:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 try:

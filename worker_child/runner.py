@@ -244,6 +244,9 @@ class Runner:
                 return None, error
 
         value, error = await self._loop.run_in_executor(self._threads, call)
+        if isinstance(error, StopIteration):
+            # What Python itself makes of one that leaves a coroutine, and native code does not.
+            raise RuntimeError("the handler raised StopIteration") from error  # noqa: TRY004 - no check of a type
         if error is not None:
             raise error
         return value
@@ -371,7 +374,8 @@ def _words(error: BaseException) -> tuple[str, str]:
             return verdict.__name__, _bounded(message or verdict.__name__)
     if name in _RESERVED:
         # Only our own classes give a verdict: a handler that merely meets a foreign ValidationError may be retried.
-        name = f"{type(error).__module__}.{name}"
+        module: Any = getattr(type(error), "__module__", None)  # which need not be a text
+        name = f"{module}.{name}"
     return name[:256], _bounded(message or name)
 
 

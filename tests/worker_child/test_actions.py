@@ -231,6 +231,12 @@ def test_handlers_that_cannot_be_called_are_refused() -> None:
             Registry().action("work")(handler)
 
 
+def test_idempotent_is_true_or_false() -> None:
+    given: Any = "no"
+    with pytest.raises(ActionDefinitionError, match="idempotent is True or False, got 'no'"):
+        Registry().action("work", idempotent=given)(lambda: None)
+
+
 @pytest.mark.parametrize("handler", [Resizer, functools.partial(Resizer, 2)])
 def test_a_class_is_no_handler(handler: Any) -> None:
     with pytest.raises(ActionDefinitionError, match=r"@action\('work'\) of .*Resizer.*: it is a class, whose instance"):

@@ -404,6 +404,12 @@ def test_dead_letters_are_kept_without_the_token_and_settled(journal: Journal, p
     assert recovered(path).reported == []
 
 
+def test_without_a_journal_a_dead_letter_is_said_and_settled() -> None:
+    journal = Journal(Path(), "off")
+    journal.dead_letter(report(1), "unknown_job", "there is no such job")
+    journal.close()
+
+
 def test_dead_letters_are_bounded(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "DEAD_LETTERS_LIMIT", 1000)
     for number in range(50):
