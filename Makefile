@@ -4,10 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Tests wait for processes more than they compute: a few at a time fit on two cores.
 PYTEST_ARGUMENTS ?= --numprocesses=3
-COMPILED_TESTS ?= tests/wire tests/worker_child tests/control_plane/web/test_worker_socket.py $(patsubst %,tests/integration/test_%.py, child_killed drain generations \
+COMPILED_TESTS ?= tests/wire tests/worker_child tests/control_plane/web/test_worker_socket.py $(patsubst %,tests/integration/test_%.py, child_killed drain generations public_clients \
   joined_sessions fault_schedules misbehaving_children poison_job process_isolation token_stream)
 .DEFAULT_GOAL := help
-.PHONY: help run test test-compiled test-long test-llm check format docs bench wheel bench-growth campaign campaign-store lock clean
+.PHONY: help run test test-compiled test-long test-llm check format docs bench bench-compiled wheel bench-growth campaign campaign-store lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -100,22 +100,30 @@ $(VENV)/compiled/installed: $(VENV)/wheel/built
 	@touch $@
 
 # Away from the sources, which would be found before what is installed.
-test-compiled: $(VENV)/compiled/installed ## the worker's tests against the native code of `make wheel` (COMPILED_TESTS=)
-	rm -rf $(VENV)/compiled/tests && mkdir $(VENV)/compiled/tests
-	cp -r pyproject.toml bench configs docs tests $(VENV)/compiled/tests
-	cd $(VENV)/compiled/tests && ../bin/python -c 'import worker_child.session as s; assert not s.__file__.endswith(".py")'
-	cd $(VENV)/compiled/tests && ../bin/python -m pytest $(PYTEST_ARGUMENTS) -m "not replaces_code" $(COMPILED_TESTS)
+.PHONY: compiled-tree
+compiled-tree: $(VENV)/compiled/installed
+	rm -rf $(VENV)/compiled/tree && mkdir $(VENV)/compiled/tree
+	cp -r pyproject.toml bench configs docs tests $(VENV)/compiled/tree
+	ln -s $(abspath $(VENV)) $(VENV)/compiled/tree/.venv
+	cd $(VENV)/compiled/tree && ../bin/python -c 'import worker_child.session as s; assert not s.__file__.endswith(".py")'
+
+test-compiled: compiled-tree ## the worker's tests against the native code of `make wheel` (COMPILED_TESTS=)
+	cd $(VENV)/compiled/tree && ../bin/python -m pytest $(PYTEST_ARGUMENTS) -m "not replaces_code" $(COMPILED_TESTS)
 
 .PHONY: bench-peers
 bench-peers: $(VENV)/bench-peers/installed
 
 bench: $(VENV)/dev $(VENV)/compiled/installed $(VENV)/npm-client/installed $(VENV)/bench-peers/installed ## the measurements, side by side with what one would take instead
 	$(BIN)/python -m bench.control_plane
+	$(MAKE) --no-print-directory bench-compiled
 	$(BIN)/python -m bench.worker
 	$(BIN)/python -m bench.supervisor
 	$(BIN)/python -m bench.tokens
 	$(BIN)/python -m bench.deltas
 	$(BIN)/python -m bench.isolation
+
+bench-compiled: compiled-tree $(VENV)/bench-peers/installed ## what a job costs where ours is native code (BENCH_ARGUMENTS=)
+	cd $(VENV)/compiled/tree && ../bin/python -m bench.control_plane --only ours-sqlite,ours-postgresql,pgqueuer $(BENCH_ARGUMENTS)
 
 bench-growth: $(VENV)/dev ## what is not to grow: with what is kept, with what has passed through, with workers that wait (minutes)
 	$(BIN)/python -m bench.growth
