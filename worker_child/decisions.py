@@ -75,6 +75,13 @@ class JournalReported(Decision, frozen=True, gc=False):
     report: frames.Report
 
 
+class Reported(Struct, frozen=True, array_like=True, gc=False, tag="r"):
+    """What the journal has of JournalReported: `frame` is the report as it is sent."""
+
+    lease_token: str
+    frame: bytes
+
+
 class JournalSettled(Decision, frozen=True, gc=False, array_like=True, tag="s"):
     """The lease's report was acknowledged, or the lease superseded: forget it. It is the journal's record itself."""
 

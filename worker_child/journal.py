@@ -23,9 +23,9 @@ from msgspec import Struct
 
 from wire import frames
 from worker_child import journal_records
-from worker_child.decisions import JournalClaimed, JournalSettled
+from worker_child.decisions import JournalClaimed, JournalSettled, Reported
 from worker_child.errors import JournalError, JournalLocked
-from worker_child.journal_records import HEADER, Record, Recovered, Reported
+from worker_child.journal_records import HEADER, Record, Recovered
 
 Mode = Literal["fsync", "write", "off"]
 

@@ -10,19 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from wire import frames
-from worker_child.decisions import JournalClaimed, JournalSettled
+from worker_child.decisions import JournalClaimed, JournalSettled, Reported
 
 HEADER = b"mobius-journal 2\n"
 _GROUP = struct.Struct("<II")
 _MOST_RECORDS = 128
 """Records of one group: its length fits into four bytes even if every result is as large as a frame may be."""
-
-
-class Reported(Struct, frozen=True, array_like=True, gc=False, tag="r"):
-    """A job has its outcome; `frame` is its report as it is sent."""
-
-    lease_token: str
-    frame: bytes
 
 
 class Recovered(Struct, frozen=True, kw_only=True):

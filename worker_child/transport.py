@@ -1,22 +1,21 @@
 """One WebSocket connection to the control plane, and where it leads to. What the messages say is others' work."""
 
 import asyncio
-import os
 import ssl
-import struct
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidProxyStatus, InvalidStatus, ProxyError, WebSocketException
-from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined] # the C one where there is one
+from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Event
 
 from wire.build import package_version
 from wire.codec import MAX_FRAME_TO_WORKER
 from worker_child.endpoint import Endpoint, Proxy
 from worker_child.errors import ConfigurationError, CredentialError
+from worker_child.text_frames import cut, masked
 
 OPEN_TIMEOUT = 15.0
 CLOSE_TIMEOUT = 1.0
@@ -26,15 +25,6 @@ MAX_KEY_FILE = 4096
 
 _GOING_AWAY = frozenset({1001, 1012})
 """Close codes "going away" and "service restart" (RFC 6455, section 7.4, and its registry)."""
-
-_WHOLE_TEXT = 0x80 | Opcode.TEXT
-"""First byte of a frame that is a whole text message: the final one of its message, without extensions."""
-_MASKED = 0x80
-_SMALL = [bytes((_WHOLE_TEXT, _MASKED | size)) for size in range(126)]
-"""Headers of short messages from a client, by their sizes."""
-_MEDIUM = struct.Struct("!BBH")
-_LARGE = struct.Struct("!BBQ")
-_MASK_SIZE = 4
 
 _REFUSALS = {
     401: "the API key is not valid (401)",
@@ -128,13 +118,7 @@ class Connection(ClientConnection):
         """Sends text messages with one write. Does nothing once the connection is closing."""
         if self.protocol.state is not OPEN:
             return
-        if len(messages) == 1:
-            # Somebody waits for it: what a loop over many needs takes longer than all that is done to one.
-            message = messages[0]
-            mask = os.urandom(_MASK_SIZE)
-            data = _header(len(message)) + mask + apply_mask(message, mask)
-        else:
-            data = _masked(messages)
+        data = masked(messages)
         self._written += len(data)
         self.transport.write(data)
 
@@ -184,7 +168,7 @@ class Connection(ClientConnection):
         receiver.last_read = time.monotonic()
         messages: list[bytes] = []
         if not self._in_pieces:
-            end = _cut(data, messages)
+            end = cut(data, messages)
             if end == len(data):
                 receiver.messages_received(messages)
                 return
@@ -261,54 +245,6 @@ class Connection(ClientConnection):
             reason = f"cut off: {error}" if error else "cut off"
         said = self.protocol.close_rcvd
         receiver.connection_closed(reason, going_away=said is not None and said.code in _GOING_AWAY)
-
-
-def _header(size: int) -> bytes:
-    """The header of a whole text message from a client, up to its mask (RFC 6455, section 5.2)."""
-    if size < 126:
-        return _SMALL[size]
-    if size < 1 << 16:
-        return _MEDIUM.pack(_WHOLE_TEXT, _MASKED | 126, size)
-    return _LARGE.pack(_WHOLE_TEXT, _MASKED | 127, size)
-
-
-def _masked(messages: list[bytes]) -> bytes:
-    """Whole text messages as a client sends them."""
-    masks = os.urandom(_MASK_SIZE * len(messages))
-    parts: list[bytes] = []
-    at = 0
-    for message in messages:
-        mask = masks[at : at + _MASK_SIZE]
-        at += _MASK_SIZE
-        parts += (_header(len(message)), mask, apply_mask(message, mask))
-    return b"".join(parts)
-
-
-def _cut(data: bytes, messages: list[bytes]) -> int:
-    """Moves the whole text messages that `data` begins with into `messages`; returns where the first other frame is.
-
-    A message that is too large stays, so that the core refuses it as the protocol wants it refused.
-    """
-    position, end = 0, len(data)
-    while position + 2 <= end and data[position] == _WHOLE_TEXT:
-        size, start = data[position + 1], position + 2
-        if size == 126:
-            start += 2
-            size = int.from_bytes(data[position + 2 : start])
-        elif size == 127:
-            start += 8
-            size = int.from_bytes(data[position + 2 : start])
-        elif size > 127:
-            # Masked, which no server may do.
-            break
-        if size > MAX_FRAME_TO_WORKER:
-            break
-        stop = start + size
-        if stop > end:
-            break
-        messages.append(data[start:stop])
-        position = stop
-    return position
 
 
 class _Connect(connect):

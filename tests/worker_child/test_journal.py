@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from wire import frames
 from worker_child import journal as journal_module
-from worker_child.decisions import JournalClaimed, JournalSettled
+from worker_child.decisions import JournalClaimed, JournalSettled, Reported
 from worker_child.errors import JournalError, JournalLocked
 from worker_child.journal import Journal
-from worker_child.journal_records import HEADER, Recovered, Reported, decode, encode
+from worker_child.journal_records import HEADER, Recovered, decode, encode
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

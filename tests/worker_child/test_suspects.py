@@ -32,6 +32,7 @@ def test_what_one_worker_finds_all_workers_of_the_box_know(journal: Path) -> Non
     assert dict(mine.current()) == {"job-2": None}
 
 
+@pytest.mark.replaces_code
 def test_what_does_not_change_is_not_read_again(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suspects = Suspects(journal, "rig-1")
     suspects.accuse([claimed(1)], CRASH)
