@@ -405,7 +405,7 @@ async def test_a_job_that_is_cut_off_goes_back(rig: Rig) -> None:
         "@action('stubborn')\ndef stubborn(): threading.Event().wait(60)\n"
     )
     child = await rig.with_job("stubborn", modules=["stubborn"])
-    child.drain(1.0)
+    child.drain(10)
     await rig.server.receive(frames.Draining)
     report = await rig.server.acknowledge_report()
     assert (report.status, report.error_type) == ("failed", "WorkerShutdown")
