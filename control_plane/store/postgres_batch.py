@@ -178,7 +178,7 @@ class Asked:
 class _Claiming:
     """One claim and the keys of the jobs that it may get, the oldest first."""
 
-    def __init__(self, asked: Asked, order: ClaimOrder, lanes: list[Lane], now: int) -> None:
+    def __init__(self, asked: Asked, order: ClaimOrder, lanes: list[Lane], now: int, *, waits_for_new: bool) -> None:
         self.asked = asked
         self.order = order
         self.lanes = lanes
@@ -189,7 +189,7 @@ class _Claiming:
         """Whether another transaction keeps a limit that counts for it."""
         self.served = False
         """Whether it gets new jobs of this transaction."""
-        self.waits_for_new = False
+        self.waits_for_new = waits_for_new
         """Whether it has not looked for others yet."""
 
     @property
@@ -571,8 +571,8 @@ class Batch:
             if isinstance(asked.command, Claim):
                 order = asked.command.order
                 now = self._now(asked, None)
-                claims.append(_Claiming(asked, order, lanes.admitted(order.project_id, order.selector), now))
-                claims[-1].waits_for_new = asked in self._for_new
+                admitted = lanes.admitted(order.project_id, order.selector)
+                claims.append(_Claiming(asked, order, admitted, now, waits_for_new=asked in self._for_new))
         await self._keep_rules([claim for claim in claims if not claim.waits_for_new])
         for claim in claims:
             for lane in claim.looks_in:

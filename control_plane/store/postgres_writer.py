@@ -78,14 +78,23 @@ class _Server(Struct, frozen=True):
 
 
 class _Unknown(Struct, frozen=True, kw_only=True):
-    """A transaction whose COMMIT was sent and not answered, by its id."""
+    """What was sent to be committed, and not answered."""
 
-    xid: str
     server: _Server | None
-    error: str
+    error: Exception
 
     async def outcome(self, connection: Connection) -> bool | None:
         """Whether it has committed; None when that cannot be known. Raises _InProgressError."""
+        raise NotImplementedError
+
+
+class _UnknownCommit(_Unknown, frozen=True, kw_only=True):
+    """A transaction whose COMMIT was sent, by its id."""
+
+    xid: str
+
+    async def outcome(self, connection: Connection) -> bool | None:
+        """See _Unknown."""
         try:
             query = f"SELECT pg_xact_status($1::text::xid8), {_LIFE}"
             status, life = await connection.fetchrow(query, self.xid)
@@ -99,12 +108,10 @@ class _Unknown(Struct, frozen=True, kw_only=True):
         return None if status is None else bool(status == "committed")
 
 
-class _UnknownJob(Struct, frozen=True, kw_only=True):
-    """A statement that was sent and not answered, which is a transaction by itself, by a job that it stores."""
+class _UnknownJobs(_Unknown, frozen=True, kw_only=True):
+    """A statement that is a transaction by itself, by one of the jobs that it stores."""
 
     job_id: str
-    server: _Server | None
-    error: str
 
     async def outcome(self, connection: Connection) -> bool | None:
         """See _Unknown."""
@@ -242,11 +249,7 @@ class Writer:
             except LOST as error:
                 self._drop(connection, error)
                 connection = None
-                calls = self._patient(calls, error)
-                # The pauses grow only while nothing answers: calls that were cut off again and again would wait them
-                # out although the database is there.
-                pauses = _Pauses()
-                await asyncio.sleep(pauses.next())
+                calls, pauses = await self._patient(calls, error)
             except (FenceBrokenError, *REPEATABLE) as error:
                 connection = await self._undo(connection)
                 repetitions += 1
@@ -266,12 +269,10 @@ class Writer:
                 connection = None
                 if await self._settle(unknown, calls):
                     return None
-                # It may be what breaks every connection.
-                calls = self._patient(calls, ConnectionError(unknown.error))
-                await asyncio.sleep(_Pauses().next())
+                calls, pauses = await self._patient(calls, unknown.error)
         return connection
 
-    async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> _Unknown | _UnknownJob | None:
+    async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> _Unknown | None:
         for call in calls:
             call.forget()
         server = self._servers.get(connection)
@@ -284,13 +285,13 @@ class Writer:
         if batch.unanswered is not None:
             if batch.new_job is None:
                 raise batch.unanswered
-            return _UnknownJob(job_id=batch.new_job, server=server, error=str(batch.unanswered))
+            return _UnknownJobs(job_id=batch.new_job, server=server, error=batch.unanswered)
         if batch.begun:
             try:
                 await commit(connection)
             except LOST as error:
                 if xid is not None:
-                    return _Unknown(xid=xid, server=server, error=str(error))
+                    return _UnknownCommit(xid=xid, server=server, error=error)
                 raise
         try:
             batch.committed()
@@ -300,12 +301,16 @@ class Writer:
         self._conclude(calls, batch.finished)
         return None
 
-    def _patient(self, calls: Sequence[_Call], error: Exception) -> list[_Call]:
-        """Those that may be tried again; the others are told."""
+    async def _patient(self, calls: Sequence[_Call], error: Exception) -> tuple[list[_Call], "_Pauses"]:
+        """Those that may be tried again, after a first pause, as they may be what broke the connection; the others are
+        told. Pauses grow only while nothing answers: calls that were cut off again and again would wait them out
+        although the database is there."""
         now = time.monotonic()
         late = [call for call in calls if now >= call.give_up_at]
         _tell_all(late, self._database.unavailable(error))
-        return [call for call in calls if now < call.give_up_at]
+        pauses = _Pauses()
+        await asyncio.sleep(pauses.next())
+        return [call for call in calls if now < call.give_up_at], pauses
 
     def _conclude(self, calls: Sequence[_Call], finished: dict[str, str]) -> None:
         facts: list[Committed] = []
@@ -415,7 +420,7 @@ class Writer:
             connection = await self._serve(connection, [call])
         return connection
 
-    async def _settle(self, unknown: _Unknown | _UnknownJob, calls: list[_Call]) -> bool:
+    async def _settle(self, unknown: _Unknown, calls: list[_Call]) -> bool:
         """Find out whether the transaction has happened. False: it has not, and may be made again."""
         committed = await self._outcome(unknown, time.monotonic() + PATIENCE)
         if committed is False:
@@ -429,7 +434,7 @@ class Writer:
         _tell_all(calls, StoreUnavailable(f"the store was lost while it committed: {unknown.error}"))
         return True
 
-    async def _outcome(self, unknown: _Unknown | _UnknownJob, until: float) -> bool | None:
+    async def _outcome(self, unknown: _Unknown, until: float) -> bool | None:
         """Whether the transaction has committed; None when that cannot be known, or not in time."""
         pauses = _Pauses()
         while time.monotonic() < until and not self._closing:
@@ -446,7 +451,7 @@ class Writer:
             await asyncio.sleep(pauses.next())
         return None
 
-    async def _hand_back(self, unknown: _Unknown | _UnknownJob, leases: Sequence[Lease]) -> None:
+    async def _hand_back(self, unknown: _Unknown, leases: Sequence[Lease]) -> None:
         """Jobs that may be leased to somebody who was told that there are none: they go back at no cost. Where they are
         not, the lease is nobody's, and changes nothing."""
         if await self._outcome(unknown, float("inf")) is False:

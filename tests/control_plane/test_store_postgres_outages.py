@@ -501,7 +501,6 @@ async def test_keys_that_are_asked_for_ahead_cost_no_flush_of_their_own(place):
 async def test_what_a_server_is_still_at_is_not_told_as_undone_and_goes_back_at_no_cost(proxied, monkeypatch):
     monkeypatch.setattr(postgres_writer, "PATIENCE", 0.5)
     proxy, s = proxied
-
     await s.enqueue([marked()])
     # Somebody is about to take the key of the job after the next.
     blocker = await asyncpg.connect(s.place.cluster.url(s.place.database))

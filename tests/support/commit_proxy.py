@@ -12,8 +12,8 @@ class CommitProxy:
     """Listens on loopback in the running loop. `break_next("before")` cuts the next connection that commits before the
     server hears of it, `break_next("sent")` when it was told, `break_next("after")` when the server has answered,
     which nobody is told, and `break_next("kept")` when it has answered, and goes on as if nothing had happened; `at` is
-    what it waits for in place of a COMMIT. With `then_refuse` it turns new connections
-    away from that moment on, as long as `refuse` is true."""
+    what it waits for in place of a COMMIT. With `then_refuse` it turns new connections away from that moment on, as
+    long as `refuse` is true."""
 
     def __init__(self, port: int) -> None:
         self._server_port = port
