@@ -58,3 +58,8 @@ class StoreRefused(StoreUnavailable):
 
 class StoreInUse(StoreRefused):
     """Another control plane serves this store."""
+
+
+class FenceBrokenError(RuntimeError):
+    """A row is not as the decision found it, and nothing was written. On PostgreSQL somebody without our locks has
+    changed it; with the one writer of SQLite it is a bug. No ControlPlaneError: it is no answer to a caller."""

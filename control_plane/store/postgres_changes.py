@@ -31,6 +31,7 @@ from control_plane.domain.changes import (
 from control_plane.domain.enqueue import Alike, each_job
 from control_plane.domain.model import TERMINAL_JOB, Job, Run, Step
 from control_plane.domain.store import Committed, JobClaimable, JobEnded, RunChanged
+from control_plane.errors import FenceBrokenError
 from control_plane.store import postgres_waits, rows
 from control_plane.store.announced import cancel_requested, claimable
 from control_plane.store.postgres_connections import FAULTS, Connection
@@ -66,10 +67,6 @@ _PARAMETER = re.compile(r"\$(\d+)")
 _IN_ORDER = postgres_waits.IN_ORDER | {
     "leave_pending", "leave_claimed", "leave_finished", "update_pending", "request_cancel", "update_runs",
 }  # fmt: skip
-
-
-class FenceBrokenError(RuntimeError):
-    """A row was not as the decision found it: somebody without our locks has changed it. Nothing is committed."""
 
 
 async def commit(connection: Connection) -> None:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import asyncpg
 
-from control_plane.errors import Invalid, StoreUnavailable
-from control_plane.store.postgres_changes import FenceBrokenError, commit
+from control_plane.errors import FenceBrokenError, Invalid, StoreUnavailable
+from control_plane.store.postgres_changes import commit
 from control_plane.store.postgres_connections import FAULTS, LOST, NUL, REPEATABLE, Connection, Database
 
 SIZE = 8

@@ -6,7 +6,6 @@ the truth or StoreUnavailable, and never what did not happen.
 """
 
 import asyncio
-import datetime as dt
 import random
 import time
 from collections import deque
@@ -15,16 +14,23 @@ from typing import Any
 
 import asyncpg
 import structlog
-from msgspec import Struct
 
 from control_plane.domain import jobs
 from control_plane.domain.store import CommitObserver, Committed, Lease, Listener
-from control_plane.errors import ControlPlaneError, Invalid, StoreUnavailable
+from control_plane.errors import ControlPlaneError, FenceBrokenError, Invalid, StoreUnavailable
 from control_plane.keys import hash_secret
 from control_plane.store.postgres_batch import Asked, Batch, Claim, Command, Report
-from control_plane.store.postgres_changes import FenceBrokenError, commit
+from control_plane.store.postgres_changes import commit
 from control_plane.store.postgres_connections import FAULTS, LOST, MISTAKES, NUL, REPEATABLE, Connection, Database
 from control_plane.store.postgres_decisions import Known
+from control_plane.store.postgres_unanswered import (
+    SERVER,
+    InProgressError,
+    Server,
+    Unanswered,
+    UnansweredCommit,
+    UnansweredJobs,
+)
 from wire.verdicts import OVER_CAPACITY
 
 MAX_BATCH = 256
@@ -58,78 +64,6 @@ class _Call(Asked):
         self.asked_at = time.monotonic()
 
 
-_LIFE = "(SELECT concat(pg_postmaster_start_time(), ' ', stats_reset) FROM pg_stat_bgwriter)"
-"""Another one after every restart, every recovery from a crash, and at every other server."""
-
-
-class _InProgressError(Exception):
-    """The server has not done yet what it was told to do."""
-
-
-_SERVER = f"SELECT {_LIFE}, pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"  # noqa: S608 - ours
-
-
-class _Server(Struct, frozen=True):
-    """Who is at the other end of a connection: the server's life, and of its process what tells it from all others."""
-
-    life: str
-    pid: int
-    begun_at: dt.datetime
-
-
-class _Unknown(Struct, frozen=True, kw_only=True):
-    """What was sent to be committed, and not answered."""
-
-    server: _Server | None
-    error: Exception
-
-    async def outcome(self, connection: Connection) -> bool | None:
-        """Whether it has committed; None when that cannot be known. Raises _InProgressError."""
-        raise NotImplementedError
-
-
-class _UnknownCommit(_Unknown, frozen=True, kw_only=True):
-    """A transaction whose COMMIT was sent, by its id."""
-
-    xid: str
-
-    async def outcome(self, connection: Connection) -> bool | None:
-        """See _Unknown."""
-        try:
-            query = f"SELECT pg_xact_status($1::text::xid8), {_LIFE}"
-            status, life = await connection.fetchrow(query, self.xid)
-        except asyncpg.InvalidParameterValueError:
-            return False  # the number is still to be given: the server has forgotten the transaction
-        if self.server is None or life != self.server.life:
-            # A transaction that a crash has undone leaves its number to another one, whose outcome this may be.
-            return None if status in ("committed", None) else False
-        if status == "in progress":
-            raise _InProgressError
-        return None if status is None else bool(status == "committed")
-
-
-class _UnknownJobs(_Unknown, frozen=True, kw_only=True):
-    """A statement that is a transaction by itself, by one of the jobs that it stores."""
-
-    job_id: str
-
-    async def outcome(self, connection: Connection) -> bool | None:
-        """See _Unknown."""
-        if await self._is_stored(connection):
-            return True
-        if self.server is None:
-            return None
-        # The process that was to do it, and then in a new statement what it has done: one that has gone does no more.
-        # Its number alone may be another's by now.
-        query = "SELECT FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
-        if await connection.fetchrow(query, self.server.pid, self.server.begun_at) is not None:
-            raise _InProgressError
-        return await self._is_stored(connection)
-
-    async def _is_stored(self, connection: Connection) -> bool:
-        return await connection.fetchrow("SELECT FROM jobs WHERE id = $1", self.job_id) is not None
-
-
 class Writer:
     """`elsewhere(work)` lends a connection of the pool; `committed(finished)` hears which job each session has finished
     last; `failed` that the store was away."""
@@ -153,7 +87,7 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self._waiting: asyncio.Event = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._servers: dict[Connection, _Server] = {}
+        self._servers: dict[Connection, Server] = {}
         """As each connection found it."""
         self._life = ""
         """As the newest connection found it."""
@@ -272,7 +206,7 @@ class Writer:
                 calls, pauses = await self._patient(calls, unknown.error)
         return connection
 
-    async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> _Unknown | None:
+    async def _transact(self, connection: Connection, calls: Sequence[_Call]) -> Unanswered | None:
         for call in calls:
             call.forget()
         server = self._servers.get(connection)
@@ -285,13 +219,13 @@ class Writer:
         if batch.unanswered is not None:
             if batch.new_job is None:
                 raise batch.unanswered
-            return _UnknownJobs(job_id=batch.new_job, server=server, error=batch.unanswered)
+            return UnansweredJobs(job_id=batch.new_job, server=server, error=batch.unanswered)
         if batch.begun:
             try:
                 await commit(connection)
             except LOST as error:
                 if xid is not None:
-                    return _UnknownCommit(xid=xid, server=server, error=error)
+                    return UnansweredCommit(xid=xid, server=server, error=error)
                 raise
         try:
             batch.committed()
@@ -368,7 +302,7 @@ class Writer:
     async def _note_server(self, connection: Connection) -> None:
         self._servers = {each: server for each, server in self._servers.items() if not each.is_closed()}
         try:
-            self._servers[connection] = server = _Server(*await connection.fetchrow(_SERVER))
+            self._servers[connection] = server = Server(*await connection.fetchrow(SERVER))
         except FAULTS as error:
             connection.terminate()
             raise self._database.unavailable(error) from error
@@ -420,7 +354,7 @@ class Writer:
             connection = await self._serve(connection, [call])
         return connection
 
-    async def _settle(self, unknown: _Unknown, calls: list[_Call]) -> bool:
+    async def _settle(self, unknown: Unanswered, calls: list[_Call]) -> bool:
         """Find out whether the transaction has happened. False: it has not, and may be made again."""
         committed = await self._outcome(unknown, time.monotonic() + PATIENCE)
         if committed is False:
@@ -434,7 +368,7 @@ class Writer:
         _tell_all(calls, StoreUnavailable(f"the store was lost while it committed: {unknown.error}"))
         return True
 
-    async def _outcome(self, unknown: _Unknown, until: float) -> bool | None:
+    async def _outcome(self, unknown: Unanswered, until: float) -> bool | None:
         """Whether the transaction has committed; None when that cannot be known, or not in time."""
         pauses = _Pauses()
         while time.monotonic() < until and not self._closing:
@@ -444,14 +378,14 @@ class Writer:
                     return await unknown.outcome(connection)
                 finally:
                     connection.terminate()
-            except _InProgressError:
+            except InProgressError:
                 pass
             except (StoreUnavailable, *FAULTS):
                 self._failed()
             await asyncio.sleep(pauses.next())
         return None
 
-    async def _hand_back(self, unknown: _Unknown, leases: Sequence[Lease]) -> None:
+    async def _hand_back(self, unknown: Unanswered, leases: Sequence[Lease]) -> None:
         """Jobs that may be leased to somebody who was told that there are none: they go back at no cost. Where they are
         not, the lease is nobody's, and changes nothing."""
         if await self._outcome(unknown, float("inf")) is False:

@@ -33,7 +33,7 @@ from control_plane.domain.recording import Open, Published, Running
 from control_plane.domain.runs import Engine, queue_of
 from control_plane.domain.store import JobEnded, LeaseTerms, RunChanged
 from control_plane.domain.transitions import JOB, follow
-from control_plane.errors import Conflict, NotFound
+from control_plane.errors import Conflict, FenceBrokenError, NotFound
 from control_plane.keys import Identifiers
 from control_plane.store import rows
 from control_plane.store.announced import cancel_requested, claimable, claimable_row
@@ -95,10 +95,6 @@ class Known:
         if len(self.leased) >= _MOST_LEASED:
             del self.leased[next(iter(self.leased))]
         self.leased[job.id] = (seq, job)
-
-
-class FenceBrokenError(RuntimeError):
-    """A row was not as the decision found it: impossible with one writer, and a bug if it happens."""
 
 
 class Unit(Waits):

@@ -13,7 +13,7 @@ from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import Selector
 from control_plane.domain.store import ClaimOrder, LeaseTerms
 from control_plane.errors import StoreUnavailable
-from control_plane.store import postgres_connections, postgres_writer
+from control_plane.store import postgres_connections, postgres_unanswered, postgres_writer
 from control_plane.store.postgres import PostgresStore
 from tests.support.commit_proxy import CommitProxy
 from tests.support.postgres_cluster import PASSWORD, USER, Cluster, Standby
@@ -548,7 +548,7 @@ async def crash_of_one_process(cluster, connection):
 async def test_a_server_that_has_fallen_is_known(durable, fall):
     async def life():
         connection = await asyncpg.connect(durable.url("postgres"))
-        found = await connection.fetchval(f"SELECT {postgres_writer._LIFE}")
+        found = await connection.fetchval(f"SELECT {postgres_unanswered.LIFE}")
         return connection, found
 
     connection, before = await life()
