@@ -227,12 +227,13 @@ class Writer:
                 if xid is not None:
                     return UnansweredCommit(xid=xid, server=server, error=error)
                 raise
+        seconds = time.perf_counter() - begun
         try:
             batch.committed()
-            self.observe(len(calls), time.perf_counter() - begun)
         except Exception:  # noqa: BLE001 - it is committed: whatever this is, nothing may be done a second time
             _log.exception("a commit could not be noted")
         self._conclude(calls, batch.finished)
+        asyncio.get_running_loop().call_soon(self.observe, len(calls), seconds)  # when those who wait have gone on
         return None
 
     async def _patient(self, calls: Sequence[_Call], error: Exception) -> tuple[list[_Call], "_Pauses"]:

@@ -277,8 +277,6 @@ class Writer:
 
     def _resolve(self, outcomes: Sequence[_Outcome], facts: Sequence[Committed], seconds: float | None) -> None:
         try:
-            if seconds is not None:
-                self.observe(len(outcomes), seconds)
             if facts:
                 self._listener(facts)
         finally:
@@ -291,6 +289,8 @@ class Writer:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
+            if seconds is not None and self._loop is not None:
+                self._loop.call_soon(self.observe, len(outcomes), seconds)  # when those who wait have gone on
 
 
 @lru_cache(maxsize=1000)

@@ -465,7 +465,8 @@ class WorkerSocket(asyncio.Protocol):
                 asked_at = self._loop.time()
                 leases = await store.claim(question.order)
                 now = self._loop.time()
-                self._gate.observations.claimed(leases, now - asked_at, now)
+                # When the worker has its jobs.
+                self._loop.call_soon(self._gate.observations.claimed, leases, now - asked_at, now)
                 if self._gate.deltas.busy:
                     self._gate.deltas.leased(leases)
                 return leases
