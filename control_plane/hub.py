@@ -20,6 +20,9 @@ from control_plane.session import Action, Connection, Memory, Peer
 MOST_MEMORIES = 10_000
 """Sessions without a connection whose memory is kept."""
 
+MOST_MEMORY = 64 * 1024 * 1024
+"""Bytes of jobs in these memories."""
+
 MOST_EARLY = 256
 """Jobs handed in together for which claims are asked while they are stored; the others wake claims when they are."""
 
@@ -49,7 +52,11 @@ class Hub:
         self._owners: dict[tuple[str, str], Connection] = {}
         self._identities: dict[Connection, tuple[str, str]] = {}
         self._carriers: dict[str, Connection] = {}
-        self._memories: OrderedDict[str, Memory] = OrderedDict()
+        self._memories: dict[str, Memory] = {}
+        """Of the sessions that have a connection."""
+        self._left: OrderedDict[str, tuple[Memory, int]] = OrderedDict()
+        """Those of sessions without one, with their bytes when it went; the oldest first."""
+        self._left_bytes = 0
         self._seen_until = float("-inf")
         self._seen_before_leaving: set[str] = set()
 
@@ -144,8 +151,11 @@ class Hub:
         """The connection carries the session from now on: the session's memory, and the connection that carried it."""
         predecessor = self._carriers.get(session_id)
         self._carriers[session_id] = connection
-        memory = self._memories.setdefault(session_id, Memory())
-        self._memories.move_to_end(session_id)
+        memory = self._memories.get(session_id)
+        if memory is None:
+            memory, freed = self._left.pop(session_id, (Memory(), 0))
+            self._left_bytes -= freed
+            self._memories[session_id] = memory
         return memory, predecessor
 
     def disconnected(self, connection: Connection) -> bool:
@@ -160,13 +170,15 @@ class Hub:
             return False
         del self._carriers[session.id]
         self._seen_before_leaving.add(session.id)
-        self._forget_memories()
+        self._leave(session.id, self._memories.pop(session.id))
         return True
 
-    def _forget_memories(self) -> None:
-        while len(self._memories) > len(self._carriers) + MOST_MEMORIES:
-            oldest = next(session_id for session_id in self._memories if session_id not in self._carriers)
-            del self._memories[oldest]
+    def _leave(self, session_id: str, memory: Memory) -> None:
+        self._left[session_id] = (memory, memory.bytes)
+        self._left_bytes += memory.bytes
+        while len(self._left) > MOST_MEMORIES or (self._left_bytes > MOST_MEMORY and len(self._left) > 1):
+            _, (_, freed) = self._left.popitem(last=False)
+            self._left_bytes -= freed
 
     # --- offering jobs
 

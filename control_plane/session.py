@@ -205,7 +205,9 @@ class Memory:
     def __init__(self) -> None:
         self.answers: OrderedDict[Key, list[frames.FromServer]] = OrderedDict()
         self.excluded: dict[str, float] = {}
-        self._claims: deque[Key] = deque()
+        self.bytes = 0
+        """Of the specs in the answers."""
+        self._claims: deque[tuple[Key, int]] = deque()
 
     def remember(self, key: Key, answer: list[frames.FromServer]) -> None:
         """Keep an answer; the oldest beyond REMEMBERED_ANSWERS is forgotten, and of those with jobs, which may be
@@ -215,9 +217,17 @@ class Memory:
             self.answers.popitem(last=False)
         last = answer[-1]
         if isinstance(last, frames.Claimed) and last.jobs:
-            self._claims.append(key)
+            size = sum(_size(job.spec) for job in last.jobs)
+            self._claims.append((key, size))
+            self.bytes += size
             if len(self._claims) > REMEMBERED_CLAIMS:
-                self.answers.pop(self._claims.popleft(), None)
+                oldest, freed = self._claims.popleft()
+                self.answers.pop(oldest, None)
+                self.bytes -= freed
+
+
+def _size(spec: Any) -> int:
+    return memoryview(spec if isinstance(spec, msgspec.Raw) else msgspec.json.encode(spec)).nbytes
 
 
 class Registry(Protocol):
@@ -785,6 +795,8 @@ class Connection:
             freed = 0
             for frame, outcome in zip(reports, outcomes, strict=True):
                 actions += self._answer(frame.message_id, _acknowledgement(frame, outcome))
+                if outcome.verdict == "unknown":
+                    self._memory.excluded.pop(frame.job_id, None)
                 told = told or (outcome.verdict != "unknown" and frame.job_id not in self._memory.excluded)
                 freed += outcome.verdict not in ("duplicate", "unknown")
             if self.session is not None:

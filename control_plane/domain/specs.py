@@ -20,6 +20,9 @@ MAX_CLEANUP_STEPS = 20
 LONGEST_DURATION = 366 * 86_400
 """Seconds."""
 
+MOST_FAULTS = 100
+"""Faults of a spec, or of a run's inputs, that are named."""
+
 DEFAULT_WAIT_TIMEOUT = 30 * 86_400.0
 """Seconds that a step waits for its signal when the spec does not say."""
 
@@ -131,7 +134,8 @@ def read(spec: Any) -> tuple[Plan | None, list[str]]:
     """The plan of a spec, or None and one sentence for every fault, in the order of the spec."""
     reader = _Reader()
     plan = reader.plan(spec)
-    return (None if reader.errors else plan), reader.errors
+    errors = reader.faults.sentences
+    return (None if errors else plan), errors
 
 
 def unreadable(spec: dict[str, Any]) -> Plan:
@@ -149,21 +153,19 @@ def merge_inputs(plan: Plan, *layers: dict[str, Any] | None) -> tuple[dict[str, 
     merged = {name: declared.default for name, declared in plan.inputs.items() if declared.has_default}
     for layer in layers:
         merged.update(layer or {})
-    errors = []
+    faults = _Faults()
     if plan.inputs and layers:
         known = f"it declares {', '.join(list(plan.inputs)[:_MOST_NAMES])}"
-        errors += [
-            f"inputs.{name[:_LONGEST_TEXT]}: the automation declares no such input; {known}"
-            for name in layers[-1] or {}
-            if name not in plan.inputs
-        ]
+        for name in layers[-1] or {}:
+            if name not in plan.inputs:
+                faults.add(f"inputs.{name}", f"the automation declares no such input; {known}")
     for name, declared in plan.inputs.items():
         if name not in merged:
             if declared.required:
-                errors.append(f"inputs.{name}: required, and the automation has no default for it")
+                faults.add(f"inputs.{name}", "required, and the automation has no default for it")
         elif declared.type is not None and not _is_of(declared.type, merged[name]):
-            errors.append(f"inputs.{name}: expected {declared.type}, got {_kind(merged[name])}")
-    return merged, errors
+            faults.add(f"inputs.{name}", f"expected {declared.type}, got {_kind(merged[name])}")
+    return merged, faults.sentences
 
 
 def _is_of(name: str, value: Any) -> bool:
@@ -180,16 +182,41 @@ def _kind(value: Any) -> str:
     return next(name for name in ("boolean", "integer", "number", "string", "object", "array") if _is_of(name, value))
 
 
+class _Faults:
+    """What is wrong with something, a sentence each: the first MOST_FAULTS, and how many more. A place or a sentence
+    may quote names of any length, and is shortened: a spec of a megabyte must not have faults of many."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._more = 0
+
+    def add(self, where: str, sentence: str) -> None:
+        """Something is wrong at this place."""
+        if len(self._first) < MOST_FAULTS:
+            self._first.append(f"{_shortened(where, _LONGEST_TEXT)}: {_shortened(sentence, 2 * _LONGEST_TEXT)}")
+        else:
+            self._more += 1
+
+    @property
+    def sentences(self) -> list[str]:
+        """Each begins with its place, but for the last one that counts what is left out."""
+        return [*self._first, f"and {self._more} more faults"] if self._more else self._first
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class _Reader:
     """Walks one spec and collects faults."""
 
     def __init__(self) -> None:
-        self.errors: list[str] = []
+        self.faults = _Faults()
         self.input_names: set[str] | None = None
         self.saved: set[str] = set()
 
     def fault(self, where: str, sentence: str) -> None:
-        self.errors.append(f"{where}: {sentence}")
+        self.faults.add(where, sentence)
 
     # --- shapes
 

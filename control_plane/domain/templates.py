@@ -15,7 +15,6 @@ ROOTS = ("inputs", "context", "event")
 MAX_INSERTED_BYTES = 1024 * 1024
 """More than a job's spec may have (768 KiB), so that a spec that is too large is named as such."""
 
-_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _PATH = re.compile(r"\s*((?:\.[A-Za-z0-9_-]+)+)\s*")
 _SHOWN = 80
 _MOST_DIGITS = 20
@@ -48,12 +47,13 @@ def paths_in(value: Any, where: str) -> Iterator[tuple[str, Path | TemplateError
         for index, inner in enumerate(value):
             yield from paths_in(inner, f"{where}[{index}]")
     elif isinstance(value, str) and "{{" in value:
-        for match in _TEMPLATE.finditer(value):
+        found, rest = _split(value)
+        for _, inside in found:
             try:
-                yield where, _parse(match.group(1))
+                yield where, _parse(inside)
             except TemplateError as error:
                 yield where, error
-        if "{{" in _TEMPLATE.sub("", value):
+        if "{{" in rest:
             yield where, TemplateError('"{{" without "}}"')
 
 
@@ -87,10 +87,10 @@ class _Rendering:
             return [self.render(inner) for inner in value]
         if not isinstance(value, str) or "{{" not in value:
             return value
-        whole = _TEMPLATE.fullmatch(value)
-        if whole is not None and "{{" not in whole.group(1):
-            return self._insert(whole.group(1))[0]
-        return _TEMPLATE.sub(lambda match: self._insert(match.group(1))[1], value)
+        found, rest = _split(value)
+        if len(found) == 1 and found[0][0] == rest == "":
+            return self._insert(found[0][1])[0]
+        return "".join([*(before + self._insert(inside)[1] for before, inside in found), rest])
 
     def _insert(self, inside: str) -> tuple[Any, str]:
         """The value that the path names, and its text."""
@@ -102,6 +102,17 @@ class _Rendering:
         if self._left < 0:
             raise TemplateError(f"the templates would insert more than {MAX_INSERTED_BYTES} bytes")
         return found
+
+
+def _split(text: str) -> tuple[list[tuple[str, str]], str]:
+    """What is inside every pair of braces, each with the text before it; and the text behind the last. In one pass: a
+    regular expression would look for the end of every "{{" that has none as far as the text goes."""
+    found = []
+    end = 0
+    while (begin := text.find("{{", end)) >= 0 and (close := text.find("}}", begin + 2)) >= 0:
+        found.append((text[end:begin], text[begin + 2 : close]))
+        end = close + 2
+    return found, text[end:]
 
 
 def descend(value: Any, path: Path) -> Any:
@@ -125,7 +136,7 @@ def parse_path(text: str) -> Path:
 def _parse(inside: str) -> Path:
     match = _PATH.fullmatch(inside)
     if match is None:
-        shown = inside.strip()[:_SHOWN]
+        shown = inside[: 2 * _SHOWN].strip()[:_SHOWN]
         raise TemplateError(
             f"only a path such as .inputs.a.b or .context.<save_as>.c may stand in {{{{ }}}}, not {shown!r}"
         )

@@ -296,3 +296,16 @@ def test_inputs_that_a_spec_does_not_declare_are_refused_where_it_declares_any()
     assert specs.merge_inputs(plan, {"default": 1}, {"x": 1}) == ({"default": 1, "x": 1}, [])
     plan, _ = specs.read({"steps": [action()]})
     assert specs.merge_inputs(plan, None, {"y": 2}) == ({"y": 2}, [])
+
+
+def test_faults_are_shortened_and_counted():
+    name = "n" * 100_000
+    errors = errors_of({"steps": [action(config={"action_name": "a", "parameters": {name: "{{x}}" * 10_000}})]})
+    assert len(errors) == specs.MOST_FAULTS + 1
+    assert errors[-1] == "and 9900 more faults"
+    assert all(len(error) < 800 for error in errors)
+    assert len(errors_of(dict.fromkeys(map(str, range(1000)), 1))) == specs.MOST_FAULTS + 1
+    plan, _ = specs.read({"steps": [action()], "inputs": {"x": {}}})
+    _, errors = specs.merge_inputs(plan, {f"{name}{number}": 1 for number in range(200)})
+    assert len(errors) == specs.MOST_FAULTS + 1
+    assert all(len(error) < 800 for error in errors)

@@ -81,6 +81,18 @@ def test_what_is_inserted_does_not_nest_without_end():
         render(value, lambda _: deep)
 
 
+def test_braces_that_are_never_closed_are_looked_for_once():
+    """Quadratic, this would go on for a day."""
+    ((place, error),) = paths_in("{{" * 500_000, "x")
+    assert (place, str(error)) == ("x", '"{{" without "}}"')
+    ((_, error),) = paths_in("{{" * 500_000 + "}}", "x")
+    assert len(str(error)) < 300
+
+
+def test_braces_behind_a_template_are_text():
+    assert render("{{ .inputs.x }}}}", lambda _: 5) == "5}}"
+
+
 PIECES = st.sampled_from(["{{", "}}", " ", ".inputs", ".context", ".a", ".b", ".", "x", "|", "{", "}"])
 TEXTS = st.lists(PIECES, max_size=8).map("".join)
 

@@ -13,6 +13,7 @@ from control_plane.domain.store import (
     SessionTaken,
 )
 from control_plane.errors import Conflict, StoreUnavailable
+from control_plane.hub import MOST_MEMORY
 from control_plane.keys import hash_secret
 from control_plane.session import (
     POLICY_VIOLATION,
@@ -34,6 +35,7 @@ from control_plane.session import (
 from tests.support.session_room import CADENCE, PROJECT, Room, Worker, claimable, hints, lease
 from wire import frames
 from wire.codec import MAX_FRAME_TO_WORKER, RemoteFrameError, encode_to_worker
+from wire.verdicts import OVER_CAPACITY
 
 
 @pytest.fixture
@@ -692,6 +694,30 @@ def test_the_memory_is_bounded(room):
         worker.answer(StoreClaim, [lease(number)])
     kept = [each for answer in memory.answers.values() for each in answer if isinstance(each, frames.Claimed)]
     assert len(kept) == REMEMBERED_CLAIMS
+
+
+def test_sessions_that_have_left_keep_few_bytes_and_the_newest_remembers(room):
+    for number in range(30):
+        worker = room.worker(f"w{number}", concurrency_limit=1000)
+        for claim in range(REMEMBERED_CLAIMS + 1):
+            worker.claim(f"c{claim}", available_slots=1)
+            worker.answer(StoreClaim, [lease(number, spec={"parameters": {"x": "x" * 900_000}})])
+        worker.close()
+    size = worker.connection._memory.bytes
+    assert REMEMBERED_CLAIMS * 900_000 < size < (REMEMBERED_CLAIMS + 1) * 900_000
+    assert MOST_MEMORY - size < room.hub._left_bytes <= MOST_MEMORY
+    assert sum(memory.bytes for memory, _ in room.hub._left.values()) == room.hub._left_bytes
+    again = room.worker("w29", concurrency_limit=1000, worker_session_token=worker.token)
+    assert again.connection._memory.bytes == size
+    assert room.hub._left_bytes <= MOST_MEMORY - size
+
+
+def test_a_report_for_an_unknown_job_excludes_nothing(room):
+    worker = room.worker()
+    report = frames.Report(message_id="r", job_id="j", lease_token="t", status="failed", error_type=OVER_CAPACITY)
+    worker.send(report)
+    worker.answer(StoreReports, [ReportOutcome(verdict="unknown")])
+    assert not worker.connection._memory.excluded
 
 
 # --- cancel, drain, the end
