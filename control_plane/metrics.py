@@ -45,6 +45,7 @@ class Live(Struct, frozen=True, kw_only=True):
     generations: Callable[[], int]
     deltas_taken: Callable[[], int]
     deltas_refused: Callable[[], int]
+    deltas_left_out: Callable[[], int]
     delta_chunks: Callable[[], int]
 
 
@@ -234,6 +235,7 @@ class _Scrape(Collector):
         )
         deltas.add_metric(["taken"], live.deltas_taken())
         deltas.add_metric(["refused"], live.deltas_refused())
+        deltas.add_metric(["left_out"], live.deltas_left_out())
         yield deltas
         yield CounterMetricFamily(
             "mobius_control_plane_delta_chunks_written", "Rows that they became.", value=live.delta_chunks()

@@ -232,6 +232,7 @@ class ControlPlane:
             generations=lambda: deltas.generations,
             deltas_taken=lambda: deltas.taken,
             deltas_refused=lambda: deltas.refused,
+            deltas_left_out=lambda: deltas.left_out,
             delta_chunks=lambda: deltas.chunks_written,
         )
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 MOST_RECENT_BYTES = 256 * 1024
 """Of deltas that readers find in memory; those who are further behind read the store."""
 
-MOST_UNWRITTEN_BYTES = 1024 * 1024
+MOST_UNWRITTEN_BYTES = 4 * 1024 * 1024
 """Of deltas that wait for the store; the oldest beyond are left out of the stream, never out of the job's result."""
 
 MOST_STREAM_BYTES = 16 * 1024 * 1024
@@ -72,6 +72,11 @@ class Generation:
     def waits(self) -> bool:
         """Whether anything is to be written."""
         return bool(self._unwritten)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Of what is to be written."""
+        return self._unwritten_bytes
 
     def confirm(self, attempt: int, last_sequence: int) -> None:
         """The store knows the lease, and has its deltas up to this sequence."""

@@ -7,16 +7,17 @@ late, find it there. The first delta of a lease asks the store whether it is one
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import structlog
 from msgspec import UNSET
 
-from control_plane.domain.deltas import START, DeltaChunk, Generation, Position, read_items
+from control_plane.domain.deltas import MOST_UNWRITTEN_BYTES, START, DeltaChunk, Generation, Position, read_items
 from control_plane.domain.model import Job
 from control_plane.domain.store import Lease, Store
-from control_plane.errors import NotFound, StoreUnavailable
+from control_plane.errors import ControlPlaneError, StoreUnavailable
 from control_plane.keys import hash_secret, same_hash
 from control_plane.session import TakeDelta
 from control_plane.web.server_sent import Readers, Stream, Write
@@ -34,8 +35,15 @@ CONFIRM_TIMEOUT = 3.0
 IDLE_AFTER = 10.0
 """Seconds without a delta after which a generation is forgotten here: the next delta asks the store again."""
 
+WRITE_AT_ONCE = MOST_UNWRITTEN_BYTES // 4
+"""Bytes of one generation that are not gathered any longer."""
+
 MOST_GENERATIONS = 10_000
-"""Leases that are followed at a time; deltas of more are left out."""
+"""Leases of one project that are followed at a time; deltas of more are left out."""
+
+MOST_UNCONFIRMED_BYTES = 16 * 1024 * 1024
+"""Of one project's deltas whose lease the store has not confirmed yet; more are left out. One delta is taken however
+large it is."""
 
 POLL_INTERVAL = 1.0
 """Seconds after which a reader looks into the store although nothing woke it."""
@@ -57,6 +65,7 @@ class DeltaStreams(Readers):
         super().__init__()
         self.taken = 0
         self.refused = 0
+        self.left_out = 0
         self.chunks_written = 0
         self._store = store
         self._clock = clock
@@ -66,7 +75,12 @@ class DeltaStreams(Readers):
         self._confirming: dict[_Key, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
+        self._followed: Counter[str] = Counter()
+        """Leases by project."""
+        self._unconfirmed: Counter[str] = Counter()
+        """Bytes by project."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @property
     def generations(self) -> int:
@@ -85,19 +99,34 @@ class DeltaStreams(Readers):
         key = (delta.project_id, delta.job_id, hash_secret(delta.lease_token))
         generation = self._leases.get(key)
         if generation is None:
-            if len(self._leases) >= MOST_GENERATIONS:
-                self.refused += 1
+            if self._followed[delta.project_id] >= MOST_GENERATIONS:
+                self.left_out += 1
                 return
             generation = self._leases[key] = Generation(*key)
+            self._followed[delta.project_id] += 1
             self._confirming[key[:2]] = self._keep(self._confirm(generation))
         self._seen_at[generation] = self._clock()
-        if not generation.take(delta.sequence, delta.delta):
+        if generation.attempt or generation.lost:
+            self._take(generation, delta)
+        elif self._unconfirmed[delta.project_id] < MOST_UNCONFIRMED_BYTES:
+            before = generation.unwritten_bytes
+            self._take(generation, delta)
+            self._unconfirmed[delta.project_id] += generation.unwritten_bytes - before
+        else:
+            self.left_out += 1
+
+    def _take(self, generation: Generation, delta: TakeDelta) -> None:
+        left_out = generation.left_out
+        is_taken = generation.take(delta.sequence, delta.delta)
+        self.left_out += generation.left_out - left_out
+        if not is_taken:
             self.refused += generation.lost
             return
         self.taken += 1
         if generation.attempt:
-            self.wake(key[:2])
-        self._write_soon(WRITE_AFTER)
+            self.wake((generation.project_id, generation.job_id))
+        hurries = generation.unwritten_bytes >= WRITE_AT_ONCE and not self._writing.locked()
+        self._write_soon(0.0 if hurries else WRITE_AFTER)
 
     def leased(self, leases: Iterable[Lease]) -> None:
         """These jobs were claimed anew: what their earlier leases still say is not part of the stream."""
@@ -150,12 +179,15 @@ class DeltaStreams(Readers):
     async def _confirm(self, generation: Generation) -> None:
         """Ask the store whether the lease holds the job, and what it has of it already."""
         key = (generation.project_id, generation.job_id)
+        found = None
         try:
             found = await self._look_up(generation)
         finally:
             self._confirming.pop(key, None)
+            self._unconfirmed[generation.project_id] -= generation.unwritten_bytes
+            if found is None:
+                generation.refuse()
         if found is None:
-            generation.refuse()
             return
         job, newest = found
         written = newest[1] if newest is not None and newest[0] == job.claim_attempt else -1
@@ -175,18 +207,20 @@ class DeltaStreams(Readers):
                 if job.status != "claimed" or not same_hash(job.lease_token_hash, generation.token_hash):
                     return None
                 return job, (await self._store.deltas(project_id, job_id, after=START, limit=0)).newest
-            except NotFound:
-                return None
             except StoreUnavailable:
                 await asyncio.sleep(WRITE_AGAIN_AFTER)
+            except ControlPlaneError:
+                return None  # there is no such job, or no store could have one of that name
 
     def _write_soon(self, delay: float) -> None:
         loop = asyncio.get_running_loop()
+        at = loop.time() + delay
         if self._timer is not None:
-            if self._timer.when() <= loop.time() + delay:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
-        self._timer = loop.call_later(delay, self._time_to_write)
+        # uvloop gives no time for a timer that is due at once.
+        self._timer, self._timer_at = loop.call_later(delay, self._time_to_write), at
 
     def _time_to_write(self) -> None:
         self._timer = None
@@ -224,7 +258,8 @@ class DeltaStreams(Readers):
 
     def _forget(self, generation: Generation) -> None:
         key = (generation.project_id, generation.job_id)
-        self._leases.pop((*key, generation.token_hash), None)
+        if self._leases.pop((*key, generation.token_hash), None) is not None:
+            self._followed[generation.project_id] -= 1
         self._seen_at.pop(generation, None)
         if self._newest.get(key) is generation:
             del self._newest[key]

@@ -95,6 +95,7 @@ SERVICE_RESTART = 1012
 _PROJECT_PATH = re.compile(r"/v1/projects/([^/]+)/workers/socket")
 _ORG_PATH = "/v1/workers/socket"
 _LONGEST_REASON = 120
+_ENDING = ("accepted", "handed_back")
 
 _log = structlog.get_logger(__name__)
 
@@ -206,6 +207,8 @@ class WorkerSocket(asyncio.Protocol):
         self._drop_at: float | None = None
         self._write_by: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        """uvloop gives no time for a timer that is due at once."""
         self._settling = False
         self._reading = True
         self._shutting_down = False
@@ -253,6 +256,8 @@ class WorkerSocket(asyncio.Protocol):
             else:
                 self._upgrade(event)
         self._take_received()
+        if not self._questions:
+            self._unanswered_bytes = 0  # what came is dealt with: nothing is to come that would count it down
         problem = self._stream.core.handshake_exc
         if problem is not None and self._connection is None:
             self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {problem}"))
@@ -500,7 +505,9 @@ class WorkerSocket(asyncio.Protocol):
         outcomes = await self._gate.store.reports(question.project_id, question.reports)
         self._gate.observations.reported(question.reports, outcomes, self._loop.time())
         if deltas.busy:
-            deltas.ended(question.project_id, [report.job_id for report in question.reports])
+            told = zip(question.reports, outcomes, strict=True)
+            # Whoever reports what is not his has ended nothing.
+            deltas.ended(question.project_id, [report.job_id for report, each in told if each.verdict in _ENDING])
         return outcomes
 
     async def ping(self, timeout: float) -> bool:  # noqa: ASYNC109 - the question carries it
@@ -585,10 +592,11 @@ class WorkerSocket(asyncio.Protocol):
         timer = self._timer
         # A timer that fires too early finds nothing to do and is set again: cheaper than one timer a frame.
         if timer is not None:
-            if timer.when() <= deadline:
+            if self._timer_at <= deadline:
                 return
             timer.cancel()
         self._timer = self._loop.call_at(deadline, self._tick)
+        self._timer_at = deadline
 
     def _next_deadline(self) -> float:
         deadline = self._last_heard + PING_INTERVAL if self._pinged_at is None else self._pinged_at + PING_INTERVAL

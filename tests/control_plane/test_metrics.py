@@ -27,6 +27,7 @@ NOTHING = metrics.Live(
     generations=lambda: 0,
     deltas_taken=lambda: 10,
     deltas_refused=lambda: 1,
+    deltas_left_out=lambda: 2,
     delta_chunks=lambda: 2,
 )
 

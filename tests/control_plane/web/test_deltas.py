@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from control_plane.domain.deltas import START
+from control_plane.session import TakeDelta
 from control_plane.web import deltas
 from tests.support.control_plane_server import DEADLINE, Serving, answer_to, ask, register, serving
 
@@ -179,6 +180,70 @@ async def test_whoever_has_no_lease_is_not_heard(plane: Serving) -> None:
         await ask(worker, report(job))
         async with reading(plane, job) as late:
             assert [name for name, _, _ in await late.rest()] == ["generation.ended"]
+
+
+async def test_a_report_under_another_lease_ends_no_stream(plane: Serving) -> None:
+    await publish(plane)
+    async with plane.worker() as worker:
+        await register(worker)
+        await start(plane)
+        job = await claim(worker)
+        await ask(worker, delta(job, 0, "one "))
+        await worker.send(json.dumps(delta(job, 1, "two ")))
+        await ask(worker, report(job, lease_token="an old one", message_id="r-stale"))
+        project = await plane.store.project("default")
+        assert plane.plane._deltas.live((project.id, job["id"])) is not None
+        await ask(worker, delta(job, 2, "three"))
+        await ask(worker, report(job))
+        async with reading(plane, job) as late:
+            assert words(await late.rest()) == "one two three"
+
+
+async def test_a_job_id_that_no_store_could_have_is_forgotten(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deltas, "IDLE_AFTER", 0.05)
+    async with plane.worker() as worker:
+        await register(worker)
+        await ask(worker, delta({"id": "job\0", "lease_token": "x"}, 0))
+        async with asyncio.timeout(DEADLINE):
+            while plane.plane._deltas.generations:  # noqa: ASYNC110 - forgetting is no event
+                await asyncio.sleep(0.01)
+
+
+async def test_a_project_has_its_own_share(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deltas, "MOST_GENERATIONS", 2)
+    monkeypatch.setattr(deltas, "MOST_UNCONFIRMED_BYTES", 100)
+    streams = deltas.DeltaStreams(plane.store)
+
+    def take(project: str, job: str, sequence: int = 0) -> None:
+        said = TakeDelta(project_id=project, job_id=job, lease_token="t", sequence=sequence, delta={"text": "x" * 100})
+        streams.take(said)
+
+    for number in range(5):
+        take("proj_a", f"job_{number}")
+    assert (streams.generations, streams.taken, streams.left_out) == (2, 1, 4)
+    take("proj_b", "job_0")
+    assert (streams.generations, streams.taken) == (3, 2)
+    take("proj_b", "job_0", 1)
+    assert (streams.taken, streams.left_out) == (2, 5)
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*streams._confirming.values())
+    assert set(streams._unconfirmed.values()) == {0}
+    await streams.stop()
+
+
+async def test_megabytes_at_once_have_no_gaps(plane: Serving) -> None:
+    await publish(plane)
+    async with plane.worker() as worker:
+        await register(worker)
+        await start(plane)
+        job = await claim(worker)
+        for number in range(35):
+            await worker.send(json.dumps(delta(job, number, "x" * 100_000)))
+        await answer_to(worker, "d-34")
+        await ask(worker, report(job))
+        async with reading(plane, job) as late:
+            assert len(words(await late.rest())) == 35 * 100_000
+    assert plane.plane._deltas.left_out == 0
 
 
 async def test_ten_thousand_deltas_are_few_rows(plane: Serving, place: Any) -> None:

@@ -7,14 +7,17 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from control_plane.web import worker_socket
+from control_plane.web.worker_socket import WorkerSocket
 from tests.support.control_plane_server import DEADLINE, Serving, answer_to, ask, next_of, register, serving
 
 PROJECT_PATH = "/v1/projects/default/workers/socket"
@@ -361,6 +364,30 @@ async def upgraded(plane: Serving) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 def masked(text: str) -> bytes:
     return Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
+
+
+async def test_frames_that_get_no_answer_are_not_waited_for(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_socket, "MOST_UNANSWERED_BYTES", 50_000)
+    async with plane.worker() as worker:
+        await register(worker)
+        for _ in range(20):
+            await worker.send(json.dumps({"type": "keepalive", "padding": "x" * 10_000}))
+        assert (await ask(worker, {"type": "jobs.claim", "message_id": "c", "available_slots": 0}))["jobs"] == []
+
+
+def test_a_timer_that_is_due_at_once_can_be_set_again() -> None:
+    async def set_twice() -> None:
+        socket = WorkerSocket(None, config=None, server_state=SimpleNamespace(connections=set()), app_state=None)  # type: ignore[arg-type]
+        ticked = asyncio.Event()
+        monkeypatch.setattr(socket, "_next_deadline", lambda: asyncio.get_running_loop().time() - 1.0)
+        monkeypatch.setattr(socket, "_tick", ticked.set)
+        socket._arm()
+        socket._arm()
+        async with asyncio.timeout(DEADLINE):
+            await ticked.wait()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        uvloop.run(set_twice())
 
 
 async def test_frames_of_one_read_are_answered_in_one_write(plane: Serving) -> None:
