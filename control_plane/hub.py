@@ -122,6 +122,10 @@ class Hub:
         """Whether the session has a connection here."""
         return session_id in self._carriers
 
+    def is_away(self, session_id: str) -> bool:
+        """Whether the session surely has no connection; where there are other processes, they may have it."""
+        return not self.replicated and not self.carries(session_id)
+
     def live_sessions(self) -> list[str]:
         """The ids of the sessions that have a connection."""
         return list(self._carriers)

@@ -23,6 +23,9 @@ LONGEST_LIFETIME = 36_500 * 86_400.0
 
 _project_option = click.option("--project", required=True, metavar="HANDLE", help="The one project of the key.")
 _expires_in_option = click.option("--expires-in", metavar="DURATION", help="Such as 12h or 90d; default: never.")
+_new_expiry_option = click.option(
+    "--expires-in", metavar="DURATION", help="Such as 12h or 90d (default: as long as the old key was made for)."
+)
 
 
 @click.group("keys")
@@ -84,7 +87,7 @@ def list_keys(store: str, store_password_file: Path | None, project: str) -> Non
 @store_options
 @_project_option
 @click.option("--overlap", default="24h", show_default=True, help="For how long the old key stays valid.")
-@_expires_in_option
+@_new_expiry_option
 @click.argument("key_id", metavar="ID")
 def rotate(
     store: str,

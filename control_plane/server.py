@@ -212,6 +212,7 @@ class ControlPlane:
             waits=self._waits,
             metrics=self._metrics,
             coming=self._gate.coming,
+            is_away=self._gate.hub.is_away,
             clock=time.monotonic,
             wall_clock=store.now,
         )

@@ -56,6 +56,9 @@ MOST_JOBS = 256
 RETRY_PAUSE = 1.0
 """Seconds after which an open claim asks again when the store was away, or a worker that does not claim is hinted."""
 
+MOST_NAMES_TEXT = 65_536
+"""Characters of all names that a worker gives itself, its queues, its actions and its models."""
+
 MOST_ERROR_TEXT = 500
 """Characters of what is wrong with a frame that its sender is told."""
 
@@ -521,9 +524,10 @@ class Connection:
     # --- registration: section "Identity" of the contract
 
     def _register(self, frame: frames.Register) -> list[Action]:
-        texts = (frame.worker_instance_id, frame.name, frame.version, frame.environment_id, *(frame.capabilities or ()))
-        if any("\0" in text for text in texts if text is not None) or _names_hold_nul(frame):
-            return [_refused_nul(frame)]
+        texts = (frame.worker_instance_id, frame.name, frame.version, frame.environment_id)
+        texts += (*(frame.capabilities or ()), *_names(frame))
+        if (refused := _unfit(frame, texts)) is not None:
+            return [refused]
         self._phase = "registering"
         self._registration = frame
         token = frame.worker_session_token
@@ -678,8 +682,8 @@ class Connection:
                 return [_error("already_registered", "this connection has registered already", frame.message_id)]
 
     def _claimed(self, frame: frames.Claim, now: float) -> list[Action]:
-        if _names_hold_nul(frame):
-            return [_refused_nul(frame)]
+        if (refused := _unfit(frame, _names(frame))) is not None:
+            return [refused]
         session = self._registered_session()
         actions = self._end_claim(now)
         slots = frame.available_slots if frame.available_slots is not None else max(1, self._free_slots)
@@ -827,8 +831,8 @@ class Connection:
         return forget
 
     def _ready(self, frame: frames.Ready, now: float) -> list[Action]:
-        if _names_hold_nul(frame):
-            return [_refused_nul(frame)]
+        if (refused := _unfit(frame, _names(frame))) is not None:
+            return [refused]
         session = self._registered_session()
         actions: list[Action] = []
         selector = _selector(session.selector, frame)
@@ -964,16 +968,22 @@ def _selector(base: Selector, frame: frames.Register | frames.Ready | frames.Cla
     )
 
 
-def _names_hold_nul(frame: frames.Register | frames.Ready | frames.Claim) -> bool:
-    """Whether a queue, an action or a model is called so that not every store could look for it."""
-    names = [*(frame.queues or ()), *(frame.action_names or ())]
-    for model in frame.models or ():
-        names += (model.provider, model.model)
-    return "\0" in "".join(names)
+def _names(frame: frames.Register | frames.Ready | frames.Claim) -> tuple[str, ...]:
+    """Of the queues, actions and models."""
+    models = (name for model in frame.models or () for name in (model.provider, model.model))
+    return (*(frame.queues or ()), *(frame.action_names or ()), *models)
 
 
-def _refused_nul(frame: frames.Frame) -> Action:
-    return _error("invalid_frame", "a text holds a NUL character, which no text may hold", frame.message_id)
+def _unfit(frame: frames.Register | frames.Ready | frames.Claim, texts: Sequence[str | None]) -> Action | None:
+    """What is wrong with the texts of a frame: not every store could look for a NUL character, and whoever lists the
+    sessions gets the names of all."""
+    joined = "".join(text for text in texts if text is not None)
+    if "\0" in joined:
+        return _error("invalid_frame", "a text holds a NUL character, which no text may hold", frame.message_id)
+    if len(joined) > MOST_NAMES_TEXT:
+        message = f"the worker's names have {len(joined)} characters together; at most {MOST_NAMES_TEXT} may be"
+        return _error("invalid_frame", message, frame.message_id)
+    return None
 
 
 def _directive(job_id: str, outcome: HeartbeatOutcome) -> frames.CancelDirective | None:

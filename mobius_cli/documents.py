@@ -12,6 +12,7 @@ import tomli
 from mobius_cli.errors import InputError, NotFoundError, UsageError
 
 MAX_FILE_BYTES = 8 * 1024 * 1024
+MAX_JOBS_BYTES = 256 * 1024 * 1024
 STANDARD_INPUT = "-"
 
 _FIELDS: dict[str, type] = {
@@ -33,7 +34,7 @@ def read_automation(path: str) -> dict[str, Any]:
     Keys: `handle`, `name`, `description`, `default_agent_id`, `default_inputs`, `settings`, `tags`, and `spec`, which
     becomes a version. Raises NotFoundError (no such file), InputError (anything else), naming file and key.
     """
-    content, source = _content(path)
+    content, source = _content(path, MAX_FILE_BYTES)
     document = _parsed(content, path, source)
     for key, value in document.items():
         if key not in _FIELDS:
@@ -66,10 +67,18 @@ def parse_inputs(
     return inputs
 
 
-def read_jobs(path: str) -> list[dict[str, Any]]:
+class JobLine(msgspec.Struct, frozen=True):
+    """A job of a file: the number of its line, from 1, and the bytes of that."""
+
+    number: int
+    size: int
+    job: dict[str, Any]
+
+
+def read_jobs(path: str) -> list[JobLine]:
     """The jobs of a file with a JSON object on each line; `-` is standard input. Raises NotFoundError, InputError."""
-    content, source = _content(path)
-    jobs: list[dict[str, Any]] = []
+    content, source = _content(path, MAX_JOBS_BYTES)
+    jobs: list[JobLine] = []
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
@@ -79,7 +88,7 @@ def read_jobs(path: str) -> list[dict[str, Any]]:
             raise InputError(f"{source}, line {number}, is no JSON: {error}") from error
         if not isinstance(job, dict):
             raise InputError(f'{source}, line {number}: expected an object such as {{"action_name": "print"}}')
-        jobs.append(job)
+        jobs.append(JobLine(number, len(line), job))
     if not jobs:
         raise InputError(f"{source} has no jobs: expected a JSON object on each line")
     return jobs
@@ -102,22 +111,20 @@ def _value(text: str) -> Any:
         return text
 
 
-def _content(path: str) -> tuple[bytes, str]:
+def _content(path: str, most: int) -> tuple[bytes, str]:
     source = "standard input" if path == STANDARD_INPUT else path
     try:
         if path == STANDARD_INPUT:
-            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+            content = sys.stdin.buffer.read(most + 1)
         else:
             with Path(path).open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
+                content = file.read(most + 1)
     except FileNotFoundError as error:
-        raise NotFoundError(
-            f"there is no file {path!r}; expected a JSON or TOML file, or - for standard input"
-        ) from error
+        raise NotFoundError(f"there is no file {path!r}; expected a file, or - for standard input") from error
     except OSError as error:
         raise InputError(f"cannot read {source}: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"{source} is larger than {MAX_FILE_BYTES} bytes")
+    if len(content) > most:
+        raise InputError(f"{source} is larger than {most} bytes")
     return content, source
 
 

@@ -1,13 +1,15 @@
 """`mobius jobs`: hand jobs in without a run, look at them, cancel them, put them back."""
 
 import asyncio
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from mobius_cli import reasons, text
-from mobius_cli.documents import parse_inputs, parse_moment, read_jobs
-from mobius_cli.errors import RunFailedError, UsageError
+from mobius_cli.documents import JobLine, parse_inputs, parse_moment, read_jobs
+from mobius_cli.errors import CommandError, RunFailedError, UnavailableError, UsageError
 from mobius_cli.http import Mobius, Record
 from mobius_cli.options import asks_mobius, limit_option
 from mobius_cli.output import Column, Output
@@ -18,6 +20,12 @@ JOB_ENDED = frozenset({"completed", "failed", "cancelled"})
 
 BATCH = 1000
 """Jobs that a server takes at once."""
+
+BATCH_BYTES = 3 * 1024 * 1024
+"""Of these jobs: a server takes 4 MiB."""
+
+_PLACE = re.compile(r"\$\.jobs\[(\d+)\]")
+"""How a server names a job of what it was sent."""
 
 LOOK_EVERY = (0.1, 2.0)
 """Seconds between two looks at a job that is waited for: the first pause, and the longest."""
@@ -102,7 +110,8 @@ async def enqueue(
     """Enqueue a job of ACTION, or every job of a file.
 
     A line of the file is what the API takes: {"action_name": "print", "parameters": {}, "queue": "default", ...}. Lines
-    are sent a thousand at a time; each thousand is taken as a whole or not at all.
+    are sent a thousand at a time, or 3 MiB; each of these batches is taken as a whole or not at all. A file whose jobs
+    all have an external_id can be sent again.
     """
     if (action is None) == (file is None):
         raise UsageError("say either which ACTION, or --file FILE")
@@ -124,11 +133,16 @@ async def enqueue(
 
 
 async def _enqueue_file(mobius: Mobius, output: Output, file: str) -> None:
-    found = read_jobs(file)
     ids: list[str] = []
     existing = 0
-    for first in range(0, len(found), BATCH):
-        answer = await mobius.enqueue(found[first : first + BATCH])
+    for lines in _batches(read_jobs(file)):
+        try:
+            answer = await mobius.enqueue([line.job for line in lines])
+        except CommandError as error:
+            if output.is_json and ids:
+                output.json({"ids": ids})
+            error.args = (_of_lines(error, lines, len(ids)),)
+            raise
         ids += answer.get("ids") or []
         existing += len(answer.get("existing") or [])
     if output.is_json:
@@ -136,6 +150,27 @@ async def _enqueue_file(mobius: Mobius, output: Output, file: str) -> None:
     else:
         known = f", {existing} of which were there already" if existing else ""
         output.line(f"{len(ids)} jobs are enqueued{known}")
+
+
+def _batches(lines: Sequence[JobLine]) -> Iterator[list[JobLine]]:
+    batch: list[JobLine] = []
+    size = 0
+    for line in lines:
+        if batch and (len(batch) == BATCH or size + line.size > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += line.size
+    yield batch
+
+
+def _of_lines(error: CommandError, lines: Sequence[JobLine], enqueued: int) -> str:
+    """What went wrong, with the file's lines for the server's places, and with what was done before."""
+    told = _PLACE.sub(lambda place: f"line {lines[int(place.group(1))].number}", str(error))
+    first, last = lines[0].number, lines[-1].number
+    doubt = "; whether these are enqueued is not known" if isinstance(error, UnavailableError) else ""
+    before = f"; the {enqueued} jobs of the lines before {first} are enqueued" if enqueued else ""
+    return f"lines {first} to {last}: {told}{doubt}{before}"
 
 
 def _job(action: str, asked: Record) -> Record:

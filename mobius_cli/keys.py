@@ -25,6 +25,9 @@ _COLUMNS: list[Column] = [
 ]
 
 _expires_in_option = click.option("--expires-in", metavar="DURATION", help="Such as 12h or 90d (default: never).")
+_new_expiry_option = click.option(
+    "--expires-in", metavar="DURATION", help="Such as 12h or 90d (default: as long as the old key was made for)."
+)
 
 
 @click.group()
@@ -60,7 +63,7 @@ async def create(mobius: Mobius, output: Output, name: str, scopes: tuple[str, .
 @keys.command("rotate")
 @click.argument("key_id", metavar="ID")
 @click.option("--overlap", default="24h", show_default=True, help="For how long the old key stays valid.")
-@_expires_in_option
+@_new_expiry_option
 @asks_mobius
 async def rotate(mobius: Mobius, output: Output, key_id: str, overlap: str, expires_in: str | None) -> None:
     """Exchange a key: print a new one like it; the old one ends after the overlap."""

@@ -247,6 +247,15 @@ class _Reader:
             return None
         return value
 
+    def literal(self, fields: dict[str, Any], key: str, where: str, *, missing: str | None = None) -> str | None:
+        """A text that is read before there is anything to insert."""
+        value = self.text(fields, key, where, missing=missing)
+        if value is not None and "{{" in value:
+            self.fault(
+                f"{where}.{key}", "expected no template: inputs, parameters, times and conditions may have paths"
+            )
+        return value
+
     def name(self, fields: dict[str, Any], key: str, where: str, *, missing: str | None = None) -> str | None:
         value = self.text(fields, key, where, missing=missing)
         if value is not None and not _NAME.fullmatch(value):
@@ -434,7 +443,7 @@ class _Reader:
 
     def step(self, value: Any, where: str, keys: set[str]) -> StepPlan | None:
         fields = self.object(value, where, _STEP_KEYS)
-        if not fields:
+        if not isinstance(value, dict):
             return None
         key = self.key(fields, where, keys)
         save_as = self.name(fields, "save_as", where) or key
@@ -457,8 +466,11 @@ class _Reader:
                 return self.wait(fields, where, key, save_as)
             case str() as kind if kind in _LATER_STEP_KINDS:
                 self.fault(f"{where}.kind", f"this server does not run {kind} steps; it runs {', '.join(_STEP_KINDS)}")
-            case _:
+            case None:
                 self.fault(f"{where}.kind", f"required; one of {', '.join(_STEP_KINDS)}")
+            case unknown:
+                shown = repr(unknown) if isinstance(unknown, str) else _kind(unknown)
+                self.fault(f"{where}.kind", f"expected one of {', '.join(_STEP_KINDS)}, got {shown}")
         return None
 
     def action(self, fields: dict[str, Any], where: str, key: str, save_as: str) -> ActionPlan:
@@ -468,14 +480,14 @@ class _Reader:
         location = config.get("execution_location", "worker")
         if location not in ("worker", "environment"):
             self.fault(f"{place}.execution_location", 'this server runs actions on workers: expected "worker"')
-        environment_id = self.text(config, "environment_id", place)
+        environment_id = self.literal(config, "environment_id", place)
         if location == "environment" and environment_id is None:
             self.fault(f"{place}.environment_id", 'required when execution_location is "environment"')
         return ActionPlan(
             key=key,
             save_as=save_as,
             name=self.text(fields, "name", where),
-            action_name=self.text(config, "action_name", place, missing="the name of the action to run") or "",
+            action_name=self.literal(config, "action_name", place, missing="the name of the action to run") or "",
             parameters=self.json_object(config, "parameters", place),
             inputs=self.json_object(fields, "input", where),
             environment_id=environment_id,
@@ -492,7 +504,7 @@ class _Reader:
             key=key,
             save_as=save_as,
             name=self.text(fields, "name", where),
-            automation_handle=self.text(
+            automation_handle=self.literal(
                 config, "automation_handle", place, missing="the handle of the automation to start"
             )
             or "",
@@ -506,7 +518,7 @@ class _Reader:
         self.unfit(fields, where, ("retry", "timeout", "input"), "a sleep step has none: it ends by itself")
         if len(config) != 1:
             self.fault(
-                place, 'expected either a duration such as "90s" or until, a time such as "2030-01-31T12:00:00Z"'
+                place, 'expected either a duration such as "90s" or until, a time such as "2027-06-30T12:00:00Z"'
             )
         duration, until = self.text(config, "duration", place), self.text(config, "until", place)
         if duration is not None and "{{" in duration:
@@ -540,7 +552,7 @@ class _Reader:
             key=key,
             save_as=save_as,
             name=self.text(fields, "name", where),
-            event_type=self.text(config, "event_type", place, missing="what the step waits for, for people to read")
+            event_type=self.literal(config, "event_type", place, missing="what the step waits for, for people to read")
             or "",
             match=match,
             condition=self.condition(config, place, _ROOTS | {"event"}),

@@ -42,6 +42,8 @@ def paths_in(value: Any, where: str) -> Iterator[tuple[str, Path | TemplateError
     """Every template below `value` with the place where it stands: its path, or what is wrong with it."""
     if isinstance(value, dict):
         for key, inner in value.items():
+            if "{{" in key:
+                yield f"{where}.{key}", TemplateError("the name of a value cannot be a template")
             yield from paths_in(inner, f"{where}.{key}")
     elif isinstance(value, list):
         for index, inner in enumerate(value):

@@ -35,7 +35,7 @@ def parse_time(text: str) -> int:
         found = datetime.fromisoformat(text) if len(text) <= _LONGEST_TEXT and "T" in text.upper() else None
         if found is not None and found.tzinfo is not None:
             return (found - _EPOCH) // timedelta(microseconds=1)
-    raise ValueError(f'expected a time such as "2030-01-31T12:00:00Z", not {text[:_LONGEST_TEXT]!r}')
+    raise ValueError(f'expected a time such as "2027-06-30T12:00:00Z", not {text[:_LONGEST_TEXT]!r}')
 
 
 def parse_duration(text: str) -> float:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Job, Run, Selector, Session, Step
+from control_plane.domain.model import TERMINAL_JOB, TERMINAL_RUN, Attempt, Job, Run, Selector, Session, Step
 from control_plane.domain.selection import admits
 from control_plane.domain.store import Turn
 from control_plane.domain.times import MICROSECONDS, rfc3339
@@ -26,7 +26,7 @@ MOST_NAMES = 5
 
 
 class Presence(Struct, frozen=True, kw_only=True):
-    """One worker session of the project, and how many jobs it holds now."""
+    """One worker session of the project, and how many jobs it holds now. `is_stale`: nothing is heard of it."""
 
     session: Session
     busy: int
@@ -68,9 +68,16 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 def explain(
-    job: Job, presences: Sequence[Presence], *, is_paused: bool, limits: Sequence[Limit], now: int
+    job: Job,
+    presences: Sequence[Presence],
+    *,
+    is_paused: bool,
+    limits: Sequence[Limit],
+    now: int,
+    last_attempt: Attempt | None = None,
 ) -> Explanation:
-    """Why `job` is not running now. `limits` are those that count for it; `is_paused`: its queue is."""
+    """Why `job` is not running now. `limits` are those that count for it; `is_paused`: its queue is; `last_attempt`:
+    the last of it that failed."""
     if job.status in TERMINAL_JOB:
         return Explanation(state="ended", summary=_end_of(job), reasons=[])
     if job.status == "claimed":
@@ -80,7 +87,7 @@ def explain(
         *_pause(job, is_paused=is_paused),
         *_workers(job, presences, eligible),
         *(_limit(limit) for limit in limits if limit.running >= limit.most),
-        *_delay(job, now),
+        *_delay(job, last_attempt, now),
     ]
     if not reasons:
         summary = "nothing keeps it: a worker with a free slot takes it with its next claim"
@@ -166,6 +173,10 @@ def _workers(job: Job, presences: Sequence[Presence], eligible: Sequence[Presenc
         stale = f"; {_counted(len(presences), 'worker')} stale" if presences else ""
         message = f"no worker of this project is connected{stale}"
         yield Reason(code="no_worker", message=message, remedy=f"start a worker for {_work_of(job)}")
+    elif leaving := [presence for presence in live if not eligible and admits(presence.session.selector, job)]:
+        names = _named([presence.session.worker_instance_id for presence in leaving])
+        message = f"every worker that takes {_work_of(job)} drains ({names})"
+        yield Reason(code="no_eligible_worker", message=message, remedy=_remedy(job, live))
     elif not eligible:
         none = "the only connected worker does not take" if len(live) == 1 else f"none of {len(live)} workers takes"
         message = f"{none} {_work_of(job)}"
@@ -182,14 +193,14 @@ def _limit(limit: Limit) -> Reason:
     return Reason(code="limit_reached", message=message, remedy=f"wait, or raise the limit of {limit.what}")
 
 
-def _delay(job: Job, now: int) -> Iterator[Reason]:
+def _delay(job: Job, last_attempt: Attempt | None, now: int) -> Iterator[Reason]:
     if job.available_at <= now:
         return
     due = rfc3339(job.available_at)
     seconds = (job.available_at - now) / MICROSECONDS
     if job.attempts_charged:
         left = job.max_attempts - job.attempts_charged
-        failure = f" ({job.error_type}: {job.error_message})" if job.error_type else ""
+        failure = f" ({last_attempt.error_type}: {last_attempt.error_message})" if last_attempt is not None else ""
         message = f"attempt {job.claim_attempt} failed{failure}; the next of at most {left} more is at {due}"
         yield Reason(code="retry_at", message=message, remedy=f"wait {seconds:.0f} s", until=job.available_at)
     else:

@@ -21,7 +21,8 @@ QueryT = TypeVar("QueryT")
 
 class Services(Struct, frozen=True, kw_only=True):
     """What the routes work on. `clock` gives monotonic seconds, `wall_clock` microseconds since the epoch. `coming` is
-    told which jobs of a project are handed to the store next (WorkerGate.coming)."""
+    told which jobs of a project are handed to the store next (WorkerGate.coming). `is_away` says of a session's id
+    whether it surely has no connection."""
 
     store: Store
     streams: RunStreams
@@ -29,6 +30,7 @@ class Services(Struct, frozen=True, kw_only=True):
     waits: JobWaits
     metrics: Metrics
     coming: Callable[[str, Sequence[NewJob]], None]
+    is_away: Callable[[str], bool]
     clock: Callable[[], float]
     wall_clock: Callable[[], int]
 

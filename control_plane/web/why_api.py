@@ -94,7 +94,7 @@ async def _explained(call: Call[shapes.NoQuery, None], job_id: str) -> tuple[Job
         why.Presence(
             session=each.session,
             busy=len(each.current_jobs),
-            is_stale=each.session.last_seen_at < stale_before,
+            is_stale=each.session.last_seen_at < stale_before or call.services.is_away(each.session.id),
         )
         for each in await call.store.sessions(call.project_id)
         if each.session.ended_at is None
@@ -103,7 +103,8 @@ async def _explained(call: Call[shapes.NoQuery, None], job_id: str) -> tuple[Job
     limits = [
         why.Limit(what=f"{limit.kind} {limit.name}", most=limit.most, running=limit.running) for limit in hold.limits
     ]
-    return view, why.explain(view.job, presences, is_paused=hold.is_paused, limits=limits, now=now)
+    last = view.attempts[-1] if view.attempts else None
+    return view, why.explain(view.job, presences, is_paused=hold.is_paused, limits=limits, last_attempt=last, now=now)
 
 
 def _reason(reason: why.Reason) -> ReasonResponse:

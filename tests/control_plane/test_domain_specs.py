@@ -126,7 +126,22 @@ def test_a_client_may_send_null_for_what_it_leaves_out():
         ),
         (
             {"steps": [{"key": "a", "kind": "dance", "config": {}}]},
-            "steps[0].kind: required; one of action, automation, sleep, wait_for_event",
+            "steps[0].kind: expected one of action, automation, sleep, wait_for_event, got 'dance'",
+        ),
+        ({"steps": [{}]}, "steps[0].kind: required; one of action, automation, sleep, wait_for_event"),
+        ({"steps": [action(), {"key": None}]}, "steps[1].key: required"),
+        (
+            {"steps": [action(config={"action_name": "{{ .inputs.a }}"})]},
+            "steps[0].config.action_name: expected no template",
+        ),
+        (
+            {"steps": [{"key": "a", "kind": "automation", "config": {"automation_handle": "{{ .inputs.h }}"}}]},
+            "steps[0].config.automation_handle: expected no template",
+        ),
+        ({"steps": [wait(event_type="{{ .inputs.e }}")]}, "steps[0].config.event_type: expected no template"),
+        (
+            {"steps": [action(config={"action_name": "a", "parameters": {"{{ .inputs.a }}": 1}})]},
+            "steps[0].config.parameters.{{ .inputs.a }}: the name of a value cannot be a template",
         ),
         ({"steps": [sleep()]}, "steps[0].config: expected either a duration"),
         (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from control_plane.domain import why
-from control_plane.domain.model import Job, Run, Selector, Session, Step
+from control_plane.domain.model import Attempt, Job, Run, Selector, Session, Step
 from control_plane.domain.selection import admits
 from control_plane.domain.store import Turn
 
@@ -48,8 +48,14 @@ def a_worker(name: str = "rig-1", *, busy: int = 0, stale: bool = False, slots: 
     return why.Presence(session=session, busy=busy, is_stale=stale)
 
 
-def explained(job: Job, *presences: why.Presence, is_paused: bool = False, limits: Any = ()) -> why.Explanation:
-    return why.explain(job, presences, is_paused=is_paused, limits=limits, now=NOW)
+def explained(
+    job: Job,
+    *presences: why.Presence,
+    is_paused: bool = False,
+    limits: Any = (),
+    last_attempt: Attempt | None = None,
+) -> why.Explanation:
+    return why.explain(job, presences, is_paused=is_paused, limits=limits, last_attempt=last_attempt, now=NOW)
 
 
 def codes(explanation: why.Explanation) -> list[str]:
@@ -88,16 +94,25 @@ def test_one_free_slot_among_full_workers_is_enough() -> None:
 
 
 def test_all_reasons_at_once_in_the_order_in_which_they_would_have_to_go() -> None:
-    job = a_job(available_at=NOW + 30 * SECOND, attempts_charged=1, claim_attempt=1, max_attempts=3, error_type="Oops")
+    job = a_job(available_at=NOW + 30 * SECOND, attempts_charged=1, claim_attempt=1, max_attempts=3)
     limits = [why.Limit(what="queue gpu", most=4, running=4), why.Limit(what="action train", most=4, running=3)]
-    explanation = explained(job, is_paused=True, limits=limits)
+    failed = Attempt(attempt=1, error_type="Oops", error_message="no disk", started_at=NOW, ended_at=NOW)
+    explanation = explained(job, is_paused=True, limits=limits, last_attempt=failed)
     assert codes(explanation) == ["queue_paused", "no_worker", "limit_reached", "retry_at"]
     paused, _, limit, retry = explanation.reasons
     assert explanation.summary == paused.message == "queue gpu is paused"
     assert paused.remedy == "mobius queues resume gpu"
     assert limit.message == "queue gpu runs 4 jobs, and 4 is its limit"
     assert retry.until == NOW + 30 * SECOND
-    assert "attempt 1 failed (Oops: None); the next of at most 2 more" in retry.message
+    assert "attempt 1 failed (Oops: no disk); the next of at most 2 more" in retry.message
+
+
+def test_a_worker_that_drains_is_not_said_to_take_something_else() -> None:
+    explanation = explained(
+        a_job(), a_worker(drain_requested=True), a_worker("rig-2", selector=Selector(queues=("x",)))
+    )
+    assert codes(explanation) == ["no_eligible_worker"]
+    assert explanation.summary == "every worker that takes action train from queue gpu drains (rig-1)"
 
 
 def test_a_delay_is_no_retry() -> None:

@@ -126,6 +126,16 @@ def test_names_that_no_store_could_look_for_are_refused_before_it_is_asked(room,
     assert worker.asked(StoreClaim).order.selector == Selector()
 
 
+def test_names_that_are_too_much_to_list_are_refused(room):
+    worker = Worker(room)
+    worker.send(frames.Register(worker_instance_id="w-1", message_id="m", action_names=["x" * 256] * 300))
+    (error,) = worker.take()
+    assert error.error.message == "the worker's names have 76803 characters together; at most 65536 may be"
+    assert worker.questions == []
+    worker.register(action_names=["x" * 60] * 1000)
+    assert worker.connection.session is not None
+
+
 def test_a_keepalive_is_not_answered(room):
     worker = room.worker()
     worker.send(frames.Keepalive(message_id="k"))

@@ -50,6 +50,29 @@ def test_a_file_of_jobs(command: MobiusCommand, tmp_path: Path) -> None:
     assert (refused.returncode, "line 2" in refused.stderr) == (65, True)
 
 
+def test_a_file_that_fails_in_the_middle_says_what_is_done(command: MobiusCommand, tmp_path: Path) -> None:
+    lines = [json.dumps({"action_name": "middle"})] * 1500
+    lines[1200] = json.dumps({"action_name": "middle", "priority": 500})
+    file = tmp_path / "jobs.jsonl"
+    file.write_text("\n".join(lines))
+    refused = command.run("jobs", "enqueue", "--file", str(file), "--output", "json")
+    assert refused.returncode == 65
+    assert "lines 1001 to 1500: " in refused.stderr
+    assert "at `line 1201.priority`" in refused.stderr
+    assert "the 1000 jobs of the lines before 1001 are enqueued" in refused.stderr
+    stored = command.json("jobs", "list", "--action", "middle", "--limit", "2000")
+    assert set(json.loads(refused.stdout)["ids"]) == {job["id"] for job in stored}
+    assert len(stored) == 1000
+
+
+def test_a_file_is_sent_in_pieces_that_a_server_takes(command: MobiusCommand, tmp_path: Path) -> None:
+    line = json.dumps({"action_name": "large", "parameters": {"x": "x" * 20_000}})
+    file = tmp_path / "jobs.jsonl"
+    file.write_text("\n".join([line] * 450))
+    assert file.stat().st_size > 8 * 1024 * 1024
+    assert command.run("jobs", "enqueue", "--file", str(file)).stdout == "450 jobs are enqueued\n"
+
+
 def test_failed_jobs_are_put_back(plane: ControlPlaneProcess, command: MobiusCommand) -> None:
     with command.start("worker", "--queues", "broken"):
         failed = command.run("jobs", "enqueue", "fail", "--param", "message=no", "--queue", "broken", "--wait")

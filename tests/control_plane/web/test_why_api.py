@@ -1,5 +1,6 @@
 """Why, over real HTTP: what it says follows what workers do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from tests.control_plane.web.test_api import P, refused
-from tests.support.control_plane_server import Serving, ask, register, serving
+from tests.support.control_plane_server import DEADLINE, Serving, ask, register, serving
 
 
 @pytest.fixture
@@ -33,6 +34,17 @@ async def why(http: httpx.AsyncClient, job_id: str) -> tuple[str, list[str], dic
     answer = (await http.get(f"{P}/jobs/{job_id}/why")).raise_for_status().json()
     assert answer["job_id"] == job_id
     return answer["state"], [reason["code"] for reason in answer["reasons"]], answer
+
+
+async def test_a_worker_that_has_left_takes_nothing(plane: Serving, http: httpx.AsyncClient) -> None:
+    job = await enqueued(http)
+    async with plane.worker() as worker:
+        await register(worker)
+        assert (await why(http, job))[0] == "claimable"
+    async with asyncio.timeout(DEADLINE):
+        while (await why(http, job))[0] == "claimable":
+            pass
+    assert (await why(http, job))[:2] == ("waiting", ["no_worker"])
 
 
 async def test_from_no_worker_to_the_end(plane: Serving, http: httpx.AsyncClient) -> None:
