@@ -50,6 +50,11 @@ class MessageStream:
         """Whether nothing will ever be written again."""
         return self.core.eof_sent
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a frame that has not come whole."""
+        return len(self._buffer)
+
     def accept(self, request: Request) -> Response:
         """The answer to the handshake."""
         return self.core.accept(request)

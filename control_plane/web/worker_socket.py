@@ -67,6 +67,12 @@ REGISTER_TIMEOUT = 10.0
 PING_INTERVAL = 20.0
 """Seconds of silence after which the worker is pinged, and again after which it is dropped."""
 
+MESSAGE_TIMEOUT = 30.0
+"""Seconds that a message has from its first byte to its last, beside those that SLOWEST gives it."""
+
+SLOWEST = 32 * 1024
+"""Bytes a second of a message that comes slowly."""
+
 CLOSE_TIMEOUT = 3.0
 """Seconds that a worker has to answer our close."""
 
@@ -197,6 +203,8 @@ class WorkerSocket(asyncio.Protocol):
         self._questions: set[int] = set()
         self._received: list[FromWorker] = []
         """Frames of this read that the session has not seen yet."""
+        self._messages = 0
+        """That have come whole."""
         self._unanswered_bytes = 0
         self._invalid_frames = 0
         self._invalid_since = 0.0
@@ -206,6 +214,8 @@ class WorkerSocket(asyncio.Protocol):
         self._register_by: float | None = None
         self._drop_at: float | None = None
         self._write_by: float | None = None
+        self._unfinished_since: float | None = None
+        """When the message began of which only a part is here."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         """uvloop gives no time for a timer that is due at once."""
@@ -245,6 +255,7 @@ class WorkerSocket(asyncio.Protocol):
         self._last_heard = self._loop.time()
         self._pinged_at = None
         self._settling = True  # it is done below, once for all frames of this read
+        messages = self._messages
         events = self._stream.receive(data)
         if self._pongs:
             self._hear(alive=True)
@@ -256,6 +267,10 @@ class WorkerSocket(asyncio.Protocol):
             else:
                 self._upgrade(event)
         self._take_received()
+        if not self._unfinished:
+            self._unfinished_since = None
+        elif self._unfinished_since is None or self._messages != messages:
+            self._unfinished_since = self._last_heard
         if not self._questions:
             self._unanswered_bytes = 0  # what came is dealt with: nothing is to come that would count it down
         problem = self._stream.core.handshake_exc
@@ -365,6 +380,14 @@ class WorkerSocket(asyncio.Protocol):
             message = "a binary message is no frame of this socket: send JSON as text"
             self._invalid(connection, RemoteFrameError(message))
 
+    @property
+    def _unfinished(self) -> int:
+        return self._stream.unfinished + len(self._fragments or b"")
+
+    def _message_by(self) -> float | None:
+        since = self._unfinished_since
+        return None if since is None or not self._reading else since + MESSAGE_TIMEOUT + self._unfinished / SLOWEST
+
     def _fragment(self, frame: Frame) -> None:
         if self._fragments is None:
             return  # the rest of a binary message, which was refused
@@ -377,6 +400,7 @@ class WorkerSocket(asyncio.Protocol):
         connection = self._connection
         if connection is None or self._shutting_down:
             return
+        self._messages += 1
         self._unanswered_bytes += len(data)
         try:
             frame = decode_from_worker(data)
@@ -566,6 +590,8 @@ class WorkerSocket(asyncio.Protocol):
             self._pause_reading()
         elif self._connection is not None and not self._reading:
             self._reading = True
+            if self._unfinished_since is not None:
+                self._unfinished_since = self._loop.time()  # it was we who did not listen
             transport.resume_reading()
         self._arm()
 
@@ -601,7 +627,7 @@ class WorkerSocket(asyncio.Protocol):
     def _next_deadline(self) -> float:
         deadline = self._last_heard + PING_INTERVAL if self._pinged_at is None else self._pinged_at + PING_INTERVAL
         session_deadline = None if self._connection is None else self._connection.next_deadline()
-        for other in (session_deadline, self._register_by, self._drop_at, self._write_by):
+        for other in (session_deadline, self._register_by, self._drop_at, self._write_by, self._message_by()):
             if other is not None and other < deadline:
                 deadline = other
         return deadline
@@ -615,6 +641,9 @@ class WorkerSocket(asyncio.Protocol):
             return
         if _due(self._write_by, now):
             self._drop("does not read what it is sent")
+            return
+        if _due(self._message_by(), now):
+            self._drop("sends a message too slowly")
             return
         if self._pinged_at is not None and now >= self._pinged_at + PING_INTERVAL:
             self._drop("answers no ping")

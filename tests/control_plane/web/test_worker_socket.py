@@ -333,6 +333,37 @@ async def test_a_worker_that_does_not_read_is_dropped(plane: Serving, monkeypatc
         assert (await register(other, "other-1"))["type"] == "worker.registered"
 
 
+@pytest.mark.parametrize("in_fragments", [False, True])
+async def test_a_message_that_comes_too_slowly_is_not_waited_for(
+    plane: Serving, monkeypatch: pytest.MonkeyPatch, in_fragments: bool
+) -> None:
+    monkeypatch.setattr(worker_socket, "MESSAGE_TIMEOUT", 0.3)
+    dropped: asyncio.Queue[str] = asyncio.Queue()
+    monkeypatch.setattr(worker_socket.WorkerSocket, "_drop", record_drop(dropped))
+    _, writer = await upgraded(plane)
+    writer.write(masked(json.dumps({"type": "worker.register", "worker_instance_id": "w-1"})))
+    whole = masked(json.dumps({"type": "keepalive", "padding": "x" * 1000}))
+    fragment = bytes([0x01, 0x80 | 3]) + bytes(4) + b'{"t'
+    for _ in range(5):
+        writer.write(whole[:500])
+        await writer.drain()
+        await asyncio.sleep(0.1)  # a message that comes in time, slowly
+        writer.write(whole[500:])
+    writer.write(fragment if in_fragments else whole[:-1])
+    ping = bytes([0x89, 0x80]) + bytes(4)
+
+    async def say_something() -> None:
+        while True:
+            writer.write(ping if in_fragments else b"")
+            await asyncio.sleep(0.05)
+
+    saying = asyncio.create_task(say_something())
+    async with asyncio.timeout(DEADLINE):
+        assert await dropped.get() == "sends a message too slowly"
+    saying.cancel()
+    writer.transport.abort()
+
+
 def record_drop(dropped: "asyncio.Queue[str]") -> Any:
     original = worker_socket.WorkerSocket._drop
 
