@@ -29,7 +29,7 @@ LONGEST_WAIT = 120
 
 DEFAULT_WAIT = 30
 
-ActionName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s/]+\Z")]
+ActionName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]+\Z")]
 EndpointKind = Literal["http", "worker"]
 MaxRunning = Annotated[int, Meta(ge=1, le=1_000_000)]
 

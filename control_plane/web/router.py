@@ -1,7 +1,8 @@
 """Which application answers at a path: found part by part, so that it costs as much as the path is long, however many
 there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,8 +23,8 @@ class Router:
     """An ASGI application of others: each of `apps` at its path, whose parts are literal or `{name}`, and `nowhere` at
     any other path.
 
-    Where both would do, the literal part is meant. A name stands for any text but an empty one, which the application
-    finds in its scope's `path_params`."""
+    Where both would do, the literal part is meant. A name stands for any text but an empty one, also for one with a
+    quoted slash; the application finds it in its scope's `path_params`."""
 
     def __init__(self, apps: Mapping[str, ASGIApp], nowhere: ASGIApp) -> None:
         self.apps = apps
@@ -42,13 +43,18 @@ class Router:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have it answered."""
-        app, scope["path_params"] = self._find(scope["path"])
+        quoted: bytes = scope.get("raw_path") or b""
+        if b"%" in quoted:
+            parts = [unquote(part) for part in quoted.decode("ascii", "replace").split("/")[1:]]
+        else:
+            parts = scope["path"].split("/")[1:]
+        app, scope["path_params"] = self._find(parts)
         await app(scope, receive, send)
 
-    def _find(self, path: str) -> tuple[ASGIApp, dict[str, str]]:
+    def _find(self, parts: Sequence[str]) -> tuple[ASGIApp, dict[str, str]]:
         branch = self._root
         values: list[str] = []
-        for part in path.split("/")[1:]:
+        for part in parts:
             following = branch.literal.get(part)
             if following is None:
                 following = branch.named

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -70,6 +71,18 @@ async def next_job(socket: ClientConnection) -> dict[str, Any]:
     claimed = await next_of(socket, "jobs.claimed")
     (job,) = claimed["jobs"]
     return dict(job)
+
+
+async def test_a_name_may_have_slashes_and_spaces(http: httpx.AsyncClient) -> None:
+    name = "team/deploy now?"
+    body = {"name": name, "annotations": {"idempotent": False}}
+    (await http.post(f"{P}/actions", json=body)).raise_for_status()
+    place = f"{P}/actions/{quote(name, safe='')}"
+    assert (await http.get(place)).raise_for_status().json()["name"] == name
+    changed = (await http.patch(place, json={"title": "T"})).raise_for_status().json()
+    assert (changed["name"], changed["title"]) == (name, "T")
+    assert (await http.delete(place)).status_code == 204
+    assert (await http.get(place)).status_code == 404
 
 
 async def test_an_invocation_answers_with_the_result(plane: Serving, http: httpx.AsyncClient) -> None:

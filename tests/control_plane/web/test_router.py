@@ -1,6 +1,7 @@
 """Which application answers at a path."""
 
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -46,6 +47,14 @@ async def answered(path: str) -> tuple[str | None, dict[str, str]]:
 )
 async def test_a_path_leads_to_its_application(path: str, where: str, params: dict[str, str]) -> None:
     assert await answered(path) == (where, params)
+
+
+async def test_a_quoted_slash_is_no_slash() -> None:
+    app, nowhere = App(), App()
+    for quoted in (b"/a/x%2Fy%20z", b"/%61/x/y"):
+        scope: dict[str, Any] = {"type": "http", "path": unquote(quoted.decode()), "raw_path": quoted}
+        await Router({"/a/{one}": app}, nowhere)(scope, None, None)  # type: ignore[arg-type]
+    assert (app.asked, nowhere.asked) == ([{"one": "x/y z"}], [{}])
 
 
 @pytest.mark.parametrize("path", ["", "b", "*", "/b", "/a/", "//a", "/a//c", "/a/x/", "/a/x/y/z", "/a/x/c/d", "/A"])
