@@ -93,6 +93,9 @@ class HttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """From here on the socket's own protocol keeps the deadlines."""
         self._head_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._refuse(400, "invalid_request", "an upgrade cannot come before the answer to the request before it")
+            return
         arrival, self._arrival = self._arrival, None
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
@@ -137,6 +140,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._head_complete()
+        cycle = self.cycle
+        if cycle is not None and not (cycle.more_body or cycle.response_started or cycle.response_complete):
+            # Requests before it came whole, and are answered: then it ends.
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(error_response(status, code, message))
         # Else it would stand in the middle of the answer to the request before: a stream that is cut off says enough.

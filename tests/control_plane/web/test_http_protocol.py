@@ -91,6 +91,24 @@ async def test_a_head_that_never_ends(address: tuple[str, int], monkeypatch: pyt
     assert b"HTTP/1.1 408 " in answer
 
 
+async def test_whole_requests_before_what_is_no_http_are_answered(address: tuple[str, int]) -> None:
+    request = b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
+    for garbage in (b"BAD\r\n\r\n", b"BAD\r\n\r\n" * 100):
+        answer = await exchange(address, request + request + garbage)
+        assert (answer.count(b"/a hi"), answer.count(b"HTTP/1.1 200 ")) == (2, 2), answer
+
+
+async def test_an_upgrade_behind_an_unanswered_request_is_none(address: tuple[str, int]) -> None:
+    request = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
+    upgrade = (
+        b"GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+        b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    answer = await exchange(address, request + upgrade)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.endswith(b"/a ")
+
+
 @pytest.mark.parametrize("next_request", [b"GET /b HTTP/1.1\r\n", b"\x16\x03\x01\r\n\r\n"])
 async def test_a_refusal_never_stands_inside_another_answer(
     address: tuple[str, int], next_request: bytes, monkeypatch: pytest.MonkeyPatch
