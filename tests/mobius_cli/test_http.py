@@ -155,7 +155,7 @@ def nested(levels: int) -> Any:
         (lambda mobius: mobius.run("run_none"), NotFoundError, "run_none"),
         (lambda mobius: mobius.automation("none"), NotFoundError, "none"),
         (lambda mobius: mobius.automation(".."), InputError, "no id or handle"),
-        (lambda mobius: mobius.automation("a/b"), NotFoundError, "nothing at this path"),
+        (lambda mobius: mobius.automation("a/b"), NotFoundError, "no automation a/b"),
         (lambda mobius: mobius.create_automation({"handle": "UPPER", "name": "a"}), InputError, "handle"),
         (lambda mobius: mobius.create_automation({"handle": "a", "name": "a", "colour": 1}), InputError, "colour"),
         (lambda mobius: mobius.runs(status="odd"), InputError, "status"),
