@@ -78,7 +78,7 @@ $(VENV)/bench-peers/installed: requirements/bench.txt | python
 	@touch $@
 
 # Built from what a release would have in it, and nothing is left between the sources: native code there would be run.
-$(VENV)/wheel/built: $(VENV)/dev $(shell find wire worker_child -name '*.py') pyproject.toml
+$(VENV)/wheel/built: $(VENV)/dev $(shell find wire service_manager supervisor worker_child control_plane mobius_cli -name '*.py') pyproject.toml
 	@printf '#include <Python.h>\n' | cc -E -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 \
 	  || { echo "a C compiler or Python's headers are missing: install the Debian packages gcc and python3-dev"; exit 69; }
 	rm -rf $(@D)
