@@ -208,9 +208,13 @@ class Memory:
     def __init__(self) -> None:
         self.answers: OrderedDict[Key, list[frames.FromServer]] = OrderedDict()
         self.excluded: dict[str, float] = {}
-        self.bytes = 0
-        """Of the specs in the answers."""
         self._claims: deque[tuple[Key, int]] = deque()
+        """The answers with jobs, and the bytes of these jobs' specs."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the specs in the answers."""
+        return sum(size for _, size in self._claims)
 
     def remember(self, key: Key, answer: list[frames.FromServer]) -> None:
         """Keep an answer; the oldest beyond REMEMBERED_ANSWERS is forgotten, and of those with jobs, which may be
@@ -220,13 +224,10 @@ class Memory:
             self.answers.popitem(last=False)
         last = answer[-1]
         if isinstance(last, frames.Claimed) and last.jobs:
-            size = sum(_size(job.spec) for job in last.jobs)
-            self._claims.append((key, size))
-            self.bytes += size
+            self._claims.append((key, sum(_size(job.spec) for job in last.jobs)))
             if len(self._claims) > REMEMBERED_CLAIMS:
-                oldest, freed = self._claims.popleft()
+                oldest, _ = self._claims.popleft()
                 self.answers.pop(oldest, None)
-                self.bytes -= freed
 
 
 def _size(spec: Any) -> int:

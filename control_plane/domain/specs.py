@@ -547,7 +547,7 @@ class _Reader:
         for path in match or {}:
             if not _EVENT_PATH.fullmatch(path):
                 sentence = "expected the path of a value in the signal, such as order.id"
-                self.fault(f"{place}.match.{path[:_LONGEST_TEXT]}", sentence)
+                self.fault(f"{place}.match.{path}", sentence)
         return WaitPlan(
             key=key,
             save_as=save_as,
@@ -570,7 +570,7 @@ class _Reader:
             return None
         for name, template in mapping.items():
             if not isinstance(template, str) or "{{" not in template:
-                self.fault(f"{where}.{name[:_LONGEST_TEXT]}", "expected a template such as {{ .event.order.id }}")
+                self.fault(f"{where}.{name}", "expected a template such as {{ .event.order.id }}")
                 return None
         self.check_templates(mapping, where, _ROOTS | {"event"})
         return mapping

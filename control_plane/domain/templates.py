@@ -138,7 +138,7 @@ def parse_path(text: str) -> Path:
 def _parse(inside: str) -> Path:
     match = _PATH.fullmatch(inside)
     if match is None:
-        shown = inside[: 2 * _SHOWN].strip()[:_SHOWN]
+        shown = inside.strip()[:_SHOWN]
         raise TemplateError(
             f"only a path such as .inputs.a.b or .context.<save_as>.c may stand in {{{{ }}}}, not {shown!r}"
         )

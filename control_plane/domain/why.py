@@ -173,19 +173,21 @@ def _workers(job: Job, presences: Sequence[Presence], eligible: Sequence[Presenc
         stale = f"; {_counted(len(presences), 'worker')} stale" if presences else ""
         message = f"no worker of this project is connected{stale}"
         yield Reason(code="no_worker", message=message, remedy=f"start a worker for {_work_of(job)}")
-    elif leaving := [presence for presence in live if not eligible and admits(presence.session.selector, job)]:
-        names = _named([presence.session.worker_instance_id for presence in leaving])
-        message = f"every worker that takes {_work_of(job)} drains ({names})"
-        yield Reason(code="no_eligible_worker", message=message, remedy=_remedy(job, live))
     elif not eligible:
-        none = "the only connected worker does not take" if len(live) == 1 else f"none of {len(live)} workers takes"
-        message = f"{none} {_work_of(job)}"
-        yield Reason(code="no_eligible_worker", message=message, remedy=_remedy(job, live))
+        yield Reason(code="no_eligible_worker", message=_who_does_not(job, live), remedy=_remedy(job, live))
     elif all(presence.busy >= presence.session.concurrency_limit for presence in eligible):
         slots = sum(presence.session.concurrency_limit for presence in eligible)
         names = _named([presence.session.worker_instance_id for presence in eligible])
         message = f"all {_counted(slots, 'slot')} of the workers that can run it are taken ({names})"
         yield Reason(code="workers_full", message=message, remedy="wait, add workers, or raise their concurrency")
+
+
+def _who_does_not(job: Job, live: Sequence[Presence]) -> str:
+    leaving = [presence.session.worker_instance_id for presence in live if admits(presence.session.selector, job)]
+    if leaving:
+        return f"every worker that takes {_work_of(job)} drains ({_named(leaving)})"
+    none = "the only connected worker does not take" if len(live) == 1 else f"none of {len(live)} workers takes"
+    return f"{none} {_work_of(job)}"
 
 
 def _limit(limit: Limit) -> Reason:

@@ -289,8 +289,9 @@ class Writer:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
-            if seconds is not None and self._loop is not None:
-                self._loop.call_soon(self.observe, len(outcomes), seconds)  # when those who wait have gone on
+            if seconds is not None:
+                # When those who wait have gone on.
+                asyncio.get_running_loop().call_soon(self.observe, len(outcomes), seconds)
 
 
 @lru_cache(maxsize=1000)

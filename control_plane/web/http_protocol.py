@@ -141,15 +141,16 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._head_complete()
         cycle = self.cycle
-        if cycle is not None and not (cycle.more_body or cycle.response_started or cycle.response_complete):
+        if cycle is None or cycle.response_complete:
+            self.transport.write(error_response(status, code, message))
+            self.transport.close()
+        elif cycle.more_body or cycle.response_started:
+            # It would stand in the middle of the answer to the request before: a stream that is cut off says enough.
+            self.transport.close()
+        else:
             # Requests before it came whole, and are answered: then it ends.
             cycle.keep_alive = False
             self.flow.pause_reading()
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(error_response(status, code, message))
-        # Else it would stand in the middle of the answer to the request before: a stream that is cut off says enough.
-        self.transport.close()
 
 
 def error_response(status: int, code: str, message: str, headers: tuple[tuple[str, str], ...] = ()) -> bytes:

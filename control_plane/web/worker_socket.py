@@ -203,8 +203,6 @@ class WorkerSocket(asyncio.Protocol):
         self._questions: set[int] = set()
         self._received: list[FromWorker] = []
         """Frames of this read that the session has not seen yet."""
-        self._messages = 0
-        """That have come whole."""
         self._unanswered_bytes = 0
         self._invalid_frames = 0
         self._invalid_since = 0.0
@@ -255,7 +253,6 @@ class WorkerSocket(asyncio.Protocol):
         self._last_heard = self._loop.time()
         self._pinged_at = None
         self._settling = True  # it is done below, once for all frames of this read
-        messages = self._messages
         events = self._stream.receive(data)
         if self._pongs:
             self._hear(alive=True)
@@ -269,7 +266,7 @@ class WorkerSocket(asyncio.Protocol):
         self._take_received()
         if not self._unfinished:
             self._unfinished_since = None
-        elif self._unfinished_since is None or self._messages != messages:
+        elif self._unfinished_since is None:
             self._unfinished_since = self._last_heard
         if not self._questions:
             self._unanswered_bytes = 0  # what came is dealt with: nothing is to come that would count it down
@@ -400,7 +397,7 @@ class WorkerSocket(asyncio.Protocol):
         connection = self._connection
         if connection is None or self._shutting_down:
             return
-        self._messages += 1
+        self._unfinished_since = None
         self._unanswered_bytes += len(data)
         try:
             frame = decode_from_worker(data)
