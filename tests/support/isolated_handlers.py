@@ -137,14 +137,18 @@ def hold_the_gil(params: Gate) -> None:
 
 @action("isolated.leave_behind", isolation="process")
 def leave_behind(params: Gate) -> int:
-    """Leaves a process behind that has cut its ties."""
+    """Leaves a process behind that has cut its ties, and has knocked: it is ended when this one has returned."""
     program = f"""
 import json, os, signal, socket
 connection = socket.create_connection(("127.0.0.1", {params.port}))
 connection.sendall(json.dumps({{"pid": os.getpid()}}).encode() + b"\\n")
+os.close(1)
 signal.pause()
 """
-    return subprocess.Popen([sys.executable, "-c", program], start_new_session=True).pid
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.read()
+    return process.pid
 
 
 @action("isolated.sees_its_lease", isolation="process", idempotent=True)
