@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from control_plane.domain.field_sizes import check_sizes
 from control_plane.domain.model import RecordedAction
 
 CHANGEABLE = frozenset(
@@ -16,13 +17,16 @@ CHANGEABLE = frozenset(
 
 
 def created(project_id: str, name: str, fields: dict[str, Any], action_id: str, now: int) -> RecordedAction:
-    """A new record; `fields` are of CHANGEABLE."""
+    """A new record; `fields` are of CHANGEABLE. Raises Invalid("invalid_field")."""
+    check_sizes(fields)
     return RecordedAction(id=action_id, project_id=project_id, name=name, created_at=now, updated_at=now, **fields)
 
 
 def updated(action: RecordedAction, changes: dict[str, Any], now: int) -> RecordedAction:
-    """The record with the changes, of CHANGEABLE. Annotations are changed one by one; None takes them all away."""
+    """The record with the changes, of CHANGEABLE. Annotations are changed one by one; None takes them all away.
+    Raises Invalid("invalid_field")."""
     annotations = changes.get("annotations")
     if annotations is not None:
         changes = {**changes, "annotations": {**(action.annotations or {}), **annotations}}
+    check_sizes(changes)
     return replace(action, **changes, updated_at=now)

@@ -5,6 +5,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from control_plane.domain import queues
+from control_plane.domain.field_sizes import check_sizes
 from control_plane.domain.model import Automation, Version
 from control_plane.errors import Conflict, Invalid
 
@@ -20,6 +21,7 @@ def check_fields(fields: dict[str, Any], known: frozenset[str]) -> None:
     for name in fields:
         if name not in known:
             raise Invalid("invalid_field", f"{name}: expected one of {', '.join(sorted(known))}")
+    check_sizes(fields)
     queue = (fields.get("settings") or {}).get("queue")
     if queue is not None and not (isinstance(queue, str) and queues.is_name(queue)):
         sentence = f"settings.queue: expected a text of 1 to {queues.LONGEST_NAME} characters, none of them a control"

@@ -75,6 +75,9 @@ class Facts(Protocol):
     def saved(self, run_id: str, step_key: str) -> Any:
         """The result of a completed step."""
 
+    def kept_bytes(self, run_id: str) -> int:
+        """Bytes of JSON that the run's stored steps keep: parameters, inputs and results."""
+
     def signal(self, run_id: str, step_key: str) -> dict[str, Any] | None:
         """What is kept for a step that has not begun to wait."""
 

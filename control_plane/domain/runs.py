@@ -67,6 +67,12 @@ CLEANUP_TIMEOUT = 600.0
 
 STEP_ORIGIN = "automation_action_step"
 
+MAX_KEPT_BYTES = 32 * 1024 * 1024
+"""Of what the steps of a run keep, as JSON: it is read and answered in one piece."""
+
+UNCOUNTED_BYTES = 16 * 1024
+"""What is kept in pieces smaller than this is counted only when a larger one comes: specs.MAX_STEPS bounds it."""
+
 RUN_DEADLINE_EXCEEDED = "RunDeadlineExceeded"
 WAIT_DEADLINE_EXCEEDED = "WaitDeadlineExceeded"
 
@@ -106,6 +112,8 @@ class Engine(Recorder):
         super().__init__(facts, new_id, now)
         self._pending_deadline = pending_deadline
         self._runs_started = 0
+        self._kept: dict[str, int] = {}
+        """Bytes by run that this transaction adds to what its steps keep."""
 
     # --- what happens to a run
 
@@ -410,6 +418,10 @@ class Engine(Recorder):
         self, going: Going, step: Step, result: dict[str, Any], payload: dict[str, Any] | None = None
     ) -> Run:
         """A step that waited has its result, and the run goes on."""
+        try:
+            self._keep(going.run, _size(result))
+        except _StepFailed as failed:
+            return self._step_failed(going, step, _named(failed.error_type, str(failed)), payload)
         ended = self._end_step(step, "completed", result=result)
         self._event(going.run, "step.completed", payload or {}, ended)
         going = Going(run=self._resumed(going.run), plan=going.plan, queue=going.queue)
@@ -422,7 +434,7 @@ class Engine(Recorder):
 
     def _step_failed(
         self, going: Going, step: Step, error: dict[str, str], payload: dict[str, Any] | None = None
-    ) -> None:
+    ) -> Run:
         """A step that waited has failed, and so has the run, unless the step was part of its cleanup."""
         ended = self._end_step(step, "failed", error=error)
         self._event(going.run, "step.failed", {**(payload or {}), "error": error}, ended)
@@ -432,6 +444,7 @@ class Engine(Recorder):
         else:
             run = self._conclude(going, "failed", {"error": {**error, "step_key": step.step_key}}, {})
         self.changes.append(RunUpdated(run=run))
+        return run
 
     def _job_completed(self, job: Job, running: Running) -> None:
         result = job.result if job.result is not None else {}
@@ -553,11 +566,12 @@ class Engine(Recorder):
         parameters = _rendered(planned.parameters or {}, lookup)
         inputs = _rendered(planned.inputs, lookup)
         spec = {"parameters": parameters} if inputs is None else {"parameters": parameters, "inputs": inputs}
-        size = len(msgspec.json.encode(spec))
+        size = _size(spec)
         if size > MAX_SPEC_BYTES:
             sentence = f"the rendered parameters are {size} bytes of JSON; a job carries at most {MAX_SPEC_BYTES}"
             raise _StepFailed("SpecTooLarge", sentence)
         run = going.run
+        self._keep(run, size)
         job = Job(
             id=self._new_id("job"),
             project_id=run.project_id,
@@ -595,6 +609,7 @@ class Engine(Recorder):
             )
         if self._runs_started >= MAX_RUNS_AT_ONCE:
             raise _StepFailed("AutomationNotStarted", f"this run has set off {MAX_RUNS_AT_ONCE} runs at once: no more")
+        self._keep(run, _size(inputs))
         try:
             target = self._facts.published(planned.automation_handle)
             child = self.start(target, inputs, parent=Parent(run=run, step_key=step.step_key))
@@ -622,6 +637,7 @@ class Engine(Recorder):
 
     def _wait(self, run: Run, step: Step, planned: WaitPlan, lookup: templates.Lookup) -> dict[str, Any] | None:
         match = _rendered(planned.match, lookup)
+        self._keep(run, _size(match))
         step = replace(step, parameters=without_none({"event_type": planned.event_type, "match": match}))
         kept = self._facts.signal(run.id, planned.key)
         if kept is not None:
@@ -648,9 +664,18 @@ class Engine(Recorder):
     def _completed_at_once(
         self, run: Run, step: Step, result: dict[str, Any], payload: dict[str, Any]
     ) -> dict[str, Any]:
+        """Raises _StepFailed."""
+        self._keep(run, _size(result))
         self.changes.append(StepCreated(step=self._ended(step, "completed", result=result)))
         self._event(run, "step.completed", payload, step)
         return result
+
+    def _keep(self, run: Run, size: int) -> None:
+        """One of its steps is to keep so many bytes. Raises _StepFailed."""
+        kept = self._kept[run.id] = self._kept.get(run.id, 0) + size
+        if size >= UNCOUNTED_BYTES and self._facts.kept_bytes(run.id) + kept > MAX_KEPT_BYTES:
+            sentence = f"with these {size} bytes the run's steps would keep more than {MAX_KEPT_BYTES}: let actions "
+            raise _StepFailed("RunTooLarge", sentence + "answer with where large results are, not with the results")
 
     def _suspend(self, run: Run, step: Step, due: int, payload: dict[str, Any]) -> None:
         step = replace(step, status=follow(STEP, step.status, "suspended"))
@@ -695,6 +720,10 @@ def _rendered(value: dict[str, Any] | None, lookup: templates.Lookup) -> Any:
         return templates.render(value, lookup)
     except templates.TemplateError as error:
         raise _StepFailed("TemplateError", str(error)) from error
+
+
+def _size(value: Any) -> int:
+    return len(msgspec.json.encode(value))
 
 
 def _error(job: Job) -> dict[str, str]:

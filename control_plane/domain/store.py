@@ -479,8 +479,9 @@ class Store(Protocol):
         """Validates the spec (domain/specs.py) into `validation`; an invalid spec is stored as a draft.
         Raises NotFound."""
 
-    async def versions(self, project_id: str, handle: str) -> list[Version]:
-        """Newest first. Raises NotFound."""
+    async def versions(self, project_id: str, handle: str, *, cursor: str | None, limit: int) -> Page:
+        """Page of Version, newest first, and shorter than `limit` where specs are large. Raises NotFound,
+        Invalid("invalid_cursor")."""
 
     async def publish_version(
         self, project_id: str, handle: str, version: int, *, now: int | None = None

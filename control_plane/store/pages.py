@@ -14,6 +14,9 @@ MOST_EVENT_BYTES = 8 * 1024 * 1024
 """Of payloads in one answer of `events`."""
 
 
+MOST_VERSION_BYTES = 8 * 1024 * 1024
+"""Of specs in one page of versions."""
+
 MOST_LOOKED_AT = 5000
 """Jobs that one page of a listing looks at: those that it looks for may be rare."""
 

@@ -328,9 +328,9 @@ class PostgresStore:
         """See Store."""
         return await self._write(self._registry.create_version, project_id, handle, spec, compiled_plan, now=now)
 
-    async def versions(self, project_id: str, handle: str) -> list[Version]:
+    async def versions(self, project_id: str, handle: str, *, cursor: str | None, limit: int) -> Page:
         """See Store."""
-        return await self._read(self._queries.versions, project_id, handle)
+        return await self._read(self._queries.versions, project_id, handle, cursor, limit)
 
     async def publish_version(
         self, project_id: str, handle: str, version: int, *, now: int | None = None

@@ -68,6 +68,9 @@ class _FactsOfProject:
     def saved(self, run_id: str, step_key: str) -> Any:
         return self._facts.saved(run_id, step_key)
 
+    def kept_bytes(self, run_id: str) -> int:
+        return self._facts.kept_bytes(run_id)
+
     def signal(self, run_id: str, step_key: str) -> dict[str, Any] | None:
         return self._facts.signal(run_id, step_key)
 

@@ -29,7 +29,7 @@ _STEP_COLUMNS = len(rows.STEP)
 class Missing(Exception):  # noqa: N818 - raised and caught here, as control flow
     """A decision needs a fact that is not loaded. `key` says which: ("published", project_id, handle),
     ("external", automation_id, external_id), ("job", project_id, external_id), ("version", version_id),
-    ("saved", run_id, step_key), ("signal", run_id, step_key) or ("outcome", run_id)."""
+    ("saved", run_id, step_key), ("kept", run_id), ("signal", run_id, step_key) or ("outcome", run_id)."""
 
     def __init__(self, *key: str) -> None:
         super().__init__(key)
@@ -104,6 +104,7 @@ class Facts:
         self._jobs_by_external_id: dict[tuple[str, ...], str | None] = {}
         self._only_once: set[tuple[str, str | None]] = set()
         self._saved: dict[tuple[str, str], Any] = {}
+        self._kept: dict[str, int] = {}
         self._signals: dict[tuple[str, str], dict[str, Any] | None] = {}
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, list[tuple[bool, str]]] = {}
@@ -163,6 +164,14 @@ class Facts:
         if key not in self._saved:
             raise Missing("saved", run_id, step_key)
         return self._saved[key]
+
+    def kept_bytes(self, run_id: str) -> int:
+        """See domain.recording.Facts. Raises Missing."""
+        if run_id not in self.run_seqs:
+            return 0
+        if run_id not in self._kept:
+            raise Missing("kept", run_id)
+        return self._kept[run_id]
 
     def signal(self, run_id: str, step_key: str) -> dict[str, Any] | None:
         """See domain.recording.Facts. Raises Missing."""
@@ -293,23 +302,18 @@ class Facts:
         kinds: dict[str, list[tuple[str, ...]]] = {}
         for kind, *key in dict.fromkeys(missing):
             kinds.setdefault(kind, []).append(tuple(key))
-        if "published" in kinds:
-            await self._load_published(connection, kinds["published"])
-        if "external" in kinds:
-            await self._load_external(connection, kinds["external"])
-        if "job" in kinds:
-            await self._load_jobs_by_external_id(connection, kinds["job"])
-        if "version" in kinds:
-            for row in await connection.fetch(self._sql["versions_by_id"], [key[0] for key in kinds["version"]]):
-                self._versions.add(rows.version(tuple(row)))
-        if "saved" in kinds:
-            await self._load_saved(connection, kinds["saved"])
-        if "signal" in kinds:
-            await self._load_signals(connection, kinds["signal"])
-        if "outcome" in kinds:
-            ids = {self.run_seqs[key[0]]: key[0] for key in kinds["outcome"]}
-            for run_seq, text in await connection.fetch(self._sql["outcomes"], sorted(ids)):
-                self._outcomes[ids[run_seq]] = rows.from_json(text)
+        loading = {
+            "published": self._load_published,
+            "external": self._load_external,
+            "job": self._load_jobs_by_external_id,
+            "version": self._load_versions,
+            "saved": self._load_saved,
+            "kept": self._load_kept,
+            "signal": self._load_signals,
+            "outcome": self._load_outcomes,
+        }
+        for kind, keys in kinds.items():
+            await loading[kind](connection, keys)
 
     async def _load_published(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
         projects, handles = zip(*keys, strict=True)
@@ -342,6 +346,21 @@ class Facts:
         seqs, step_keys = zip(*asked, strict=True)
         for run_seq, step_key, text in await connection.fetch(self._sql["step_results"], seqs, step_keys):
             self._saved[run_ids[run_seq], step_key] = rows.from_json(text)
+
+    async def _load_versions(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        for row in await connection.fetch(self._sql["versions_by_id"], [key[0] for key in keys]):
+            self._versions.add(rows.version(tuple(row)))
+
+    async def _load_kept(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        ids = {self.run_seqs[key[0]]: key[0] for key in keys}
+        self._kept |= dict.fromkeys(ids.values(), 0)
+        for run_seq, size in await connection.fetch(self._sql["kept_bytes"], sorted(ids)):
+            self._kept[ids[run_seq]] = size
+
+    async def _load_outcomes(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        ids = {self.run_seqs[key[0]]: key[0] for key in keys}
+        for run_seq, text in await connection.fetch(self._sql["outcomes"], sorted(ids)):
+            self._outcomes[ids[run_seq]] = rows.from_json(text)
 
     async def _load_signals(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
         run_ids = {self.run_seqs[run_id]: run_id for run_id, _ in keys}

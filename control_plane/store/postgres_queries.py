@@ -16,7 +16,6 @@ from control_plane.domain.model import (
     Session,
     SessionState,
     Step,
-    Version,
 )
 from control_plane.domain.store import (
     CENSUS_UP_TO,
@@ -101,10 +100,16 @@ class Queries:
             raise NotFound(f"no automation {handle} in this project")
         return rows.automation(row)
 
-    async def versions(self, connection: Connection, project_id: str, handle: str) -> list[Version]:
+    async def versions(
+        self, connection: Connection, project_id: str, handle: str, cursor: str | None, limit: int
+    ) -> Page:
         """See Store.versions."""
         automation = await self.automation(connection, project_id, handle)
-        return [rows.version(row) for row in await self._all(connection, "versions", automation.id)]
+        bindings = (automation.id, position(cursor), limit + 1, pages.MOST_VERSION_BYTES)
+        found = await self._all(connection, "versions", *bindings)
+        cut = bool(found) and found[0][-1] > len(found)
+        versions = [rows.version(row[:-1]) for row in found]
+        return page([(version.version, version) for version in versions], limit, more=cut)
 
     # --- runs
 
@@ -115,7 +120,7 @@ class Queries:
             raise NotFound(f"no run {run_id} in this project")
         *columns, names, texts, wake_at = row
         run = rows.run(columns)
-        saved = {name: rows.from_json(text) for name, text in zip(names, texts, strict=True)}
+        saved = {name: rows.raw_json(text) for name, text in zip(names, texts, strict=True)}
         if run.status == "completed":
             return replace(run, result=saved)
         return run if run.status in TERMINAL_RUN else replace(run, context=saved, wake_at=wake_at)
@@ -160,7 +165,7 @@ class Queries:
     async def steps(self, connection: Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""
         run_seq = await self._run_seq(connection, project_id, run_id)
-        return [rows.step(row) for row in await self._all(connection, "steps_of_run", run_seq)]
+        return [rows.shown_step(row) for row in await self._all(connection, "steps_of_run", run_seq)]
 
     async def events(self, connection: Connection, project_id: str, run_id: str, since: int, limit: int) -> list[Event]:
         """See Store.events; fewer than `limit` when their payloads are large, but at least one."""

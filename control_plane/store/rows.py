@@ -102,6 +102,11 @@ def from_json(text: str | None) -> Any:
     return None if text is None else _decoder.decode(text)
 
 
+def raw_json(text: str | None) -> Any:
+    """JSON text that goes into an answer as it is; NULL is None."""
+    return None if text is None else msgspec.Raw(text)
+
+
 def project(row: Row) -> Project:
     """Of project_columns."""
     return Project(**dict(zip(_PROJECT, row, strict=True)))
@@ -151,6 +156,12 @@ def run_row(record: Run) -> Row:
 def step(row: Row) -> Step:
     """Of step_columns."""
     return Step(**_decoded(STEP, row, ("inputs", "parameters", "result")))
+
+
+def shown_step(row: Row) -> Step:
+    """Of step_columns, to be answered: what it keeps stays JSON text (raw_json)."""
+    fields = dict(zip(STEP, row, strict=True))
+    return Step(**fields | {name: raw_json(fields[name]) for name in ("inputs", "parameters", "result")})
 
 
 def step_row(record: Step) -> Row:

@@ -99,10 +99,20 @@ class Queries:
             raise NotFound(f"no automation {handle} in this project")
         return rows.automation(row)
 
-    def versions(self, connection: apsw.Connection, project_id: str, handle: str) -> list[Version]:
+    def versions(
+        self, connection: apsw.Connection, project_id: str, handle: str, cursor: str | None, limit: int
+    ) -> Page:
         """See Store.versions."""
         automation = self.automation(connection, project_id, handle)
-        return [rows.version(row) for row in self._all(connection, "versions", automation.id)]
+        found: list[tuple[int, Version]] = []
+        size = 0
+        for row in connection.execute(self._sql["versions"], (automation.id, position(cursor), limit + 1)):
+            version = rows.version(row[:-1])
+            size += row[-1]
+            if found and size > pages.MOST_VERSION_BYTES:
+                return page(found, limit, more=True)
+            found.append((version.version, version))
+        return page(found, limit)
 
     # --- runs
 
@@ -112,7 +122,7 @@ class Queries:
         if row is None:
             raise NotFound(f"no run {run_id} in this project")
         run = rows.run(row)
-        saved = {name: rows.from_json(text) for name, text in self._all(connection, "step_results", row[0])}
+        saved = {name: rows.raw_json(text) for name, text in self._all(connection, "step_results", row[0])}
         if run.status == "completed":
             return replace(run, result=saved)
         if run.status in TERMINAL_RUN:
@@ -162,7 +172,7 @@ class Queries:
     def steps(self, connection: apsw.Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""
         return [
-            rows.step(row)
+            rows.shown_step(row)
             for row in self._all(connection, "steps_of_run", self._run_seq(connection, project_id, run_id))
         ]
 

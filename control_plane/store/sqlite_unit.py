@@ -256,6 +256,10 @@ class Unit(Waits):
         row = self.one("step_result", self._run_seqs.get(run_id), step_key)
         return None if row is None else rows.from_json(row[0])
 
+    def kept_bytes(self, run_id: str) -> int:
+        """See domain.recording.Facts."""
+        return int(self.one("kept_bytes", self._run_seqs.get(run_id))[0])
+
     def _run(self, row: rows.Row) -> Run:
         run = rows.run(row)
         self._run_seqs[run.id] = row[0]

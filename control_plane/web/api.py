@@ -86,10 +86,13 @@ async def delete_automation(call: Call[shapes.NoQuery, None]) -> None:
     await call.store.archive_automation(call.project_id, call.path["handle"])
 
 
-async def list_versions(call: Call[shapes.NoQuery, None]) -> shapes.VersionListResponse:
-    """Every version, newest first."""
-    versions = await call.store.versions(call.project_id, call.path["handle"])
-    return shapes.VersionListResponse(items=[shapes.version_shape(version) for version in versions])
+async def list_versions(call: Call[shapes.VersionsQuery, None]) -> shapes.VersionListResponse:
+    """One page of versions, newest first."""
+    query = call.query
+    page = await call.store.versions(
+        call.project_id, call.path["handle"], cursor=query.cursor or None, limit=query.limit
+    )
+    return shapes.version_page(page)
 
 
 async def create_version(call: Call[shapes.NoQuery, shapes.CreateVersionRequest]) -> shapes.VersionResponse:
@@ -221,7 +224,13 @@ ROUTES = (
         response=shapes.AutomationResponse,
     ),
     Route(method="DELETE", path=_AUTOMATION, handler=delete_automation, status=204),
-    Route(method="GET", path=_AUTOMATION + "/versions", handler=list_versions, response=shapes.VersionListResponse),
+    Route(
+        method="GET",
+        path=_AUTOMATION + "/versions",
+        handler=list_versions,
+        query=shapes.VersionsQuery,
+        response=shapes.VersionListResponse,
+    ),
     Route(
         method="POST",
         path=_AUTOMATION + "/versions",

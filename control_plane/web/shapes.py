@@ -80,6 +80,13 @@ class AutomationsQuery(Request, frozen=True):
     limit: Limit = 50
 
 
+class VersionsQuery(Request, frozen=True):
+    """A page of large versions is shorter than `limit`."""
+
+    cursor: Cursor | UnsetType = UNSET
+    limit: Limit = 50
+
+
 class RunsQuery(Request, frozen=True):
     """All that is given must fit. `source_event_id` selects the runs that this event started, `created_after` those
     created then or later, `created_before` those created before."""
@@ -290,9 +297,11 @@ class VersionResponse(Response, frozen=True):
 
 
 class VersionListResponse(Response, frozen=True):
-    """Every version, newest first."""
+    """One page, newest first."""
 
     items: list[VersionResponse]
+    has_more: bool
+    next_cursor: str | UnsetType = UNSET
 
 
 class RunResponse(Response, frozen=True):
@@ -570,6 +579,15 @@ def version_shape(version: Version) -> VersionResponse:
         spec=version.spec,
         validation=version.validation,
         compiled_plan=if_known(version.compiled_plan),
+    )
+
+
+def version_page(page: Page) -> VersionListResponse:
+    """One page of versions."""
+    return VersionListResponse(
+        items=[version_shape(item) for item in page.items],
+        has_more=page.next_cursor is not None,
+        next_cursor=if_known(page.next_cursor),
     )
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 import structlog
 from websockets.frames import Frame, Opcode
@@ -49,6 +50,7 @@ from control_plane.web.authentication import Authenticator
 from control_plane.web.deltas import DeltaStreams
 from control_plane.web.error_status import HttpError, as_http_error
 from control_plane.web.http_protocol import WRITE_TIMEOUT, error_response
+from control_plane.web.inbound_bytes import InboundBytes
 from control_plane.web.message_stream import MessageStream
 from wire.codec import (
     LocalFrameError,
@@ -82,11 +84,12 @@ WRITE_BUFFER = 1024 * 1024
 MOST_UNREAD = 16 * 1024 * 1024
 """Bytes of unread answers above which the worker is dropped."""
 
-MOST_QUESTIONS = 256
-"""Questions to the store that one worker may have open before we stop listening to it."""
+MOST_UNANSWERED = 1024
+"""Frames of one worker that the store has yet to answer, before we stop listening to it: whoever asks next waits for
+them."""
 
 MOST_UNANSWERED_BYTES = 32 * 1024 * 1024
-"""Bytes of frames behind those questions, with the same effect."""
+"""Their bytes, with the same effect."""
 
 MOST_INVALID_FRAMES = 20
 """Messages that are no frames, each of which is answered, before the socket is closed."""
@@ -125,6 +128,8 @@ class WorkerGate:
         self.deltas = deltas
         self.observations = observations
         self.sockets: dict[Connection, WorkerSocket] = {}
+        self.inbound: WeakValueDictionary[str, InboundBytes] = WeakValueDictionary()
+        """By key, as long as it has a socket."""
         self.tasks: set[asyncio.Task[None]] = set()
         self._dialect = dialect
         self._dialects = dialects
@@ -200,10 +205,15 @@ class WorkerSocket(asyncio.Protocol):
         self.arrival: Arrival | None = None
         """Its place among the connections without a key, from the HTTP connection that it was."""
         self._fragments: bytearray | None = None
-        self._questions: set[int] = set()
+        self._questions: dict[int, int] = {}
+        """Frames of each question to the store that is open."""
+        self._unanswered = 0
+        """Frames of them all."""
         self._received: list[FromWorker] = []
         """Frames of this read that the session has not seen yet."""
         self._unanswered_bytes = 0
+        self._inbound = InboundBytes()
+        """Its key's, once it is known."""
         self._invalid_frames = 0
         self._invalid_since = 0.0
         self._pongs: list[asyncio.Future[bool]] = []
@@ -238,6 +248,8 @@ class WorkerSocket(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._hear(alive=False)
+        self._inbound.hold(self, 0)
+        self._inbound = InboundBytes()  # answers that are still to come count for nobody
         if self._held is not None:
             self._gate.authenticator.holders.release(self._held)
         if self.arrival is not None:
@@ -264,12 +276,14 @@ class WorkerSocket(asyncio.Protocol):
             else:
                 self._upgrade(event)
         self._take_received()
-        if not self._unfinished:
+        unfinished = self._unfinished
+        if not unfinished:
             self._unfinished_since = None
         elif self._unfinished_since is None:
             self._unfinished_since = self._last_heard
         if not self._questions:
             self._unanswered_bytes = 0  # what came is dealt with: nothing is to come that would count it down
+        self._inbound.hold(self, unfinished + self._unanswered_bytes)
         problem = self._stream.core.handshake_exc
         if problem is not None and self._connection is None:
             self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {problem}"))
@@ -326,6 +340,7 @@ class WorkerSocket(asyncio.Protocol):
         self._held = self._gate.authenticator.holders.hold(key, self._disown)
         if self.arrival is not None:
             self.arrival.leave()
+        self._inbound = self._gate.inbound.setdefault(key.id, self._inbound)
         self._connection = self._gate.hub.connect(peer, now)
         self._gate.sockets[self._connection] = self
         self._register_by = now + REGISTER_TIMEOUT
@@ -425,7 +440,9 @@ class WorkerSocket(asyncio.Protocol):
             if isinstance(action, Send):
                 self._send(action)
             elif isinstance(action, Question):
-                self._questions.add(action.question)
+                frames = len(action.reports) if isinstance(action, StoreReports) else 1
+                self._questions[action.question] = frames
+                self._unanswered += frames
                 self._gate.keep(self._ask(connection, action), "question")
             elif isinstance(action, Close):
                 self.close(action.code, action.reason)
@@ -467,9 +484,10 @@ class WorkerSocket(asyncio.Protocol):
             # A bug of ours: this worker's conversation cannot go on, everybody else's can.
             _log.exception("worker socket failed", question=type(question).__name__)
             actions = [Close(code=INTERNAL_ERROR, reason="the control plane failed")]
-        self._questions.discard(number)
+        self._unanswered -= self._questions.pop(number)
         if not self._questions:
             self._unanswered_bytes = 0
+            self._inbound.hold(self, self._unfinished)
         self._perform_for(connection, actions)
         if self._shutting_down and not self._questions:
             self.close(SERVICE_RESTART, "the control plane restarts")
@@ -560,6 +578,10 @@ class WorkerSocket(asyncio.Protocol):
 
     # --- once a loop tick: write, listen or not, next deadline
 
+    def look_again(self) -> None:
+        """See inbound_bytes.Waiting."""
+        self._settle_soon()
+
     def _settle_soon(self) -> None:
         if not self._settling:
             self._settling = True
@@ -581,8 +603,9 @@ class WorkerSocket(asyncio.Protocol):
                 return
         if (
             self._write_by is not None
-            or len(self._questions) > MOST_QUESTIONS
+            or self._unanswered > MOST_UNANSWERED
             or self._unanswered_bytes > MOST_UNANSWERED_BYTES
+            or not self._inbound.may_send(self)
         ):
             self._pause_reading()
         elif self._connection is not None and not self._reading:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from control_plane.domain import runs
+from control_plane.domain.field_sizes import MAX_FIELD_BYTES
 from control_plane.domain.model import Selector
 from control_plane.domain.runs import MAX_DEPTH, MAX_RUNS_AT_ONCE
 from control_plane.domain.store import RunChanged
@@ -128,6 +130,53 @@ async def test_a_large_result_is_kept_but_left_out_of_its_event(s):
     assert len((await s.run(run)).result["one"]["x"]) == 100_000
 
 
+@pytest.fixture
+def little_room(monkeypatch):
+    monkeypatch.setattr(runs, "MAX_KEPT_BYTES", 100_000)
+
+
+@pytest.mark.usefixtures("little_room")
+async def test_a_run_whose_steps_keep_too_much_fails_where_it_is_too_much(s):
+    await s.publish("a", [action("one"), action("two"), action("three")])
+    run = await s.start("a")
+    for _ in range(2):
+        await s.report(await s.claim_one(), result={"x": "y" * 40_000})
+    last = await s.claim_one()
+    assert await s.report(last, result={"x": "y" * 40_000}) == "accepted"
+    run = await s.run(run)
+    assert (run.status, run.error_type) == ("failed", "RunTooLarge")
+    assert "40008 bytes the run's steps would keep more than 100000" in run.error_message
+    assert [step.status for step in await s.steps(run)] == ["completed", "completed", "failed"]
+    job = await s.job(last)
+    assert (job.status, len(job.result["x"])) == ("completed", 40_000)
+    assert (await s.event_types(run))[-3:] == ["action.result", "step.failed", "run.failed"]
+
+
+@pytest.mark.usefixtures("little_room")
+async def test_what_steps_are_given_counts_as_well(s):
+    given = [with_parameters(key, {"x": "{{ .inputs.x }}"}) for key in ("one", "two", "three")]
+    await s.publish("a", given)
+    run = await s.start("a", inputs={"x": "y" * 40_000})
+    for _ in range(2):
+        await s.report(await s.claim_one())
+    run = await s.run(run)
+    assert (run.status, run.error_type) == ("failed", "RunTooLarge")
+    await s.publish("child", [action()], inputs={"x": {}})
+    await s.publish("parent", [child(f"c{number}", "child", inputs={"x": "{{ .inputs.x }}"}) for number in range(3)])
+    run = await s.run(await s.start("parent", inputs={"x": "y" * 40_000}))
+    assert (run.status, run.error_type) == ("failed", "RunTooLarge")
+    assert [step.status for step in await s.steps(run)] == ["completed", "completed", "failed"]
+
+
+@pytest.mark.usefixtures("little_room")
+async def test_small_results_are_never_too_many(s):
+    await s.publish("a", [action(f"s{number}") for number in range(20)])
+    run = await s.start("a")
+    for _ in range(20):
+        await s.report(await s.claim_one(), result={"x": "y" * 10_000})
+    assert (await s.run(run)).status == "completed"
+
+
 @pytest.mark.parametrize(
     ("settings", "queue"), [(None, "default"), ({"queue": "gpu"}, "gpu"), ({"colour": "red"}, "default")]
 )
@@ -224,6 +273,36 @@ async def test_default_inputs_stand_between_the_specs_and_the_callers(s):
 # --- automations and versions
 
 
+async def test_a_page_of_large_versions_is_short(s, monkeypatch):
+    monkeypatch.setattr(pages, "MOST_VERSION_BYTES", 150_000)
+    await s.store.create_automation(s.project.id, "a", "A", {})
+    for _ in range(3):
+        await s.store.create_version(s.project.id, "a", {"steps": [with_parameters("one", {"x": "y" * 60_000})]}, None)
+    first = await s.store.versions(s.project.id, "a", cursor=None, limit=3)
+    assert [each.version for each in first.items] == [3, 2]
+    rest = await s.store.versions(s.project.id, "a", cursor=first.next_cursor, limit=3)
+    assert ([each.version for each in rest.items], rest.next_cursor) == ([1], None)
+    monkeypatch.setattr(pages, "MOST_VERSION_BYTES", 10)
+    assert len((await s.store.versions(s.project.id, "a", cursor=None, limit=3)).items) == 1
+
+
+async def test_what_describes_something_is_bounded(s):
+    large = {"x": "y" * MAX_FIELD_BYTES}
+    too_large = f"expected at most {MAX_FIELD_BYTES} bytes of JSON, got {MAX_FIELD_BYTES + 8}"
+    for name in ("settings", "default_inputs", "tags"):
+        with pytest.raises(Invalid, match=f"{name}: {too_large}"):
+            await s.store.create_automation(s.project.id, "a", "A", {name: large})
+    await s.store.create_automation(s.project.id, "a", "A", {})
+    with pytest.raises(Invalid, match=f"settings: {too_large}"):
+        await s.store.update_automation(s.project.id, "a", {"settings": large})
+    with pytest.raises(Invalid, match=f"input_schema: {too_large}"):
+        await s.store.create_action(s.project.id, "resize", {"input_schema": large})
+    half = "y" * (MAX_FIELD_BYTES // 2)
+    await s.store.create_action(s.project.id, "resize", {"annotations": {"a": half}})
+    with pytest.raises(Invalid, match="annotations: expected at most"):
+        await s.store.update_action(s.project.id, "resize", {"annotations": {"b": half}})
+
+
 async def test_versions_are_numbered_validated_and_published(s):
     await s.store.create_automation(s.project.id, "a", "A", {"tags": {"team": "x"}, "settings": {"queue": "q"}})
     bad = await s.store.create_version(s.project.id, "a", {"steps": []}, None)
@@ -236,8 +315,16 @@ async def test_versions_are_numbered_validated_and_published(s):
     await s.store.publish_version(s.project.id, "a", 2)
     automation = await s.store.publish_version(s.project.id, "a", 3)
     assert (automation.status, automation.published_version, automation.latest_version) == ("active", 3, 3)
-    versions = await s.store.versions(s.project.id, "a")
-    assert [(each.version, each.status) for each in versions] == [(3, "published"), (2, "superseded"), (1, "draft")]
+    versions = await s.store.versions(s.project.id, "a", cursor=None, limit=50)
+    assert [(each.version, each.status) for each in versions.items] == [
+        (3, "published"),
+        (2, "superseded"),
+        (1, "draft"),
+    ]
+    newest = await s.store.versions(s.project.id, "a", cursor=None, limit=2)
+    assert [each.version for each in newest.items] == [3, 2]
+    rest = await s.store.versions(s.project.id, "a", cursor=newest.next_cursor, limit=2)
+    assert ([each.version for each in rest.items], rest.next_cursor) == ([1], None)
     with pytest.raises(NotFound, match="has no version 9"):
         await s.store.publish_version(s.project.id, "a", 9)
     assert await s.store.automation(s.project.id, "a") == automation

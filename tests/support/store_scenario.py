@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 
 import asyncpg
+import msgspec
+from msgspec.structs import replace
 
 from control_plane.domain.model import Selector, Session
 from control_plane.domain.store import ClaimOrder, LeaseTerms
@@ -202,13 +204,14 @@ class Scenario:
         return await self.store.heartbeat(self.project.id, lease.job.id, lease.lease_token, now=at(now))
 
     async def run(self, run):
-        return await self.store.run(self.project.id, run.id)
+        return _plain(await self.store.run(self.project.id, run.id), "result", "context")
 
     async def job(self, lease):
         return await self.store.job(self.project.id, lease.job.id)
 
     async def steps(self, run):
-        return await self.store.steps(self.project.id, run.id)
+        steps = await self.store.steps(self.project.id, run.id)
+        return [_plain(step, "inputs", "parameters", "result") for step in steps]
 
     async def events(self, run):
         return await self.store.events(self.project.id, run.id, since=0, limit=10_000)
@@ -288,3 +291,8 @@ async def scenario(place, *, prepared=True, grace=False, **terms):
         yield made
     finally:
         await store.close()
+
+
+def _plain(record, *names):
+    """The record with what is read to be answered, as JSON text, decoded."""
+    return replace(record, **{name: msgspec.json.decode(msgspec.json.encode(getattr(record, name))) for name in names})

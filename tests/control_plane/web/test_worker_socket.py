@@ -10,13 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from control_plane.web import worker_socket
+from control_plane.web import inbound_bytes, worker_socket
 from control_plane.web.worker_socket import WorkerSocket
 from tests.support.control_plane_server import DEADLINE, Serving, answer_to, ask, next_of, register, serving
 
@@ -218,7 +219,8 @@ async def test_a_waiting_claim_is_woken_and_the_report_acknowledged(plane: Servi
         again = await ask(worker, {"type": "job.report", "message_id": "r-2", "result": {"n": 2}, **token})
         assert again["duplicate"] is True
     project = await plane.store.project("default")
-    assert (await plane.store.run(project.id, run_id)).result == {"one": {"n": 1}}
+    ended = await plane.store.run(project.id, run_id)
+    assert json.loads(msgspec.json.encode(ended.result)) == {"one": {"n": 1}}
 
 
 async def test_cancelling_reaches_the_worker(plane: Serving) -> None:
@@ -364,6 +366,50 @@ async def test_a_message_that_comes_too_slowly_is_not_waited_for(
     writer.transport.abort()
 
 
+async def test_sockets_of_a_key_that_hold_much_take_turns(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound_bytes, "MOST_HELD", 500_000)
+    text = json.dumps({"type": "jobs.claim", "message_id": "m", "available_slots": 0, "padding": "x" * 400_000})
+    message = masked(text)
+    whole: list[str] = []
+    sockets = []
+    for number in range(4):
+        reader, writer = await upgraded(plane)
+        writer.write(masked(json.dumps({"type": "worker.register", "worker_instance_id": f"w-{number}"})))
+        await next_text(reader)
+        sockets.append((reader, writer))
+
+    async def rest(number: int) -> None:
+        reader, writer = sockets[number]
+        writer.write(message[200_000:])
+        assert json.loads(await next_text(reader))["message_id"] == "m"
+        whole.append(f"w-{number}")
+
+    async with asyncio.timeout(DEADLINE), plane.worker() as small:
+        for _, writer in sockets:
+            writer.write(message[:200_000])
+            await writer.drain()
+        # Three of them hold more than is held; who holds little is heard.
+        await register(small)
+        later = [asyncio.create_task(rest(number)) for number in (1, 2, 3)]
+        assert (await ask(small, {"type": "jobs.claim", "message_id": "c", "available_slots": 0}))["jobs"] == []
+        sockets[0][1].transport.abort()
+        await asyncio.gather(*later)
+    assert sorted(whole) == ["w-1", "w-2", "w-3"]
+    for _, writer in sockets:
+        writer.transport.abort()
+
+
+async def next_text(reader: asyncio.StreamReader) -> str:
+    """The next message of a raw connection."""
+    while True:
+        first, size = await reader.readexactly(2)
+        if size >= 126:
+            size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8))
+        data = await reader.readexactly(size)
+        if first & 15 == Opcode.TEXT:
+            return data.decode()
+
+
 def record_drop(dropped: "asyncio.Queue[str]") -> Any:
     original = worker_socket.WorkerSocket._drop
 
@@ -395,6 +441,35 @@ async def upgraded(plane: Serving) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 def masked(text: str) -> bytes:
     return Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
+
+
+async def test_a_worker_that_asks_faster_than_the_store_answers_is_not_listened_to(
+    plane: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_socket, "MOST_UNANSWERED", 10)
+    paused, answering = asyncio.Event(), asyncio.Event()
+    pause, reports = worker_socket.WorkerSocket._pause_reading, plane.store.reports
+
+    def pausing(socket: WorkerSocket) -> None:
+        if socket._connection is not None:
+            paused.set()
+        pause(socket)
+
+    async def late(*arguments: Any) -> Any:
+        await answering.wait()
+        return await reports(*arguments)
+
+    monkeypatch.setattr(worker_socket.WorkerSocket, "_pause_reading", pausing)
+    monkeypatch.setattr(plane.store, "reports", late)
+    async with asyncio.timeout(DEADLINE), plane.worker() as worker:
+        await register(worker)
+        for number in range(11):
+            frame = {"type": "job.report", "message_id": f"m-{number}", "job_id": "job_x", "lease_token": "x"}
+            await worker.send(json.dumps(frame))
+        await paused.wait()
+        answering.set()
+        assert {(await next_of(worker, "error"))["message_id"] for _ in range(11)} == {f"m-{n}" for n in range(11)}
+        assert (await ask(worker, {"type": "jobs.claim", "message_id": "c", "available_slots": 0}))["jobs"] == []
 
 
 async def test_frames_that_get_no_answer_are_not_waited_for(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

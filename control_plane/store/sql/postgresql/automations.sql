@@ -55,8 +55,17 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 -- name: version
 SELECT {version_columns} FROM versions WHERE automation_id = $1 AND version = $2
 
+-- As many as fit into so many bytes, but one at least; the last column is how many there would be.
 -- name: versions
-SELECT {version_columns} FROM versions WHERE automation_id = $1 ORDER BY version DESC
+SELECT {version_columns}, found FROM (
+    SELECT *, sum(size) OVER (ORDER BY version DESC) - size AS before, count(*) OVER () AS found
+    FROM (
+        SELECT *, octet_length(spec) + coalesce(octet_length(compiled_plan), 0) AS size FROM versions
+        WHERE automation_id = $1 AND version < $2 ORDER BY version DESC LIMIT $3
+    ) page
+) measured
+WHERE before = 0 OR before + size <= $4
+ORDER BY version DESC
 
 -- name: set_version_status
 UPDATE versions SET status = $1 WHERE automation_id = $2 AND version = $3

@@ -85,6 +85,11 @@ ORDER BY o.seq DESC LIMIT 1
 SELECT s.run_seq, s.step_key, s.result FROM unnest($1::bigint[], $2::text[]) AS asked (run_seq, step_key)
 JOIN steps s ON s.run_seq = asked.run_seq AND s.step_key = asked.step_key AND s.status = 'completed'
 
+-- name: kept_bytes
+SELECT s.run_seq, sum(
+    coalesce(octet_length(s.inputs), 0) + coalesce(octet_length(s.parameters), 0) + coalesce(octet_length(s.result), 0)
+)::bigint FROM steps s WHERE s.run_seq = ANY($1::bigint[]) GROUP BY s.run_seq
+
 -- As many as fit into so many bytes, but one at least.
 -- name: events_of_run
 SELECT id, sequence, event_type, created_at, step_id, step_key, payload

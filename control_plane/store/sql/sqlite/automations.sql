@@ -54,7 +54,8 @@ SELECT {version_columns} FROM versions WHERE automation_id = ? AND version = ?
 SELECT {version_columns} FROM versions WHERE id = ?
 
 -- name: versions
-SELECT {version_columns} FROM versions WHERE automation_id = ? ORDER BY version DESC
+SELECT {version_columns}, octet_length(spec) + coalesce(octet_length(compiled_plan), 0) FROM versions
+WHERE automation_id = ? AND version < ? ORDER BY version DESC LIMIT ?
 
 -- name: set_version_status
 UPDATE versions SET status = ? WHERE automation_id = ? AND version = ?

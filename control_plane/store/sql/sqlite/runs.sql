@@ -75,6 +75,11 @@ SELECT result FROM steps WHERE run_seq = ? AND step_key = ? AND status = 'comple
 -- name: step_results
 SELECT save_as, result FROM steps WHERE run_seq = ? AND status = 'completed' AND kind <> 'cleanup' ORDER BY seq
 
+-- name: kept_bytes
+SELECT coalesce(sum(
+    coalesce(octet_length(inputs), 0) + coalesce(octet_length(parameters), 0) + coalesce(octet_length(result), 0)
+), 0) FROM steps WHERE run_seq = ?
+
 -- name: step_name
 SELECT coalesce(step_name, step_key) FROM steps WHERE run_seq = ? AND seq = ?
 
