@@ -61,7 +61,10 @@ async def create(
         raise UsageError("--publish needs a version: give a FILE with the key 'spec'")
     automation = await _made(mobius, fields, exist_ok=exist_ok)
     if spec is not None:
-        version = await add_version(mobius, fields["handle"], spec)
+        try:
+            version = await add_version(mobius, fields["handle"], spec)
+        except InputError as error:
+            raise InputError(f"{error}; the automation itself is there: correct FILE and give --exist-ok") from error
         if publish_it:
             await mobius.publish(fields["handle"], version)
         automation = await mobius.automation(fields["handle"])

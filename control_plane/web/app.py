@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from control_plane.domain.model import ApiKey
 from control_plane.errors import ControlPlaneError
 from control_plane.rate_limits import Verdict
+from control_plane.web.allowed_values import with_allowed
 from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator, rate_headers
 from control_plane.web.error_status import HttpError, as_http_error, of_status
@@ -127,8 +128,9 @@ class Endpoint:
         peer = request.client.host if request.client is not None else ""
         limits = self._authenticator.limits
         forwarded = ",".join(request.headers.getlist("x-forwarded-for")) if limits.trusted_proxies else None
+        authorization = request.headers.getlist("authorization")
         key, verdict = await self._authenticator.admit(
-            request.headers.get("authorization"),
+            authorization[0] if len(authorization) == 1 else None,
             request.path_params.get("project"),
             route.scope_needed,
             limits.address_of(peer, forwarded),
@@ -149,7 +151,7 @@ class Endpoint:
         try:
             decoded = self._decoders[shape].decode(body or b"{}")
         except msgspec.ValidationError as error:
-            raise HttpError(400, "invalid_request", f"request body: {error}") from error
+            raise HttpError(400, "invalid_request", f"request body: {with_allowed(error, shape)}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HttpError(400, "invalid_json", f"the request body is not JSON: {error}") from error
         except RecursionError as error:
@@ -216,7 +218,7 @@ def _query(values: dict[str, Any], shape: type[RequestShape]) -> Any:
     try:
         return msgspec.convert(values, shape, strict=False)
     except msgspec.ValidationError as error:
-        raise HttpError(400, "invalid_request", f"query parameters: {error}") from error
+        raise HttpError(400, "invalid_request", f"query parameters: {with_allowed(error, shape)}") from error
 
 
 @functools.lru_cache(maxsize=100)

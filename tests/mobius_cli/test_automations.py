@@ -55,6 +55,7 @@ def test_an_invalid_spec_is_named(command: MobiusCommand) -> None:
     done = command.run("automations", "create", "-", "--publish", stdin=document)
     assert done.returncode == 65
     assert "steps[0].config.action_name" in done.stderr
+    assert "the automation itself is there: correct FILE and give --exist-ok" in done.stderr
     assert "published_version" not in command.json("automations", "get", "wrong")
 
 

@@ -225,6 +225,13 @@ async def test_without_a_valid_key_nothing_is_served(plane: Serving, key: str) -
             assert key[7:] == "" or key[7:] not in response.text
 
 
+async def test_of_two_keys_none_counts(plane: Serving) -> None:
+    headers = [("authorization", f"Bearer {plane.key}")]
+    async with httpx.AsyncClient(base_url=plane.url) as http:
+        assert (await http.get(P, headers=headers)).status_code == 200
+        assert (await http.get(P, headers=headers * 2)).status_code == 401
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/v2/projects", f"{P}/environments", f"{P}/runs/", f"{P}/runs/x/signal", f"{P}//"]
 )

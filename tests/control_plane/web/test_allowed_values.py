@@ -1,0 +1,28 @@
+"""An error that says which values there are."""
+
+import msgspec
+import pytest
+
+from control_plane.web import job_shapes, key_api, shapes
+from control_plane.web.allowed_values import with_allowed
+
+
+def refused(value: object, shape: type[msgspec.Struct]) -> str:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.convert(value, shape, strict=False)
+    return with_allowed(caught.value, shape)
+
+
+def test_the_values_are_told_wherever_they_are() -> None:
+    told = refused({"status": "gone"}, shapes.AutomationsQuery)
+    assert told == "Invalid enum value 'gone' - at `$.status`: expected one of active, all, archived, draft, paused"
+    told = refused({"jobs": [{}, {"kind": "job"}]}, job_shapes.EnqueueJobsRequest)
+    assert told == "Invalid enum value 'job' - at `$.jobs[1].kind`: expected one of action_execution, llm_generation"
+    told = refused({"name": "k", "scopes": ["root"]}, key_api.CreateKeyRequest)
+    assert told == "Invalid enum value 'root' - at `$.scopes[0]`: expected one of operator, reader, worker"
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    assert refused({"limit": "x"}, shapes.AutomationsQuery) == "Expected `int`, got `str` - at `$.limit`"
+    quoted = "Invalid enum value 'x' - at `$.nowhere.to[0].be`"
+    assert with_allowed(msgspec.ValidationError(quoted), shapes.AutomationsQuery) == quoted
