@@ -1,6 +1,7 @@
 """What `serve --config FILE` reads: the command's options as a TOML file, for servers that are set up alike."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
     except tomli.TOMLDecodeError as error:
         raise ConfigurationError(f"--config {path} is no TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"--config {path}: {_sentence(table, error)}") from error
+        raise ConfigurationError(f"--config {path}: {'; '.join(_faults(table))}") from error
     options = {key: value for key, value in msgspec.structs.asdict(given).items() if value is not None}
     options["project_dialect"] = [f"{project}={dialect}" for project, dialect in given.project_dialect.items()]
     options |= {key: str(path.parent / value) for key, value in options.items() if key.endswith("_file")}
@@ -56,11 +57,15 @@ def read(path: Path) -> dict[str, Any]:
     return options
 
 
-def _sentence(table: dict[str, Any], error: msgspec.ValidationError) -> str:
+def _faults(table: dict[str, Any]) -> Iterator[str]:
     known = ServeFile.__struct_fields__
-    for key in table:
+    for key, value in table.items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, 1)
             remedy = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
-            return f"{key}: no such key; {remedy}"
-    return str(error)
+            yield f"{key}: no such key; {remedy}"
+            continue
+        try:
+            msgspec.convert({key: value}, ServeFile)
+        except msgspec.ValidationError as error:
+            yield str(error).replace(" | null", "")  # which TOML does not have

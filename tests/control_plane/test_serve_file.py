@@ -45,6 +45,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("stor = 'x'", "stor: no such key; did you mean store?"),
+        ("stor = 'x'\nrate_limit = 'many'", "did you mean store?; Expected `int`, got `str` - at `$.rate_limit`"),
         ("xyz = 'red'", "xyz: no such key; expected one of listen, store"),
         ("listen = 8780", "Expected `str"),
         ("listen = ", "is no TOML"),
