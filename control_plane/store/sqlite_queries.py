@@ -260,8 +260,7 @@ class Queries:
         return held
 
     def _view(self, connection: apsw.Connection, row: rows.Row, held: list[tuple[Job, str | None]]) -> SessionView:
-        last_job_seq = row[-1]
-        last = self._shown_job(connection, "finished_job", last_job_seq) if last_job_seq is not None else None
+        last = None if row[-1] is None else self._shown_job(connection, "finished_job_without_result", row[-1])
         shown = [*held, last] if last is not None else held
         return SessionView(
             session=rows.session(row[:-1]),
@@ -312,10 +311,10 @@ class Queries:
         return pages.page_of_looks(items, limit, looked_at=found[0][0], last=found[0][1])
 
     def _listed(self, connection: apsw.Connection, seq: int) -> Job:
-        for statement in ("finished_job", "claimed_job", "pending_job"):
+        for statement in ("finished_job_without_result", "claimed_job", "pending_job"):
             row = self._one(connection, statement, seq)
             if row is not None:
-                return replace(rows.job(row, {}), result=None)
+                return rows.job(row, {})
         raise NotFound(f"job {seq} has no state")
 
     def load(self, connection: apsw.Connection) -> Load:

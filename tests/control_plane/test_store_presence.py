@@ -127,6 +127,6 @@ async def test_a_page_of_sessions_has_their_jobs(s):
     arguments = {"state": "live", "stale_before": 0, "cursor": None, "limit": 10}
     (view,) = (await s.store.session_page(s.project.id, **arguments)).items
     assert [job.id for job in view.current_jobs] == [lease.job.id]
-    await s.report(lease)
+    await s.report(lease, result={"n": 1})
     (view,) = (await s.store.session_page(s.project.id, **arguments)).items
-    assert (view.current_jobs, view.last_job.id) == ([], lease.job.id)
+    assert (view.current_jobs, view.last_job.id, view.last_job.result) == ([], lease.job.id, None)

@@ -230,7 +230,7 @@ WHERE j.project_id = $1
 ORDER BY held.claimed_at, held.seq
 
 -- name: finished_jobs
-SELECT {job_body}, {job_state}, f.result, coalesce(s.step_name, s.step_key)
+SELECT {job_body}, {job_state}, NULL::text, coalesce(s.step_name, s.step_key)
 FROM unnest($1::bigint[]) AS asked (seq)
 JOIN {job_tables} ON j.seq = asked.seq
 LEFT JOIN steps s ON s.run_seq = j.run_seq AND s.seq = j.step_seq
