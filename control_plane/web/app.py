@@ -18,6 +18,7 @@ from control_plane.web.allowed_values import with_allowed
 from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator, rate_headers
 from control_plane.web.error_status import HttpError, as_http_error, of_status
+from control_plane.web.held_bytes import HeldBytes, Holding
 from control_plane.web.http_protocol import ADMITTED
 from control_plane.web.reference import reference_routes
 from control_plane.web.router import Router
@@ -47,7 +48,8 @@ def create_app(services: Services, authenticator: Authenticator) -> Router:
     by_path: defaultdict[str, dict[str, Route]] = defaultdict(dict)
     for route in (*ROUTES, *reference_routes(ROUTES)):
         by_path[route.path][route.method] = route
-    endpoints = {path: Endpoint(methods, services, authenticator) for path, methods in by_path.items()}
+    held = HeldBytes()
+    endpoints = {path: Endpoint(methods, services, authenticator, held) for path, methods in by_path.items()}
     return Router(endpoints, _nowhere)
 
 
@@ -59,21 +61,27 @@ async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
 class Endpoint:
     """All methods of one path, as an ASGI application."""
 
-    def __init__(self, methods: dict[str, Route], services: Services, authenticator: Authenticator) -> None:
+    def __init__(
+        self, methods: dict[str, Route], services: Services, authenticator: Authenticator, held: HeldBytes
+    ) -> None:
         self._methods = methods
         self._allow = ", ".join(sorted(methods))
         self._services = services
         self._authenticator = authenticator
+        self._held = held
         self._decoders = {
             route.body: msgspec.json.Decoder(route.body) for route in methods.values() if route.body is not None
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
-        request = Request(scope, receive)
+        with Holding(self._held) as holding:
+            await self._serve(Request(scope, receive), holding, send)
+
+    async def _serve(self, request: Request, holding: Holding, send: Send) -> None:
         began = self._services.clock()
         try:
-            response, status = await self._answer(request)
+            response, status = await self._answer(request, holding)
         except ClientDisconnect:
             return  # in the middle of its body: nobody reads an answer
         except Exception as error:  # noqa: BLE001 - the last resort: one failed request harms nobody else
@@ -84,12 +92,12 @@ class Endpoint:
             elif isinstance(error, ControlPlaneError) and status == 503:
                 _log.warning("store unavailable", method=request.method, path=request.url.path, reason=str(error))
             response = _error_response(refusal)
-        await response(scope, receive, send)
+        await response(request.scope, request.receive, send)
         if _log.is_enabled_for(10):
             seconds = round(self._services.clock() - began, 6)
             _log.debug("request", method=request.method, path=request.url.path, status=status, seconds=seconds)
 
-    async def _answer(self, request: Request) -> tuple[ASGIApp, int]:
+    async def _answer(self, request: Request, holding: Holding) -> tuple[ASGIApp, int]:
         route = self._methods.get("GET" if request.method == "HEAD" else request.method)
         if route is None:
             message = f"{request.method} is not possible here; possible: {self._allow}"
@@ -97,7 +105,8 @@ class Endpoint:
         async with asyncio.timeout(HANDLER_TIMEOUT) as limit:
             key, verdict = await self._admit(request, route)
             limit.reschedule(None)
-            body = await _read_body(request)
+            holding.key_id = None if key is None else key.id
+            body = await _read_body(request, holding)
             query, decoded = _decode_query(request, route.query), self._decode_body(body, route.body)
             refuse_nul(request.path_params, query, body, decoded)
             call = Call(
@@ -119,6 +128,7 @@ class Endpoint:
             status, answer = 202, answer.body
         if isinstance(answer, msgspec.Struct):
             content = _encoder.encode(answer)
+            holding.hold(len(content), refused=route.method == "GET")
             return Response(content, status_code=status, headers=headers, media_type="application/json"), status
         return answer if key is None else HeldStream(answer, key, self._authenticator), route.status
 
@@ -226,10 +236,10 @@ def _without_query(shape: type[RequestShape]) -> Any:
     return _query({}, shape)
 
 
-async def _read_body(request: Request) -> bytes:
-    """The body, of at most MAX_BODY bytes. Raises HttpError 413, 408."""
+async def _read_body(request: Request, holding: Holding) -> bytes:
+    """The body, of at most MAX_BODY bytes. Raises HttpError 413, 408, 429."""
     declared = request.headers.get("content-length", "")
-    too_large = declared.isdigit() and int(declared) > MAX_BODY
+    refusal = _too_large() if declared.isdigit() and int(declared) > MAX_BODY else None
     body = bytearray()
     received = 0
     try:
@@ -241,19 +251,32 @@ async def _read_body(request: Request) -> bytes:
                     raise ClientDisconnect
                 chunk, more = event.get("body", b""), event.get("more_body", False)
                 received += len(chunk)
-                too_large = too_large or received > MAX_BODY
-                if not too_large:
+                refusal = refusal or _too_much(received, holding)
+                if refusal is None:
                     body += chunk
-                elif received > _DISCARD_LIMIT:
+                    continue
+                body.clear()
+                if received > _DISCARD_LIMIT:
                     break
     except TimeoutError as error:
         message = f"the request body did not arrive within {BODY_TIMEOUT:g} seconds"
         raise HttpError(408, "request_timeout", message, headers={"connection": "close"}) from error
-    # What is too large is read and thrown away up to a limit, because a caller that is still writing when the
-    # connection closes sees a reset and not the answer.
-    if too_large:
-        raise _too_large()
+    # What is refused is read and thrown away up to a limit, because a caller that is still writing when the connection
+    # closes sees a reset and not the answer.
+    if refusal is not None:
+        raise refusal
     return bytes(body)
+
+
+def _too_much(received: int, holding: Holding) -> HttpError | None:
+    if received > MAX_BODY:
+        return _too_large()
+    try:
+        holding.hold(received)
+    except HttpError as error:
+        holding.hold(0)  # what has come of it is thrown away
+        return error
+    return None
 
 
 def _too_large() -> HttpError:

@@ -36,7 +36,7 @@ ERRORS = {
     408: "The request did not arrive in time.",
     409: "The object is in a state that forbids the request; `code` says which.",
     413: "The request body is too large.",
-    429: "The key, or the address, asks too often. Try again after `Retry-After` seconds.",
+    429: "The key, or the address, asks too often or for too much at once. Try again after `Retry-After` seconds.",
     426: "This path is a WebSocket: see the worker socket's own document.",
     503: "The store cannot serve requests now. Try again after `Retry-After` seconds.",
 }

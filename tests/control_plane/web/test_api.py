@@ -261,5 +261,6 @@ async def test_an_oversized_body_is_refused_and_harms_nobody(http: httpx.AsyncCl
             yield b"x" * 100_000
 
     refused(await http.post(f"{P}/automations", content=unannounced()), 413, "body_too_large")
-    fits = {"handle": "a", "name": "A", "settings": {"x": "y" * 4_000_000}}
-    assert (await http.post(f"{P}/automations", json=fits)).status_code == 201
+    await http.post(f"{P}/automations", json={"handle": "a", "name": "A"})
+    fits = {"spec": {**SPEC, "description": "y" * 4_000_000}}
+    assert (await http.post(f"{P}/automations/a/versions", json=fits)).status_code == 201

@@ -10,8 +10,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from control_plane import rate_limits
-from control_plane.web import app
+from control_plane.web import app, held_bytes
 from control_plane.web.authentication import Authenticator
+from control_plane.web.held_bytes import HeldBytes
 from tests.support.control_plane_server import DEADLINE, Serving, register, serving
 
 P = "/v1/projects/default"
@@ -167,6 +168,43 @@ async def test_refused_keys_behind_a_trusted_proxy_are_counted_by_their_sender(t
         assert (await status("203.0.113.10", 9)).status_code == 401
 
 
+async def test_requests_of_a_key_that_hold_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_bytes, "MOST_HELD", 2_500_000)
+    held: list[HeldBytes] = []
+    make = HeldBytes.__init__
+    monkeypatch.setattr(HeldBytes, "__init__", lambda self: (make(self), held.append(self))[0])
+    config = {"action_name": "a", "parameters": {"x": "y" * 700_000}}
+    spec = {"steps": [{"key": "a", "kind": "action", "config": config}]}
+    body = json.dumps({"spec": spec})
+    head = f"POST {P}/automations/a/versions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    async with serving(tmp_path) as plane, plane.http() as http:
+        head += f"authorization: Bearer {plane.key}\r\n\r\n"
+        await http.post(f"{P}/automations", json={"handle": "a", "name": "A"})
+        halves = [await asyncio.open_connection(plane.host, plane.port) for _ in range(4)]
+        for _, writer in halves:
+            writer.write((head + body[:-10]).encode())
+        # One of them is too much, is read to its end, and hears it.
+        async with asyncio.timeout(DEADLINE):
+            while sum(held[0].by_key.values()) != 3 * (len(body) - 10):  # noqa: ASYNC110 - the server's, not ours
+                await asyncio.sleep(0.01)
+            for _, writer in halves:
+                writer.write(body[-10:].encode())
+            answers = sorted([(await reader.readuntil(b"\r\n")).split()[1] for reader, _ in halves])
+        assert answers == [b"201", b"201", b"201", b"429"]
+        for _, writer in halves:
+            writer.close()
+        # Answers count as well, and what was held is given back.
+        monkeypatch.setattr(held_bytes, "MOST_HELD", 1_000_000)
+        refused = await http.get(f"{P}/automations/a/versions")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_much_at_once")
+        assert (refused.headers["retry-after"], refused.headers["x-ratelimit-scope"]) == ("1", "bytes")
+        assert (await http.get(f"{P}/automations/a/versions?limit=1")).status_code == 200
+        assert (await http.post(f"{P}/automations/a/versions", json={"spec": spec})).status_code == 201
+        async with asyncio.timeout(DEADLINE):
+            while held[0].by_key:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
 async def test_a_caller_that_goes_in_the_middle_of_its_body_is_no_fault_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,9 +213,9 @@ async def test_a_caller_that_goes_in_the_middle_of_its_body_is_no_fault_of_ours(
     gone = asyncio.Event()
     read_body = app._read_body
 
-    async def noted(request: Any) -> bytes:
+    async def noted(*arguments: Any) -> bytes:
         try:
-            return await read_body(request)
+            return await read_body(*arguments)
         finally:
             asyncio.get_running_loop().call_later(0, gone.set)
 
