@@ -96,7 +96,7 @@ class Version(Record, frozen=True):
 
 
 class Run(Record, frozen=True):
-    """One execution of a published version. `context` collects step results by `save_as` while the run goes on."""
+    """One execution of a published version. `result` has the steps' results by `save_as`, where it was asked for."""
 
     id: str
     project_id: str
@@ -108,7 +108,6 @@ class Run(Record, frozen=True):
     created_at: int
     updated_at: int
     inputs: dict[str, Any] = field(default_factory=dict)
-    context: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
     external_id: str | None = None
@@ -141,7 +140,7 @@ class Step(Record, frozen=True):
     updated_at: int
     step_name: str | None = None
     save_as: str | None = None
-    """The name of its result in the run's context and result."""
+    """The name of its result in what templates see, and in the run's result."""
     job_id: str | None = None
     inputs: dict[str, Any] | None = None
     parameters: dict[str, Any] | None = None

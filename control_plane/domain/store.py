@@ -505,8 +505,9 @@ class Store(Protocol):
         Raises NotFound, Invalid("invalid_inputs"), Conflict("not_published" | "automation_paused" |
         "automation_archived" | "external_id_conflict" | "run_skipped"; the last two with details run_id and status)."""
 
-    async def run(self, project_id: str, run_id: str) -> Run:
-        """Raises NotFound."""
+    async def run(self, project_id: str, run_id: str, *, with_result: bool = False) -> Run:
+        """Whoever only wants to know how it stands asks for no result: it may be large. Its values are JSON text to be
+        answered (msgspec.Raw). Raises NotFound."""
 
     async def runs(
         self,
@@ -518,14 +519,18 @@ class Store(Protocol):
         limit: int,
         more: RunFilter = EVERY_RUN,
     ) -> Page:
-        """Page of Run, without `result` and `context` (a single `run` has them), and shorter than `limit` where inputs
+        """Page of Run, without `result` (a single `run` has it), and shorter than `limit` where inputs
         are large. Raises Invalid("invalid_cursor")."""
 
     async def cancel_run(self, project_id: str, run_id: str, reason: str | None, *, now: int | None = None) -> Run:
         """A terminal run is returned as it is. Raises NotFound."""
 
     async def steps(self, project_id: str, run_id: str) -> list[Step]:
-        """In order of `seq`. Raises NotFound."""
+        """In order of `seq`; their inputs, parameters and results are JSON text to be answered (msgspec.Raw). Raises
+        NotFound."""
+
+    async def open_step(self, project_id: str, run_id: str) -> Step | None:
+        """The one that has not ended. Raises NotFound."""
 
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """Events with sequence > since, in order. Raises NotFound."""

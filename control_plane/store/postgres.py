@@ -355,9 +355,9 @@ class PostgresStore:
         run: Run = await self._writer.submit(command, now)
         return run
 
-    async def run(self, project_id: str, run_id: str) -> Run:
+    async def run(self, project_id: str, run_id: str, *, with_result: bool = False) -> Run:
         """See Store."""
-        return await self._read(self._queries.run, project_id, run_id)
+        return await self._read(self._queries.run, project_id, run_id, with_result)
 
     async def runs(
         self,
@@ -385,6 +385,10 @@ class PostgresStore:
     async def turn(self, project_id: str, run_id: str) -> Turn | None:
         """See Store."""
         return await self._read(self._queries.turn, project_id, run_id)
+
+    async def open_step(self, project_id: str, run_id: str) -> Step | None:
+        """See Store."""
+        return await self._read(self._queries.open_step, project_id, run_id)
 
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """See Store."""

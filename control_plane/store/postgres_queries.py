@@ -113,17 +113,16 @@ class Queries:
 
     # --- runs
 
-    async def run(self, connection: Connection, project_id: str, run_id: str) -> Run:
+    async def run(self, connection: Connection, project_id: str, run_id: str, with_result: bool) -> Run:  # noqa: FBT001
         """See Store.run."""
-        row = await self._one(connection, "run_with_results", run_id, project_id)
+        row = await self._one(connection, "run_with_results", run_id, project_id, with_result)
         if row is None:
             raise NotFound(f"no run {run_id} in this project")
         *columns, names, texts, wake_at = row
         run = rows.run(columns)
-        saved = {name: rows.raw_json(text) for name, text in zip(names, texts, strict=True)}
-        if run.status == "completed":
-            return replace(run, result=saved)
-        return run if run.status in TERMINAL_RUN else replace(run, context=saved, wake_at=wake_at)
+        if run.status == "completed" and with_result:
+            return replace(run, result={name: rows.raw_json(text) for name, text in zip(names, texts, strict=True)})
+        return run if run.status in TERMINAL_RUN else replace(run, wake_at=wake_at)
 
     async def runs(
         self,
@@ -166,6 +165,11 @@ class Queries:
         """See Store.steps."""
         run_seq = await self._run_seq(connection, project_id, run_id)
         return [rows.shown_step(row) for row in await self._all(connection, "steps_of_run", run_seq)]
+
+    async def open_step(self, connection: Connection, project_id: str, run_id: str) -> Step | None:
+        """See Store.open_step."""
+        row = await self._one(connection, "open_step", await self._run_seq(connection, project_id, run_id))
+        return None if row is None else rows.step(row)
 
     async def events(self, connection: Connection, project_id: str, run_id: str, since: int, limit: int) -> list[Event]:
         """See Store.events; fewer than `limit` when their payloads are large, but at least one."""

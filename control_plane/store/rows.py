@@ -144,7 +144,7 @@ def version_row(record: Version) -> Row:
 
 
 def run(row: Row) -> Run:
-    """Of run_columns, behind the seq; without result and context."""
+    """Of run_columns, behind the seq; without its result."""
     return Run(**_decoded(RUN, row[1:], ("source", "inputs")))
 
 

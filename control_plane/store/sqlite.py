@@ -422,9 +422,9 @@ class SqliteStore:
         command = sqlite_jobs.start_run(self._known, project_id, handle, inputs, source, external_id)
         return await self._write(command, now)
 
-    async def run(self, project_id: str, run_id: str) -> Run:
+    async def run(self, project_id: str, run_id: str, *, with_result: bool = False) -> Run:
         """See Store."""
-        return await self._read(self._queries.run, project_id, run_id)
+        return await self._read(self._queries.run, project_id, run_id, with_result)
 
     async def runs(
         self,
@@ -450,6 +450,10 @@ class SqliteStore:
     async def turn(self, project_id: str, run_id: str) -> Turn | None:
         """See Store."""
         return await self._read(self._queries.turn, project_id, run_id)
+
+    async def open_step(self, project_id: str, run_id: str) -> Step | None:
+        """See Store."""
+        return await self._read(self._queries.open_step, project_id, run_id)
 
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
         """See Store."""

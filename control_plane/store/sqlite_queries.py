@@ -116,19 +116,19 @@ class Queries:
 
     # --- runs
 
-    def run(self, connection: apsw.Connection, project_id: str, run_id: str) -> Run:
+    def run(self, connection: apsw.Connection, project_id: str, run_id: str, with_result: bool) -> Run:  # noqa: FBT001
         """See Store.run."""
         row = self._one(connection, "run_by_id", run_id, project_id)
         if row is None:
             raise NotFound(f"no run {run_id} in this project")
         run = rows.run(row)
-        saved = {name: rows.raw_json(text) for name, text in self._all(connection, "step_results", row[0])}
-        if run.status == "completed":
-            return replace(run, result=saved)
+        if run.status == "completed" and with_result:
+            saved = self._all(connection, "step_results", row[0])
+            return replace(run, result={name: rows.raw_json(text) for name, text in saved})
         if run.status in TERMINAL_RUN:
             return run
         wakes = self._one(connection, "timer", row[0], "step")
-        return replace(run, context=saved, wake_at=wakes[0] if wakes is not None else None)
+        return replace(run, wake_at=wakes[0] if wakes is not None else None)
 
     def runs(
         self,
@@ -175,6 +175,11 @@ class Queries:
             rows.shown_step(row)
             for row in self._all(connection, "steps_of_run", self._run_seq(connection, project_id, run_id))
         ]
+
+    def open_step(self, connection: apsw.Connection, project_id: str, run_id: str) -> Step | None:
+        """See Store.open_step."""
+        row = self._one(connection, "open_step", self._run_seq(connection, project_id, run_id))
+        return None if row is None else rows.step(row)
 
     def events(self, connection: apsw.Connection, project_id: str, run_id: str, since: int, limit: int) -> list[Event]:
         """See Store.events; fewer than `limit` when their payloads are large, but at least one."""

@@ -127,7 +127,7 @@ async def start_run(call: Call[shapes.NoQuery, shapes.StartRunRequest]) -> shape
 
 async def get_run(call: Call[shapes.NoQuery, None]) -> shapes.RunResponse:
     """The run of the path."""
-    return shapes.run_shape(await call.store.run(call.project_id, call.path["id"]))
+    return shapes.run_shape(await call.store.run(call.project_id, call.path["id"], with_result=True))
 
 
 async def cancel_run(call: Call[shapes.NoQuery, shapes.CancelRunRequest]) -> shapes.RunResponse:

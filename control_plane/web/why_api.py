@@ -5,7 +5,7 @@ from datetime import datetime
 from msgspec import UNSET, UnsetType
 
 from control_plane.domain import why
-from control_plane.domain.model import TERMINAL_RUN, TERMINAL_STEP, JobStatus, RunStatus
+from control_plane.domain.model import TERMINAL_RUN, JobStatus, RunStatus
 from control_plane.domain.store import JobView
 from control_plane.web import job_shapes, shapes
 from control_plane.web.routes import Call, Route
@@ -67,8 +67,7 @@ async def why_run(call: Call[shapes.NoQuery, None]) -> RunWhyResponse:
     if run.status == "queued":
         turn = await call.store.turn(call.project_id, run.id)
     elif run.status not in TERMINAL_RUN:
-        steps = await call.store.steps(call.project_id, run.id)
-        step = next((each for each in reversed(steps) if each.status not in TERMINAL_STEP), None)
+        step = await call.store.open_step(call.project_id, run.id)
     if step is not None and step.job_id is not None:
         job = await _explained(call, step.job_id)
     now = call.services.wall_clock()

@@ -54,7 +54,7 @@ async def told(store, project):
         "key": await store.key(b"h" * 32),
         "automations": (await store.automations(project.id, status=None, cursor=None, limit=9)).items,
         "versions": (await store.versions(project.id, "a", cursor=None, limit=9)).items,
-        "runs": [await store.run(project.id, run.id) for run in runs],
+        "runs": [await store.run(project.id, run.id, with_result=True) for run in runs],
         "steps": steps,
         "events": [event for run in runs for event in await store.events(project.id, run.id, since=0, limit=99)],
         "jobs": [await store.job(project.id, step.job_id) for step in steps],

@@ -44,7 +44,8 @@ async def test_steps_run_in_order_and_see_what_came_before(s):
     first = await s.claim_one()
     assert json.loads(first.spec) == {"parameters": {"url": "http://x", "width": 640}}
     await s.report(first, result={"body": {"title": "Hi"}})
-    assert (await s.run(run)).context == {"page": {"body": {"title": "Hi"}}}
+    assert (await s.steps(run))[0].result == {"body": {"title": "Hi"}}
+    assert (await s.run(run)).result is None
 
     second = await s.claim_one()
     assert json.loads(second.spec) == {"parameters": {"text": "page: Hi"}}

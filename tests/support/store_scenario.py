@@ -204,7 +204,7 @@ class Scenario:
         return await self.store.heartbeat(self.project.id, lease.job.id, lease.lease_token, now=at(now))
 
     async def run(self, run):
-        return _plain(await self.store.run(self.project.id, run.id), "result", "context")
+        return _plain(await self.store.run(self.project.id, run.id, with_result=True), "result")
 
     async def job(self, lease):
         return await self.store.job(self.project.id, lease.job.id)

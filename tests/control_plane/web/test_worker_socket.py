@@ -219,7 +219,7 @@ async def test_a_waiting_claim_is_woken_and_the_report_acknowledged(plane: Servi
         again = await ask(worker, {"type": "job.report", "message_id": "r-2", "result": {"n": 2}, **token})
         assert again["duplicate"] is True
     project = await plane.store.project("default")
-    ended = await plane.store.run(project.id, run_id)
+    ended = await plane.store.run(project.id, run_id, with_result=True)
     assert json.loads(msgspec.json.encode(ended.result)) == {"one": {"n": 1}}
 
 

@@ -7,7 +7,7 @@ r.parent_automation_id, r.parent_step_key, r.error_type, r.error_message, r.sour
 SELECT {run_columns} FROM runs r WHERE r.id = $1 AND r.project_id = $2
 
 -- name: saving_step
-s.run_seq = r.seq AND s.status = 'completed' AND s.kind <> 'cleanup'
+$3::boolean AND r.status = 'completed' AND s.run_seq = r.seq AND s.status = 'completed' AND s.kind <> 'cleanup'
 
 -- name: run_with_results
 SELECT {run_columns},
@@ -76,6 +76,10 @@ s.result
 
 -- name: steps_of_run
 SELECT {step_columns} FROM steps s WHERE s.run_seq = $1 ORDER BY s.seq
+
+-- name: open_step
+SELECT {step_columns} FROM steps s WHERE s.run_seq = $1 AND s.status IN ('pending', 'running', 'suspended')
+ORDER BY s.seq DESC LIMIT 1
 
 -- name: open_step_of_run
 SELECT o.* FROM steps o WHERE o.run_seq = r.seq AND o.status IN ('pending', 'running', 'suspended')
