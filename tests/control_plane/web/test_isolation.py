@@ -72,6 +72,9 @@ class First:
     async def make(self, worker: ClientConnection) -> None:
         """Everything, by way of the API."""
         self.worker = worker
+        models = [{"provider": "p", "model": "m"}]
+        registered = await register(worker, "box-1", name=f"{SECRET} box", version=SECRET, models=models)
+        self.token = registered["worker_session_token"]
         async with self.plane.http(self.key) as http:
             http.base_url = httpx.URL(f"{self.plane.url}/v1/projects/first")
             await ok(http.post("/automations", json={"handle": "shared", "name": f"{SECRET} automation"}))
@@ -83,10 +86,6 @@ class First:
             generation = {"provider": "p", "model": "m", "spec": {"request": {"messages": []}}}
             job = {**generation, "queue": f"{SECRET}-queue", "external_id": "order-7"}
             (job_id,) = (await ok(http.post("/jobs", json={"jobs": [job]})))["ids"]
-            registered = await register(
-                worker, "box-1", name=f"{SECRET} box", version=SECRET, models=[{"provider": "p", "model": "m"}]
-            )
-            self.token = registered["worker_session_token"]
             claim = {"type": "jobs.claim", "message_id": "c", "available_slots": 1, "queues": [f"{SECRET}-queue"]}
             (self.job,) = (await ask(worker, claim))["jobs"]
             assert self.job["id"] == job_id
