@@ -112,9 +112,9 @@ class Mobius:
         """Raises NotFoundError."""
         return await self._ask("GET", f"/automations/{_segment(handle)}")
 
-    async def versions(self, handle: str, *, limit: int) -> tuple[list[Record], bool]:
-        """At most `limit`, newest first, and whether there are more."""
-        return await self._listing(f"/automations/{_segment(handle)}/versions", {}, limit)
+    async def versions(self, handle: str) -> list[Record]:
+        """The newest first, as many as the server tells at once."""
+        return _items(await self._ask("GET", f"/automations/{_segment(handle)}/versions"))
 
     async def create_version(self, handle: str, spec: Record) -> Record:
         """A new draft version. An invalid spec is told in its `validation`."""

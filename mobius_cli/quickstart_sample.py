@@ -21,9 +21,6 @@ from mobius_cli.output import Output
 PARENT = "quickstart"
 PART = "quickstart-part"
 
-NEWEST_VERSIONS = 20
-"""Those among which the published one is looked for."""
-
 
 class Shown(Struct, kw_only=True):
     """What happened, as far as it was shown: events by run label, in their order, and the runs themselves."""
@@ -42,10 +39,9 @@ async def publish_samples(mobius: Mobius, directory: Path) -> None:
             automation = await mobius.automation(handle)
         except NotFoundError:
             automation = await mobius.create_automation(document)
-        newest, _ = await mobius.versions(handle, limit=NEWEST_VERSIONS)
         current = [
             version
-            for version in newest
+            for version in await mobius.versions(handle)
             if version.get("version") == automation.get("published_version") and version.get("spec") == spec
         ]
         if current:

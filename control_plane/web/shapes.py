@@ -81,10 +81,10 @@ class AutomationsQuery(Request, frozen=True):
 
 
 class VersionsQuery(Request, frozen=True):
-    """A page of large versions is shorter than `limit`."""
+    """As many as there are, but for very many or very large ones."""
 
     cursor: Cursor | UnsetType = UNSET
-    limit: Limit = 50
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
 
 
 class RunsQuery(Request, frozen=True):
@@ -297,10 +297,9 @@ class VersionResponse(Response, frozen=True):
 
 
 class VersionListResponse(Response, frozen=True):
-    """One page, newest first."""
+    """Newest first. Where there are more, `next_cursor` alone says so: public clients know no field but `items`."""
 
     items: list[VersionResponse]
-    has_more: bool
     next_cursor: str | UnsetType = UNSET
 
 
@@ -585,9 +584,7 @@ def version_shape(version: Version) -> VersionResponse:
 def version_page(page: Page) -> VersionListResponse:
     """One page of versions."""
     return VersionListResponse(
-        items=[version_shape(item) for item in page.items],
-        has_more=page.next_cursor is not None,
-        next_cursor=if_known(page.next_cursor),
+        items=[version_shape(item) for item in page.items], next_cursor=if_known(page.next_cursor)
     )
 
 

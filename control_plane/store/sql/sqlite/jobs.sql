@@ -32,21 +32,17 @@ SELECT {job_body}, 'claimed', c.available_at, NULL, c.execution_deadline_at, c.c
 FROM jobs_claimed c JOIN jobs j USING (seq)
 WHERE c.seq = ?
 
--- name: finished_state
-SELECT {job_body}, f.status, f.available_at, NULL, f.execution_deadline_at, f.claim_attempt,
+-- name: finished_job_columns
+{job_body}, f.status, f.available_at, NULL, f.execution_deadline_at, f.claim_attempt,
     f.attempts_charged, f.hand_backs, f.lease_token_hash, f.reported_token_hash, NULL, f.session_id,
     f.worker_instance_id, f.claimed_at, f.heartbeat_at, f.cancel_requested_at, f.cancel_reason, f.completed_at,
     f.completed_at, f.error_type, f.error_message
 
--- name: of_finished_job
-FROM jobs_finished f JOIN jobs j USING (seq)
-WHERE f.seq = ?
-
 -- name: finished_job
-{finished_state}, f.result {of_finished_job}
+SELECT {finished_job_columns}, f.result FROM jobs_finished f JOIN jobs j USING (seq) WHERE f.seq = ?
 
 -- name: finished_job_without_result
-{finished_state}, NULL {of_finished_job}
+SELECT {finished_job_columns}, NULL FROM jobs_finished f JOIN jobs j USING (seq) WHERE f.seq = ?
 
 -- name: insert_job
 INSERT INTO jobs (
