@@ -20,6 +20,9 @@ from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
 from control_plane.store.postgres_connections import Connection
 
+MOST_AHEAD_BYTES = 4 * 1024 * 1024
+"""Of results and signals that come along with the one that is needed."""
+
 _MOST_VERSIONS = 2000
 _JOB_COLUMNS = rows.JOB_KEYS + len(rows.JOB)
 _RUN_COLUMNS = 1 + len(rows.RUN)
@@ -339,13 +342,7 @@ class Facts:
             self._jobs_by_external_id[project_id, external_id] = job_id
 
     async def _load_saved(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
-        run_ids = {self.run_seqs[run_id]: run_id for run_id, _ in keys}
-        for run_id, step_key in keys:
-            self._saved[run_id, step_key] = None
-        asked = [(self.run_seqs[run_id], step_key) for run_id, step_key in keys]
-        seqs, step_keys = zip(*asked, strict=True)
-        for run_seq, step_key, text in await connection.fetch(self._sql["step_results"], seqs, step_keys):
-            self._saved[run_ids[run_seq], step_key] = rows.from_json(text)
+        await self._load_kept_values(connection, "step_results", self._saved, keys)
 
     async def _load_versions(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
         for row in await connection.fetch(self._sql["versions_by_id"], [key[0] for key in keys]):
@@ -363,11 +360,19 @@ class Facts:
             self._outcomes[ids[run_seq]] = rows.from_json(text)
 
     async def _load_signals(self, connection: Connection, keys: list[tuple[str, ...]]) -> None:
+        await self._load_kept_values(connection, "kept_signals", self._signals, keys)
+
+    async def _load_kept_values(
+        self, connection: Connection, statement: str, found: dict[tuple[str, str], Any], keys: list[tuple[str, ...]]
+    ) -> None:
         run_ids = {self.run_seqs[run_id]: run_id for run_id, _ in keys}
-        self._signals.update({(run_id, step_key): None for run_id, step_key in keys})  # noqa: C420 - pairs, for mypy
-        seqs, step_keys = zip(*((self.run_seqs[run_id], step_key) for run_id, step_key in keys), strict=True)
-        for run_seq, step_key, text in await connection.fetch(self._sql["kept_signals"], seqs, step_keys):
-            self._signals[run_ids[run_seq], step_key] = rows.from_json(text)
+        asked = list(zip(*((self.run_seqs[run_id], step_key) for run_id, step_key in keys), strict=True))
+        known = [(self.run_seqs[run_id], step_key) for run_id, step_key in found if run_id in run_ids.values()]
+        columns = zip(*known, strict=True) if known else ([], [])
+        found |= {(run_id, step_key): None for run_id, step_key in keys}  # noqa: C420 - pairs, for mypy
+        rows_found = await connection.fetch(self._sql[statement], *asked, *columns, MOST_AHEAD_BYTES)
+        for run_seq, step_key, text in rows_found:
+            found[run_ids[run_seq], step_key] = rows.from_json(text)
 
     def _take_job(self, row: rows.Row) -> None:
         job = rows.job(row[:_JOB_COLUMNS], {})

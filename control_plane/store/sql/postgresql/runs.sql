@@ -85,9 +85,22 @@ ORDER BY s.seq DESC LIMIT 1
 SELECT o.* FROM steps o WHERE o.run_seq = r.seq AND o.status IN ('pending', 'running', 'suspended')
 ORDER BY o.seq DESC LIMIT 1
 
+-- With what is asked for comes what else its run has, the smallest first, up to so many bytes: a decision that needs one of
+-- them mostly needs others, and each question is a round trip in which everybody else waits. $3 and $4: what is known.
 -- name: step_results
-SELECT s.run_seq, s.step_key, s.result FROM unnest($1::bigint[], $2::text[]) AS asked (run_seq, step_key)
-JOIN steps s ON s.run_seq = asked.run_seq AND s.step_key = asked.step_key AND s.status = 'completed'
+SELECT run_seq, step_key, result FROM (
+    SELECT s.run_seq, s.step_key, s.result, s.step_key = asked.step_key AS is_asked,
+        sum(octet_length(s.result)) OVER (
+            PARTITION BY asked.run_seq, asked.step_key ORDER BY octet_length(s.result), s.step_key
+        ) AS so_far
+    FROM unnest($1::bigint[], $2::text[]) AS asked (run_seq, step_key)
+    JOIN steps s ON s.run_seq = asked.run_seq AND s.status = 'completed'
+    WHERE NOT EXISTS (
+        SELECT 1 FROM unnest($3::bigint[], $4::text[]) AS known (run_seq, step_key)
+        WHERE known.run_seq = s.run_seq AND known.step_key = s.step_key
+    )
+) found
+WHERE is_asked OR so_far <= $5
 
 -- name: kept_bytes
 SELECT s.run_seq, sum(
