@@ -20,8 +20,8 @@ from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
 from control_plane.store.postgres_connections import Connection
 
-MOST_AHEAD_BYTES = 4 * 1024 * 1024
-"""Of results and signals that come along with the one that is needed."""
+AHEAD_BYTES = (0, 64 * 1024, 512 * 1024, 4 * 1024 * 1024)
+"""Of results and signals that come along with one that is needed: the first time, the second, and so on."""
 
 _MOST_VERSIONS = 2000
 _JOB_COLUMNS = rows.JOB_KEYS + len(rows.JOB)
@@ -108,6 +108,7 @@ class Facts:
         self._only_once: set[tuple[str, str | None]] = set()
         self._saved: dict[tuple[str, str], Any] = {}
         self._kept: dict[str, int] = {}
+        self._times_asked = 0
         self._signals: dict[tuple[str, str], dict[str, Any] | None] = {}
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, list[tuple[bool, str]]] = {}
@@ -369,8 +370,10 @@ class Facts:
         asked = list(zip(*((self.run_seqs[run_id], step_key) for run_id, step_key in keys), strict=True))
         known = [(self.run_seqs[run_id], step_key) for run_id, step_key in found if run_id in run_ids.values()]
         columns = zip(*known, strict=True) if known else ([], [])
+        ahead = AHEAD_BYTES[min(self._times_asked, len(AHEAD_BYTES) - 1)]
+        self._times_asked += 1
         found |= {(run_id, step_key): None for run_id, step_key in keys}  # noqa: C420 - pairs, for mypy
-        rows_found = await connection.fetch(self._sql[statement], *asked, *columns, MOST_AHEAD_BYTES)
+        rows_found = await connection.fetch(self._sql[statement], *asked, *columns, ahead)
         for run_seq, step_key, text in rows_found:
             found[run_ids[run_seq], step_key] = rows.from_json(text)
 

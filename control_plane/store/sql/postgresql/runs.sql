@@ -85,8 +85,8 @@ ORDER BY s.seq DESC LIMIT 1
 SELECT o.* FROM steps o WHERE o.run_seq = r.seq AND o.status IN ('pending', 'running', 'suspended')
 ORDER BY o.seq DESC LIMIT 1
 
--- With what is asked for comes what else its run has, the smallest first, up to so many bytes: a decision that needs one of
--- them mostly needs others, and each question is a round trip in which everybody else waits. $3 and $4: what is known.
+-- With what is asked for comes what else its run has, the smallest first, up to so many bytes: a decision that needs some
+-- of it may need all, and each question is a round trip in which everybody else waits. $3 and $4 are what is known.
 -- name: step_results
 SELECT run_seq, step_key, result FROM (
     SELECT s.run_seq, s.step_key, s.result, s.step_key = asked.step_key AS is_asked,
