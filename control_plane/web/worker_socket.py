@@ -550,9 +550,10 @@ class WorkerSocket(asyncio.Protocol):
         return outcomes
 
     async def ping(self, timeout: float) -> bool:  # noqa: ASYNC109 - the question carries it
-        """Whether the worker gives a sign of life within `timeout` seconds of a ping."""
-        if not self._stream.is_open:
-            return False
+        """Whether the worker gives a sign of life within `timeout` seconds of a ping. One that is not listened to has
+        given more of them than are read."""
+        if not self._stream.is_open or not self._reading:
+            return self._stream.is_open
         pong: asyncio.Future[bool] = self._loop.create_future()
         self._pongs.append(pong)
         self._stream.send_ping(b"owner?")
@@ -610,8 +611,10 @@ class WorkerSocket(asyncio.Protocol):
             self._pause_reading()
         elif self._connection is not None and not self._reading:
             self._reading = True
+            # It was we who did not listen.
+            self._last_heard, self._pinged_at = self._loop.time(), None
             if self._unfinished_since is not None:
-                self._unfinished_since = self._loop.time()  # it was we who did not listen
+                self._unfinished_since = self._last_heard
             transport.resume_reading()
         self._arm()
 
@@ -645,7 +648,9 @@ class WorkerSocket(asyncio.Protocol):
         self._timer_at = deadline
 
     def _next_deadline(self) -> float:
-        deadline = self._last_heard + PING_INTERVAL if self._pinged_at is None else self._pinged_at + PING_INTERVAL
+        deadline = (self._last_heard if self._pinged_at is None else self._pinged_at) + PING_INTERVAL
+        if not self._reading:
+            deadline = self._loop.time() + PING_INTERVAL
         session_deadline = None if self._connection is None else self._connection.next_deadline()
         for other in (session_deadline, self._register_by, self._drop_at, self._write_by, self._message_by()):
             if other is not None and other < deadline:
@@ -665,12 +670,8 @@ class WorkerSocket(asyncio.Protocol):
         if _due(self._message_by(), now):
             self._drop("sends a message too slowly")
             return
-        if self._pinged_at is not None and now >= self._pinged_at + PING_INTERVAL:
-            self._drop("answers no ping")
+        if self._reading and self._is_silent(now):
             return
-        if self._pinged_at is None and now >= self._last_heard + PING_INTERVAL and self._stream.is_open:
-            self._pinged_at = now
-            self._stream.send_ping(b"")
         if connection is not None:
             if _due(self._register_by, now):
                 self._register_by = None
@@ -679,6 +680,18 @@ class WorkerSocket(asyncio.Protocol):
             if _due(connection.next_deadline(), now):
                 self.perform(connection.tick(now))
         self._settle()
+
+    def _is_silent(self, now: float) -> bool:
+        """Whether it has been dropped because it answers no ping; after PING_INTERVAL of silence it is sent one."""
+        if self._pinged_at is not None:
+            if now < self._pinged_at + PING_INTERVAL:
+                return False
+            self._drop("answers no ping")
+            return True
+        if now >= self._last_heard + PING_INTERVAL and self._stream.is_open:
+            self._pinged_at = now
+            self._stream.send_ping(b"")
+        return False
 
     def _drop(self, why: str) -> None:
         session = None if self._connection is None else self._connection.session

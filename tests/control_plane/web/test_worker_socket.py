@@ -399,6 +399,39 @@ async def test_sockets_of_a_key_that_hold_much_take_turns(plane: Serving, monkey
         writer.transport.abort()
 
 
+async def test_a_socket_that_waits_for_its_turn_is_not_silent(plane: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound_bytes, "MOST_HELD", 300_000)
+    monkeypatch.setattr(worker_socket, "PING_INTERVAL", 0.3)
+    dropped: asyncio.Queue[str] = asyncio.Queue()
+    monkeypatch.setattr(worker_socket.WorkerSocket, "_drop", record_drop(dropped))
+    text = json.dumps({"type": "jobs.claim", "message_id": "m", "available_slots": 0, "padding": "x" * 400_000})
+    message = masked(text)
+    (_, first), (reader, second) = await upgraded(plane), await upgraded(plane)
+    for number, writer in enumerate((first, second)):
+        writer.write(masked(json.dumps({"type": "worker.register", "worker_instance_id": f"w-{number}"})))
+    await next_text(reader)
+
+    async def slowly() -> None:
+        for place in range(200_000, 300_000):
+            first.write(message[place : place + 1])
+            await asyncio.sleep(0.05)
+
+    first.write(message[:200_000])
+    await first.drain()
+    slow = asyncio.create_task(slowly())
+    async with asyncio.timeout(DEADLINE), plane.worker() as silent:
+        second.write(message)
+        await register(silent, "silent")
+        silent.transport.pause_reading()
+        assert await dropped.get() == "answers no ping"
+        silent.transport.abort()
+        slow.cancel()
+        first.transport.abort()
+        assert json.loads(await next_text(reader))["message_id"] == "m"
+    assert dropped.empty()
+    second.transport.abort()
+
+
 async def next_text(reader: asyncio.StreamReader) -> str:
     """The next message of a raw connection."""
     while True:
