@@ -1,20 +1,27 @@
 """What a request could have said where it named something that there is none of."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 _AT = re.compile(r"^Invalid enum value .* - at `\$(?P<path>.*)`$", re.DOTALL)
+_SHOWN = 200
+"""Characters at each end of an error that quotes what was sent."""
+
+_kind = lru_cache(maxsize=100)(inspect.type_info)
 _PART = re.compile(r"\.(?P<field>\w+)|\[")
 
 
 def with_allowed(error: msgspec.ValidationError, shape: type[msgspec.Struct]) -> str:
     """The error of decoding a `shape`, and, where it names none of a few values, which these are."""
-    found = _AT.match(str(error))
-    values = [] if found is None else _values(inspect.type_info(shape), found["path"])
-    return f"{error}: expected one of {', '.join(map(str, values))}" if values else str(error)
+    text = str(error)
+    found = _AT.match(text)
+    values = [] if found is None else _values(_kind(shape), found["path"])
+    shown = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}...{text[-_SHOWN:]}"
+    return f"{shown}: expected one of {', '.join(map(str, values))}" if values else shown
 
 
 def _values(kind: Any, path: str) -> list[Any]:

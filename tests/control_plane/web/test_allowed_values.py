@@ -22,6 +22,13 @@ def test_the_values_are_told_wherever_they_are() -> None:
     assert told == "Invalid enum value 'root' - at `$.scopes[0]`: expected one of operator, reader, worker"
 
 
+def test_what_was_sent_is_not_sent_back_whole() -> None:
+    told = refused({"status": "x" * 100_000}, shapes.AutomationsQuery)
+    assert len(told) < 500
+    assert told.startswith("Invalid enum value 'xxx")
+    assert told.endswith("xxx' - at `$.status`: expected one of active, all, archived, draft, paused")
+
+
 def test_other_errors_stay_as_they_are() -> None:
     assert refused({"limit": "x"}, shapes.AutomationsQuery) == "Expected `int`, got `str` - at `$.limit`"
     quoted = "Invalid enum value 'x' - at `$.nowhere.to[0].be`"
