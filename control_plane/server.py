@@ -50,6 +50,7 @@ from control_plane.services import (
     WriteWatch,
     WriteWatchConfig,
 )
+from control_plane.turnstile import Turnstile
 from control_plane.web.app import create_app
 from control_plane.web.authentication import Authenticator
 from control_plane.web.deltas import DeltaStreams
@@ -186,8 +187,9 @@ class ControlPlane:
         self._metrics = Metrics(
             store, observations, self._live(), stale_after=SESSION_STALE_AFTER, clock=time.monotonic
         )
+        turnstile = Turnstile()
         self._gate = WorkerGate(
-            store, self.hub, authenticator, self._deltas, observations, config.dialect, config.dialects
+            store, self.hub, authenticator, self._deltas, observations, turnstile, config.dialect, config.dialects
         )
         wakeups = Wakeups(store, self._listener, WakeupsConfig())
         timers = Timers(store, TimersConfig())
@@ -213,6 +215,7 @@ class ControlPlane:
             metrics=self._metrics,
             coming=self._gate.coming,
             is_away=self._gate.hub.is_away,
+            turnstile=turnstile,
             clock=time.monotonic,
             wall_clock=store.now,
         )

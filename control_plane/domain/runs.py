@@ -695,6 +695,8 @@ class Engine(Recorder):
             save_as = path.keys[0]
             if save_as not in saved:
                 saved[save_as] = self._facts.saved(run.id, keys[save_as])
+            elif isinstance(saved[save_as], msgspec.Raw):
+                saved[save_as] = msgspec.json.decode(saved[save_as])
             return templates.descend(saved, path)
 
         return look_up

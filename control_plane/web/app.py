@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from control_plane.domain.model import ApiKey
 from control_plane.errors import ControlPlaneError
 from control_plane.rate_limits import Verdict
+from control_plane.turnstile import LARGE
 from control_plane.web.allowed_values import with_allowed
 from control_plane.web.api import ROUTES
 from control_plane.web.authentication import Authenticator, rate_headers
@@ -107,8 +108,10 @@ class Endpoint:
             limit.reschedule(None)
             holding.key_id = None if key is None else key.id
             body = await _read_body(request, holding)
-            query, decoded = _decode_query(request, route.query), self._decode_body(body, route.body)
-            refuse_nul(request.path_params, query, body, decoded)
+            query = _decode_query(request, route.query)
+            read = functools.partial(self._read, request, query, body, route.body)
+            large = key is not None and len(body) >= LARGE
+            decoded = await self._services.turnstile.do(key.id, read) if key is not None and large else read()
             call = Call(
                 services=self._services,
                 path=request.path_params,
@@ -149,6 +152,11 @@ class Endpoint:
         if admitted is not None:
             admitted()
         return key, verdict
+
+    def _read(self, request: Request, query: Any, body: bytes, shape: type[RequestShape] | None) -> Any:
+        decoded = self._decode_body(body, shape)
+        refuse_nul(request.path_params, query, body, decoded)
+        return decoded
 
     def _decode_body(self, body: bytes, shape: type[RequestShape] | None) -> Any:
         if shape is None:

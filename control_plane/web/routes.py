@@ -10,6 +10,7 @@ from control_plane.domain.enqueue import Enqueued, NewJob
 from control_plane.domain.model import ApiKey, Scope
 from control_plane.domain.store import Store
 from control_plane.metrics import Metrics
+from control_plane.turnstile import Turnstile
 from control_plane.web import shapes
 from control_plane.web.deltas import DeltaStreams
 from control_plane.web.events import RunStreams
@@ -21,7 +22,8 @@ QueryT = TypeVar("QueryT")
 
 class Services(Struct, frozen=True, kw_only=True):
     """What the routes work on. `clock` gives monotonic seconds, `wall_clock` microseconds since the epoch. `coming` is
-    told which jobs of a project are handed to the store next (WorkerGate.coming). `is_away` says of a session's id
+    told which jobs of a project are handed to the store next (WorkerGate.coming). Large bodies are read in the
+    `turnstile`. `is_away` says of a session's id
     whether it surely has no connection."""
 
     store: Store
@@ -31,6 +33,7 @@ class Services(Struct, frozen=True, kw_only=True):
     metrics: Metrics
     coming: Callable[[str, Sequence[NewJob]], None]
     is_away: Callable[[str], bool]
+    turnstile: Turnstile
     clock: Callable[[], float]
     wall_clock: Callable[[], int]
 

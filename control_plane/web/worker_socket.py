@@ -14,7 +14,9 @@ from typing import Any
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
+import msgspec
 import structlog
+from msgspec.structs import replace
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
@@ -46,19 +48,20 @@ from control_plane.session import (
     StoreUpdateSession,
     TakeDelta,
 )
+from control_plane.turnstile import LARGE, Turnstile
 from control_plane.web.authentication import Authenticator
 from control_plane.web.deltas import DeltaStreams
 from control_plane.web.error_status import HttpError, as_http_error
 from control_plane.web.http_protocol import WRITE_TIMEOUT, error_response
 from control_plane.web.inbound_bytes import InboundBytes
-from control_plane.web.message_stream import MessageStream
+from control_plane.web.message_stream import Event, MessageStream
 from wire.codec import (
     LocalFrameError,
     RemoteFrameError,
     decode_from_worker,
     encode_to_worker,
 )
-from wire.frames import FromWorker, Registered
+from wire.frames import FromWorker, Registered, Report
 
 ADMISSION_TIMEOUT = 10.0
 """Seconds from the upgrade request to its answer."""
@@ -119,6 +122,7 @@ class WorkerGate:
         authenticator: Authenticator,
         deltas: DeltaStreams,
         observations: Observations,
+        turnstile: Turnstile,
         dialect: Dialect,
         dialects: Mapping[str, Dialect],
     ) -> None:
@@ -127,6 +131,7 @@ class WorkerGate:
         self.authenticator = authenticator
         self.deltas = deltas
         self.observations = observations
+        self.turnstile = turnstile
         self.sockets: dict[Connection, WorkerSocket] = {}
         self.inbound: WeakValueDictionary[str, InboundBytes] = WeakValueDictionary()
         """By key, as long as it has a socket."""
@@ -212,6 +217,8 @@ class WorkerSocket(asyncio.Protocol):
         self._received: list[FromWorker] = []
         """Frames of this read that the session has not seen yet."""
         self._unanswered_bytes = 0
+        self._put_off: list[Event] = []
+        """What came with a large message that waits for its turn, and this first."""
         self._inbound = InboundBytes()
         """Its key's, once it is known."""
         self._invalid_frames = 0
@@ -248,6 +255,7 @@ class WorkerSocket(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._hear(alive=False)
+        self._put_off = []
         self._inbound.hold(self, 0)
         self._inbound = InboundBytes()  # answers that are still to come count for nobody
         if self._held is not None:
@@ -268,8 +276,23 @@ class WorkerSocket(asyncio.Protocol):
         events = self._stream.receive(data)
         if self._pongs:
             self._hear(alive=True)
-        for event in events:
+        self._take_events(events)
+        problem = self._stream.core.handshake_exc
+        if problem is not None and self._connection is None:
+            self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {problem}"))
+            return
+        self._settle()
+
+    def _take_events(self, events: list[Event]) -> None:
+        if self._put_off:
+            self._put_off += events
+            return
+        for place, event in enumerate(events):
             if isinstance(event, bytes):
+                if len(event) >= LARGE and self._held is not None:
+                    self._put_off = events[place:]
+                    self._gate.turnstile.add(self._held.key.id, self._take_large)
+                    break
                 self._message(event)
             elif isinstance(event, Frame):
                 self._frame(event)
@@ -283,12 +306,17 @@ class WorkerSocket(asyncio.Protocol):
             self._unfinished_since = self._last_heard
         if not self._questions:
             self._unanswered_bytes = 0  # what came is dealt with: nothing is to come that would count it down
-        self._inbound.hold(self, unfinished + self._unanswered_bytes)
-        problem = self._stream.core.handshake_exc
-        if problem is not None and self._connection is None:
-            self._refuse(HttpError(400, "invalid_request", f"no WebSocket handshake: {problem}"))
-            return
-        self._settle()
+        put_off = sum(len(event) for event in self._put_off if isinstance(event, bytes))
+        self._inbound.hold(self, unfinished + put_off + self._unanswered_bytes)
+
+    def _take_large(self) -> None:
+        put_off, self._put_off = self._put_off, []
+        if put_off and isinstance(put_off[0], bytes):
+            try:
+                self._message(put_off[0])
+                self._take_events(put_off[1:])
+            finally:
+                self._settle_soon()
 
     def pause_writing(self) -> None:
         """The worker does not read: we stop listening, and it has WRITE_TIMEOUT to begin."""
@@ -420,7 +448,7 @@ class WorkerSocket(asyncio.Protocol):
             self._take_received()
             self._invalid(connection, error)
         else:
-            self._received.append(frame)
+            self._received.append(frame if len(data) < LARGE else _with_text(frame))
 
     def _take_received(self) -> None:
         received, self._received = self._received, []
@@ -606,6 +634,7 @@ class WorkerSocket(asyncio.Protocol):
             self._write_by is not None
             or self._unanswered > MOST_UNANSWERED
             or self._unanswered_bytes > MOST_UNANSWERED_BYTES
+            or self._put_off
             or not self._inbound.may_send(self)
         ):
             self._pause_reading()
@@ -697,6 +726,14 @@ class WorkerSocket(asyncio.Protocol):
         session = None if self._connection is None else self._connection.session
         _log.info("worker dropped", worker_instance_id=session and session.worker_instance_id, reason=f"it {why}")
         self._transport.abort()
+
+
+def _with_text(frame: FromWorker) -> FromWorker:
+    """A report's result as JSON again, as it is stored: as values it would take up to twenty times the memory."""
+    if not isinstance(frame, Report) or frame.result is None:
+        return frame
+    result: Any = msgspec.Raw(msgspec.json.encode(frame.result))
+    return replace(frame, result=result)
 
 
 def _due(deadline: float | None, now: float) -> bool:

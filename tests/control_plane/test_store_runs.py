@@ -2,9 +2,11 @@
 
 import json
 
+import msgspec
 import pytest
 
 from control_plane.domain import runs
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.field_sizes import MAX_FIELD_BYTES
 from control_plane.domain.model import Selector
 from control_plane.domain.runs import MAX_DEPTH, MAX_RUNS_AT_ONCE
@@ -129,6 +131,24 @@ async def test_a_large_result_is_kept_but_left_out_of_its_event(s):
     assert "result" not in event.payload
     assert event.payload["result_omitted_bytes"] > 100_000
     assert len((await s.run(run)).result["one"]["x"]) == 100_000
+
+
+async def test_a_result_may_come_as_json_text(s):
+    named = with_parameters("two", {"n": "{{ .context.one.a.n }}"})
+    await s.publish("a", [action("one"), named])
+    run = await s.start("a")
+    assert await s.report(await s.claim_one(), result=msgspec.Raw(b'{"a":{"n":5}}')) == "accepted"
+    second = await s.claim_one()
+    assert json.loads(second.spec) == {"parameters": {"n": 5}}
+    await s.report(second, result=msgspec.Raw(b'{"done":true}'))
+    run = await s.run(run)
+    assert (run.status, run.result) == ("completed", {"one": {"a": {"n": 5}}, "two": {"done": True}})
+    told = [event.payload["result"] for event in await s.events(run) if event.event_type == "action.result"]
+    assert told == [{"a": {"n": 5}}, {"done": True}]
+    await s.enqueue([NewJob(action_name="print", spec={"parameters": {}})])
+    lease = await s.claim_one()
+    await s.report(lease, result=msgspec.Raw(b'{"n":6}'))
+    assert (await s.job(lease)).result == {"n": 6}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
+from control_plane.domain.enqueue import NewJob
 from control_plane.web import inbound_bytes, worker_socket
 from control_plane.web.worker_socket import WorkerSocket
 from tests.support.control_plane_server import DEADLINE, Serving, answer_to, ask, next_of, register, serving
@@ -430,6 +431,24 @@ async def test_a_socket_that_waits_for_its_turn_is_not_silent(plane: Serving, mo
         assert json.loads(await next_text(reader))["message_id"] == "m"
     assert dropped.empty()
     second.transport.abort()
+
+
+async def test_large_messages_keep_their_place(plane: Serving) -> None:
+    project = await plane.store.project("default")
+    await plane.store.enqueue(project.id, [NewJob(action_name="a", spec={"parameters": {}})] * 3)
+    async with plane.worker() as worker:
+        await register(worker)
+        jobs = (await ask(worker, {"type": "jobs.claim", "message_id": "c", "available_slots": 3}))["jobs"]
+        for number, job in enumerate(jobs):
+            result = {"text": "x" * (300_000 if number == 1 else 10), "number": number}
+            token = {"job_id": job["id"], "lease_token": job["lease_token"]}
+            frame = {"type": "job.report", "message_id": f"r-{number}", "result": result, **token}
+            await worker.send(json.dumps(frame))
+        acks = [(await next_of(worker, "job.report.ack"))["message_id"] for _ in jobs]
+        assert acks == ["r-0", "r-1", "r-2"]
+    for number, job in enumerate(jobs):
+        stored = await plane.store.job(project.id, job["id"])
+        assert (stored.status, stored.result["number"]) == ("completed", number)
 
 
 async def next_text(reader: asyncio.StreamReader) -> str:
