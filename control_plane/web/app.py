@@ -34,6 +34,9 @@ MAX_BODY = 4 * 1024 * 1024
 BODY_TIMEOUT = 30.0
 """Seconds that a caller has to send it."""
 
+ANSWER_PIECE = 256 * 1024
+"""Bytes of an answer that are written at once."""
+
 HANDLER_TIMEOUT = 30.0
 """Seconds that a request may take once it is decoded; a stream may live longer, its start may not."""
 
@@ -132,7 +135,7 @@ class Endpoint:
         if isinstance(answer, msgspec.Struct):
             content = _encoder.encode(answer)
             holding.hold(len(content), refused=route.method == "GET")
-            return Response(content, status_code=status, headers=headers, media_type="application/json"), status
+            return _Answer(content, status_code=status, headers=headers, media_type="application/json"), status
         return answer if key is None else HeldStream(answer, key, self._authenticator), route.status
 
     async def _admit(self, request: Request, route: Route) -> tuple[ApiKey | None, Verdict | None]:
@@ -177,6 +180,21 @@ class Endpoint:
         if is_deeper(body, MAX_DEPTH):
             raise HttpError(400, "invalid_json", _TOO_DEEP)
         return decoded
+
+
+class _Answer(Response):
+    """Sent in pieces, each when the one before it has left: what is written at once would lie in the connection's
+    buffer until it is read, and nobody would know."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = bytes(self.body)
+        if len(body) <= ANSWER_PIECE:
+            await super().__call__(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for place in range(0, len(body), ANSWER_PIECE):
+            end = place + ANSWER_PIECE
+            await send({"type": "http.response.body", "body": body[place:end], "more_body": end < len(body)})
 
 
 class HeldStream:

@@ -205,6 +205,28 @@ async def test_requests_of_a_key_that_hold_too_much(tmp_path: Path, monkeypatch:
                 await asyncio.sleep(0.01)
 
 
+async def test_answers_that_nobody_reads_are_held_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_bytes, "MOST_HELD", 20_000_000)
+    config = {"action_name": "a", "parameters": {"x": "y" * 700_000}}
+    spec = {"steps": [{"key": "a", "kind": "action", "config": config}]}
+    async with serving(tmp_path) as plane, plane.http() as http:
+        await http.post(f"{P}/automations", json={"handle": "a", "name": "A"})
+        for _ in range(11):
+            await http.post(f"{P}/automations/a/versions", json={"spec": spec})
+        request = f"GET {P}/automations/a/versions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {plane.key}\r\n\r\n"
+        deaf = [await asyncio.open_connection(plane.host, plane.port, limit=1024) for _ in range(2)]
+        for reader, writer in deaf:
+            writer.write(request.encode())
+            await reader.readuntil(b"\r\n")
+        refused = await http.get(f"{P}/automations/a/versions")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_much_at_once")
+        for _, writer in deaf:
+            writer.close()
+        async with asyncio.timeout(DEADLINE):
+            while (await http.get(f"{P}/automations/a/versions")).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
 async def test_a_caller_that_goes_in_the_middle_of_its_body_is_no_fault_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
