@@ -96,6 +96,7 @@ class Endpoint:
             elif isinstance(error, ControlPlaneError) and status == 503:
                 _log.warning("store unavailable", method=request.method, path=request.url.path, reason=str(error))
             response = _error_response(refusal)
+            refusal.__traceback__ = None  # its frames, which hold the body or the answer, hold it: a circle
         await response(request.scope, request.receive, send)
         if _log.is_enabled_for(10):
             seconds = round(self._services.clock() - began, 6)
