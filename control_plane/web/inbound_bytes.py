@@ -31,6 +31,8 @@ class InboundBytes:
     def hold(self, socket: Waiting, size: int) -> None:
         """The socket holds so many bytes now; 0 when it is gone."""
         before = self._held.get(socket, 0)
+        if not before and size < UNCOUNTED:
+            return
         if size < UNCOUNTED:
             size = 0
             self._held.pop(socket, None)

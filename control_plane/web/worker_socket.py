@@ -306,8 +306,10 @@ class WorkerSocket(asyncio.Protocol):
             self._unfinished_since = self._last_heard
         if not self._questions:
             self._unanswered_bytes = 0  # what came is dealt with: nothing is to come that would count it down
-        put_off = sum(len(event) for event in self._put_off if isinstance(event, bytes))
-        self._inbound.hold(self, unfinished + put_off + self._unanswered_bytes)
+        held = unfinished + self._unanswered_bytes
+        if self._put_off:
+            held += sum(len(event) for event in self._put_off if isinstance(event, bytes))
+        self._inbound.hold(self, held)
 
     def _take_large(self) -> None:
         put_off, self._put_off = self._put_off, []
