@@ -454,10 +454,12 @@ class Store(Protocol):
         """`fields`: the optional fields of an Automation. Raises Conflict("handle_taken")."""
 
     async def automations(self, project_id: str, *, status: str | None, cursor: str | None, limit: int) -> Page:
-        """Page of Automation; without `status`, all but the archived. Raises Invalid("invalid_cursor")."""
+        """Page of Automation, shorter than `limit` where their values are large; without `status`, all but the
+        archived. Raises Invalid("invalid_cursor")."""
 
     async def automation(self, project_id: str, handle: str) -> Automation:
-        """Raises NotFound."""
+        """To be answered, as all that is read here: JSON that a client wrote, and may be large, is the text as it is
+        stored (msgspec.Raw). Of a `validation` alone it is decoded. Raises NotFound."""
 
     async def update_automation(
         self, project_id: str, handle: str, changes: dict[str, Any], *, now: int | None = None
@@ -506,8 +508,8 @@ class Store(Protocol):
         "automation_archived" | "external_id_conflict" | "run_skipped"; the last two with details run_id and status)."""
 
     async def run(self, project_id: str, run_id: str, *, with_result: bool = False) -> Run:
-        """Whoever only wants to know how it stands asks for no result: it may be large. Its values are JSON text to be
-        answered (msgspec.Raw). Raises NotFound."""
+        """Whoever only wants to know how it stands asks for no result: it may be large. Its values, the inputs and the
+        source are JSON text to be answered (msgspec.Raw). Raises NotFound."""
 
     async def runs(
         self,
@@ -533,7 +535,8 @@ class Store(Protocol):
         """The one that has not ended. Raises NotFound."""
 
     async def events(self, project_id: str, run_id: str, *, since: int, limit: int) -> list[Event]:
-        """Events with sequence > since, in order. Raises NotFound."""
+        """Events with sequence > since, in order; fewer than `limit` where their payloads are large. A payload is JSON
+        text to be answered (msgspec.Raw). Raises NotFound."""
 
     # --- runs that wait
 
@@ -670,10 +673,11 @@ class Store(Protocol):
         """`fields` of actions.CHANGEABLE. Raises Conflict("name_taken")."""
 
     async def actions(self, project_id: str, *, cursor: str | None, limit: int) -> Page:
-        """Page of RecordedAction. Raises Invalid("invalid_cursor")."""
+        """Page of RecordedAction, shorter than `limit` where their schemas are large. Raises
+        Invalid("invalid_cursor")."""
 
     async def action(self, project_id: str, name: str) -> RecordedAction:
-        """Raises NotFound."""
+        """To be answered (see `automation`). Raises NotFound."""
 
     async def update_action(
         self, project_id: str, name: str, changes: dict[str, Any], *, now: int | None = None

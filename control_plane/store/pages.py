@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from control_plane.domain.store import Page, RunFilter
@@ -10,19 +10,11 @@ from control_plane.domain.times import to_microseconds
 from control_plane.errors import Invalid
 from control_plane.store.lanes import NEVER
 
-MOST_EVENT_BYTES = 8 * 1024 * 1024
-"""Of payloads in one answer of `events`."""
-
-
-MOST_VERSION_BYTES = 8 * 1024 * 1024
-"""Of specs in one page of versions."""
+MOST_PAGE_BYTES = 8 * 1024 * 1024
+"""Of the values that clients wrote, in one page of a listing: a page of large ones is shorter, but never empty."""
 
 MOST_LOOKED_AT = 5000
 """Jobs that one page of a listing looks at: those that it looks for may be rare."""
-
-
-MOST_RUN_BYTES = 8 * 1024 * 1024
-"""Of inputs in one page of runs."""
 
 DISORDER = to_microseconds(5)
 """Runs are created in the order of their keys, but for what two replicas do at the same moment."""
@@ -85,6 +77,18 @@ def page(found: list[tuple[int, Any]], limit: int, *, more: bool = False) -> Pag
     shown = found[:limit]
     more = more or len(found) > limit
     return Page(items=[item for _, item in shown], next_cursor=_cursor(shown[-1][0]) if more and shown else None)
+
+
+def fitting_page(found: Iterable[tuple[int, int, Any]], limit: int) -> Page:
+    """As `page`, of keys, sizes and items, as many as fit into MOST_PAGE_BYTES; what is behind them is not read."""
+    fitting: list[tuple[int, Any]] = []
+    total = 0
+    for key, size, item in found:
+        total += size
+        if fitting and total > MOST_PAGE_BYTES:
+            return page(fitting, limit, more=True)
+        fitting.append((key, item))
+    return page(fitting, limit)
 
 
 def page_of_looks(found: list[tuple[int, Any]], limit: int, *, looked_at: int, last: int | None) -> Page:

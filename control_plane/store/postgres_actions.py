@@ -8,7 +8,7 @@ from control_plane.domain import actions
 from control_plane.domain.model import RecordedAction
 from control_plane.domain.store import Page
 from control_plane.errors import Conflict, NotFound
-from control_plane.store import rows
+from control_plane.store import pages, rows
 from control_plane.store.pages import page, position
 from control_plane.store.postgres_connections import Connection
 from control_plane.store.postgres_decisions import Known
@@ -50,15 +50,17 @@ async def action(connection: Connection, sql: dict[str, str], project_id: str, n
     row = await connection.fetchrow(sql["action_by_name"], project_id, name)
     if row is None:
         raise _not_found(name)
-    return rows.action(tuple(row))
+    return rows.action(tuple(row), rows.raw_json)
 
 
 async def actions_of_project(
     connection: Connection, sql: dict[str, str], project_id: str, cursor: str | None, limit: int
 ) -> Page:
     """See Store.actions."""
-    found = await connection.fetch(sql["actions_of_project"], project_id, position(cursor), limit + 1)
-    return page([(row[0], rows.action(tuple(row)[1:])) for row in found], limit)
+    bindings = (project_id, position(cursor), limit + 1, pages.MOST_PAGE_BYTES)
+    found = [tuple(row) for row in await connection.fetch(sql["actions_of_project"], *bindings)]
+    cut = bool(found) and found[0][-1] > len(found)
+    return page([(row[0], rows.action(row[1:-3], rows.raw_json)) for row in found], limit, more=cut)
 
 
 def _not_found(name: str) -> NotFound:

@@ -90,25 +90,27 @@ class Queries:
         self, connection: Connection, project_id: str, status: str | None, cursor: str | None, limit: int
     ) -> Page:
         """See Store.automations."""
-        found = await self._all(connection, "automations_of_project", project_id, position(cursor), status, limit + 1)
-        return page([(row[0], rows.automation(row[1:])) for row in found], limit)
+        bindings = (project_id, position(cursor), status, limit + 1, pages.MOST_PAGE_BYTES)
+        found = await self._all(connection, "automations_of_project", *bindings)
+        cut = bool(found) and found[0][-1] > len(found)
+        return page([(row[0], rows.automation(row[1:-3], rows.raw_json)) for row in found], limit, more=cut)
 
     async def automation(self, connection: Connection, project_id: str, handle: str) -> Automation:
         """See Store.automation."""
         row = await self._one(connection, "automation_by_handle", project_id, handle)
         if row is None:
             raise NotFound(f"no automation {handle} in this project")
-        return rows.automation(row)
+        return rows.automation(row, rows.raw_json)
 
     async def versions(
         self, connection: Connection, project_id: str, handle: str, cursor: str | None, limit: int
     ) -> Page:
         """See Store.versions."""
         automation = await self.automation(connection, project_id, handle)
-        bindings = (automation.id, position(cursor), limit + 1, pages.MOST_VERSION_BYTES)
+        bindings = (automation.id, position(cursor), limit + 1, pages.MOST_PAGE_BYTES)
         found = await self._all(connection, "versions", *bindings)
         cut = bool(found) and found[0][-1] > len(found)
-        versions = [rows.version(row[:-1]) for row in found]
+        versions = [rows.version(row[:-1], rows.raw_json) for row in found]
         return page([(version.version, version) for version in versions], limit, more=cut)
 
     # --- runs
@@ -119,7 +121,7 @@ class Queries:
         if row is None:
             raise NotFound(f"no run {run_id} in this project")
         *columns, names, texts, wake_at = row
-        run = rows.run(columns)
+        run = rows.run(columns, rows.raw_json)
         if run.status == "completed" and with_result:
             return replace(run, result={name: rows.raw_json(text) for name, text in zip(names, texts, strict=True)})
         return run if run.status in TERMINAL_RUN else replace(run, wake_at=wake_at)
@@ -138,10 +140,10 @@ class Queries:
         before = position(cursor)
         first, behind = await self._created_between(connection, more)
         asked = (project_id, min(before, behind), first, status, automation_id, more.parent_run_id)
-        rest = (more.external_id, more.created_after, more.created_before, limit + 1, pages.MOST_RUN_BYTES)
+        rest = (more.external_id, more.created_after, more.created_before, limit + 1, pages.MOST_PAGE_BYTES)
         found = await self._all(connection, pages.runs_statement(status, automation_id, more), *asked, *rest)
         cut = bool(found) and found[0][-1] > len(found)
-        return page([(row[0], rows.run(row[:-2])) for row in found], limit, more=cut)
+        return page([(row[0], rows.run(row[:-2], rows.raw_json)) for row in found], limit, more=cut)
 
     async def _created_between(self, connection: Connection, more: RunFilter) -> tuple[int, int]:
         """Keys of runs; see pages.created_between."""
@@ -164,7 +166,7 @@ class Queries:
     async def steps(self, connection: Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""
         run_seq = await self._run_seq(connection, project_id, run_id)
-        return [rows.shown_step(row) for row in await self._all(connection, "steps_of_run", run_seq)]
+        return [rows.step(row, rows.raw_json) for row in await self._all(connection, "steps_of_run", run_seq)]
 
     async def open_step(self, connection: Connection, project_id: str, run_id: str) -> Step | None:
         """See Store.open_step."""
@@ -174,7 +176,7 @@ class Queries:
     async def events(self, connection: Connection, project_id: str, run_id: str, since: int, limit: int) -> list[Event]:
         """See Store.events; fewer than `limit` when their payloads are large, but at least one."""
         run_seq = await self._run_seq(connection, project_id, run_id)
-        found = await self._all(connection, "events_of_run", run_seq, since, limit, pages.MOST_EVENT_BYTES)
+        found = await self._all(connection, "events_of_run", run_seq, since, limit, pages.MOST_PAGE_BYTES)
         return [rows.event(project_id, run_id, row) for row in found]
 
     async def turn(self, connection: Connection, project_id: str, run_id: str) -> Turn | None:

@@ -1,6 +1,6 @@
 """Rows of a store <-> records of the domain. JSON columns are UTF-8 text, whatever the database."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,9 @@ from control_plane.domain.model import (
 from control_plane.store.lanes import NEVER
 
 Row = Sequence[Any]
+
+Reading = Callable[[str | None], Any]
+"""What becomes of JSON text: from_json for who looks into it, raw_json for who answers it."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
@@ -103,7 +106,8 @@ def from_json(text: str | None) -> Any:
 
 
 def raw_json(text: str | None) -> Any:
-    """JSON text that goes into an answer as it is; NULL is None."""
+    """JSON text that goes into an answer as it is; NULL is None. Decoded, a text may be a hundred times as large, and
+    reading and writing it anew holds up the event loop."""
     return None if text is None else msgspec.Raw(text)
 
 
@@ -123,9 +127,9 @@ def api_key_row(key: ApiKey, secret_hash: bytes, now: int) -> Row:
     return (key.id, key.project_id, key.name, secret_hash, key.created_at, to_json(key.scopes), key.expires_at, now)
 
 
-def automation(row: Row) -> Automation:
+def automation(row: Row, read: Reading = from_json) -> Automation:
     """Of automation_columns."""
-    return Automation(**_decoded(_AUTOMATION, row, ("default_inputs", "settings", "tags")))
+    return Automation(**_decoded(_AUTOMATION, row, ("default_inputs", "settings", "tags"), read))
 
 
 def automation_row(record: Automation) -> Row:
@@ -133,9 +137,10 @@ def automation_row(record: Automation) -> Row:
     return _encoded(_AUTOMATION, record, ("default_inputs", "settings", "tags"))
 
 
-def version(row: Row) -> Version:
+def version(row: Row, read: Reading = from_json) -> Version:
     """Of version_columns."""
-    return Version(**_decoded(_VERSION, row, ("spec", "validation", "compiled_plan")))
+    fields = _decoded(_VERSION, row, ("spec", "compiled_plan"), read)
+    return Version(**fields | {"validation": from_json(fields["validation"])})
 
 
 def version_row(record: Version) -> Row:
@@ -143,9 +148,9 @@ def version_row(record: Version) -> Row:
     return _encoded(_VERSION, record, ("spec", "validation", "compiled_plan"))
 
 
-def run(row: Row) -> Run:
+def run(row: Row, read: Reading = from_json) -> Run:
     """Of run_columns, behind the seq; without its result."""
-    return Run(**_decoded(RUN, row[1:], ("source", "inputs")))
+    return Run(**_decoded(RUN, row[1:], ("source", "inputs"), read))
 
 
 def run_row(record: Run) -> Row:
@@ -153,15 +158,9 @@ def run_row(record: Run) -> Row:
     return _encoded(RUN, record, ("source", "inputs"))
 
 
-def step(row: Row) -> Step:
+def step(row: Row, read: Reading = from_json) -> Step:
     """Of step_columns."""
-    return Step(**_decoded(STEP, row, ("inputs", "parameters", "result")))
-
-
-def shown_step(row: Row) -> Step:
-    """Of step_columns, to be answered: what it keeps stays JSON text (raw_json)."""
-    fields = dict(zip(STEP, row, strict=True))
-    return Step(**fields | {name: raw_json(fields[name]) for name in ("inputs", "parameters", "result")})
+    return Step(**_decoded(STEP, row, ("inputs", "parameters", "result"), read))
 
 
 def step_row(record: Step) -> Row:
@@ -171,7 +170,7 @@ def step_row(record: Step) -> Row:
 
 
 def event(project_id: str, run_id: str, row: Row) -> Event:
-    """Of events_of_run."""
+    """Of events_of_run, to be answered."""
     event_id, sequence, event_type, created_at, step_id, step_key, payload = row
     return Event(
         id=event_id,
@@ -182,7 +181,7 @@ def event(project_id: str, run_id: str, row: Row) -> Event:
         created_at=created_at,
         step_id=step_id,
         step_key=step_key,
-        payload=from_json(payload),
+        payload=raw_json(payload),
     )
 
 
@@ -226,9 +225,9 @@ _ACTION_CHANGES = (
 )  # fmt: skip
 
 
-def action(row: Row) -> RecordedAction:
+def action(row: Row, read: Reading = from_json) -> RecordedAction:
     """Of action_columns."""
-    fields = _decoded(_ACTION, row, _ACTION_JSON)
+    fields = _decoded(_ACTION, row, _ACTION_JSON, read)
     del fields["only_once"]
     return RecordedAction(**fields)
 
@@ -290,10 +289,10 @@ def attempt_row(record: Attempt) -> Row:
     return _encoded(ATTEMPT, record, ())
 
 
-def _decoded(names: Sequence[str], row: Row, json_names: Sequence[str]) -> dict[str, Any]:
+def _decoded(names: Sequence[str], row: Row, json_names: Sequence[str], read: Reading) -> dict[str, Any]:
     fields = dict(zip(names, row, strict=True))
     for name in json_names:
-        fields[name] = from_json(fields[name])
+        fields[name] = read(fields[name])
     return fields
 
 

@@ -10,7 +10,7 @@ from control_plane.domain.model import RecordedAction
 from control_plane.domain.store import Page
 from control_plane.errors import Conflict, NotFound
 from control_plane.store import rows
-from control_plane.store.pages import page, position
+from control_plane.store.pages import fitting_page, position
 from control_plane.store.sqlite_queues import MOST_HINTED
 from control_plane.store.sqlite_unit import Known, Unit
 from control_plane.store.sqlite_writer import Writing
@@ -72,15 +72,15 @@ def action(connection: apsw.Connection, sql: dict[str, str], project_id: str, na
     row = next(iter(connection.execute(sql["action_by_name"], (project_id, name))), None)
     if row is None:
         raise _not_found(name)
-    return rows.action(row)
+    return rows.action(row, rows.raw_json)
 
 
 def actions_of_project(
     connection: apsw.Connection, sql: dict[str, str], project_id: str, cursor: str | None, limit: int
 ) -> Page:
     """See Store.actions."""
-    found = list(connection.execute(sql["actions_of_project"], (project_id, position(cursor), limit + 1)))
-    return page([(row[0], rows.action(row[1:])) for row in found], limit)
+    found = connection.execute(sql["actions_of_project"], (project_id, position(cursor), limit + 1))
+    return fitting_page(((row[0], row[-1], rows.action(row[1:-1], rows.raw_json)) for row in found), limit)
 
 
 def _not_found(name: str) -> NotFound:

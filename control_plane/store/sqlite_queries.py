@@ -17,7 +17,6 @@ from control_plane.domain.model import (
     Session,
     SessionState,
     Step,
-    Version,
 )
 from control_plane.domain.store import (
     CENSUS_UP_TO,
@@ -37,7 +36,7 @@ from control_plane.store import pages, rows
 from control_plane.store.announced import claimable_row
 from control_plane.store.census import counted
 from control_plane.store.lanes import NEVER
-from control_plane.store.pages import page, position
+from control_plane.store.pages import fitting_page, position
 
 
 class Queries:
@@ -89,30 +88,24 @@ class Queries:
     ) -> Page:
         """See Store.automations."""
         bindings = (project_id, position(cursor), status, limit + 1)
-        found = self._all(connection, "automations_of_project", *bindings)
-        return page([(row[0], rows.automation(row[1:])) for row in found], limit)
+        found = connection.execute(self._sql["automations_of_project"], bindings)
+        return fitting_page(((row[0], row[-1], rows.automation(row[1:-1], rows.raw_json)) for row in found), limit)
 
     def automation(self, connection: apsw.Connection, project_id: str, handle: str) -> Automation:
         """See Store.automation."""
         row = self._one(connection, "automation_by_handle", project_id, handle)
         if row is None:
             raise NotFound(f"no automation {handle} in this project")
-        return rows.automation(row)
+        return rows.automation(row, rows.raw_json)
 
     def versions(
         self, connection: apsw.Connection, project_id: str, handle: str, cursor: str | None, limit: int
     ) -> Page:
         """See Store.versions."""
         automation = self.automation(connection, project_id, handle)
-        found: list[tuple[int, Version]] = []
-        size = 0
-        for row in connection.execute(self._sql["versions"], (automation.id, position(cursor), limit + 1)):
-            version = rows.version(row[:-1])
-            size += row[-1]
-            if found and size > pages.MOST_VERSION_BYTES:
-                return page(found, limit, more=True)
-            found.append((version.version, version))
-        return page(found, limit)
+        found = connection.execute(self._sql["versions"], (automation.id, position(cursor), limit + 1))
+        versions = ((rows.version(row[:-1], rows.raw_json), row[-1]) for row in found)
+        return fitting_page(((version.version, size, version) for version, size in versions), limit)
 
     # --- runs
 
@@ -121,7 +114,7 @@ class Queries:
         row = self._one(connection, "run_by_id", run_id, project_id)
         if row is None:
             raise NotFound(f"no run {run_id} in this project")
-        run = rows.run(row)
+        run = rows.run(row, rows.raw_json)
         if run.status == "completed" and with_result:
             saved = self._all(connection, "step_results", row[0])
             return replace(run, result={name: rows.raw_json(text) for name, text in saved})
@@ -147,14 +140,9 @@ class Queries:
             asked = (project_id, min(before, behind), first, status, automation_id, more.parent_run_id)
             times = (more.external_id, more.created_after, more.created_before, limit + 1)
             statement = self._sql[pages.runs_statement(status, automation_id, more)]
-            found: list[tuple[int, Run]] = []
-            size = 0
-            for row in connection.execute(statement, (*asked, *times)):
-                size += len(row[-1])
-                if found and size > pages.MOST_RUN_BYTES:
-                    return page(found, limit, more=True)
-                found.append((row[0], rows.run(row)))
-        return page(found, limit)
+            found = connection.execute(statement, (*asked, *times))
+            runs = fitting_page(((row[0], len(row[-1]), rows.run(row, rows.raw_json)) for row in found), limit)
+        return runs  # noqa: RET504 - a return inside `with` may be skipped, for all that mypy knows
 
     def _created_between(self, connection: apsw.Connection, more: RunFilter) -> tuple[int, int]:
         """Keys of runs; see pages.created_between."""
@@ -172,7 +160,7 @@ class Queries:
     def steps(self, connection: apsw.Connection, project_id: str, run_id: str) -> list[Step]:
         """See Store.steps."""
         return [
-            rows.shown_step(row)
+            rows.step(row, rows.raw_json)
             for row in self._all(connection, "steps_of_run", self._run_seq(connection, project_id, run_id))
         ]
 
@@ -188,7 +176,7 @@ class Queries:
         size = 0
         for row in connection.execute(self._sql["events_of_run"], (run_seq, since, limit)):
             size += len(row[-1])
-            if events and size > pages.MOST_EVENT_BYTES:
+            if events and size > pages.MOST_PAGE_BYTES:
                 break
             events.append(rows.event(project_id, run_id, row))
         return events

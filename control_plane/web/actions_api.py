@@ -8,7 +8,9 @@ from control_plane.web.routes import Accepted, Call, Route
 
 
 async def list_actions(call: Call[action_shapes.ActionsQuery, None]) -> action_shapes.ActionListResponse:
-    """One page of what is recorded; workers may know more actions than these."""
+    """One page of what is recorded; workers may know more actions than these.
+
+    A page of large schemas is shorter than `limit`."""
     page = await call.store.actions(call.project_id, cursor=call.query.cursor or None, limit=call.query.limit)
     return action_shapes.action_page(page)
 

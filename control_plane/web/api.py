@@ -51,7 +51,7 @@ async def get_project(call: Call[shapes.NoQuery, None]) -> shapes.ProjectRespons
 
 
 async def list_automations(call: Call[shapes.AutomationsQuery, None]) -> shapes.AutomationListResponse:
-    """One page of automations."""
+    """One page of automations; one of large settings is shorter than `limit`."""
     query = call.query
     page = await call.store.automations(
         call.project_id, status=query.status or None, cursor=query.cursor or None, limit=query.limit
@@ -87,7 +87,7 @@ async def delete_automation(call: Call[shapes.NoQuery, None]) -> None:
 
 
 async def list_versions(call: Call[shapes.VersionsQuery, None]) -> shapes.VersionListResponse:
-    """One page of versions, newest first."""
+    """One page of versions, newest first; one of large specs is shorter than `limit`."""
     query = call.query
     page = await call.store.versions(
         call.project_id, call.path["handle"], cursor=query.cursor or None, limit=query.limit

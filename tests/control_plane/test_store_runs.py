@@ -13,7 +13,7 @@ from control_plane.domain.runs import MAX_DEPTH, MAX_RUNS_AT_ONCE
 from control_plane.domain.store import RunChanged
 from control_plane.errors import Conflict, Invalid, NotFound
 from control_plane.store import pages
-from tests.support.store_scenario import action, at, scenario
+from tests.support.store_scenario import action, at, plain, scenario
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_events_are_gapless_and_tell_the_story(s):
 async def test_a_page_of_events_is_bounded_in_bytes_but_never_empty(s, monkeypatch):
     await s.publish("a", [action()])
     run = await s.start("a")
-    monkeypatch.setattr(pages, "MOST_EVENT_BYTES", 10)
+    monkeypatch.setattr(pages, "MOST_PAGE_BYTES", 10)
     seen = []
     while page := await s.store.events(s.project.id, run.id, since=len(seen), limit=100):
         seen += page
@@ -216,7 +216,7 @@ async def test_a_step_starts_an_independent_child_run_and_goes_on(s):
     run = await s.start("parent", inputs={"n": 7})
     fan, after = await s.steps(run)
     assert (fan.kind, fan.status, after.status) == ("action", "completed", "suspended")
-    started = await s.store.run(s.project.id, fan.result["run_id"])
+    started = plain(await s.store.run(s.project.id, fan.result["run_id"]), "inputs")
     assert (started.inputs, started.status) == ({"n": 7}, "suspended")
     assert (started.parent_run_id, started.parent_step_key, started.depth) == (run.id, "fan", 1)
     await s.store.cancel_run(s.project.id, run.id, None)
@@ -295,7 +295,7 @@ async def test_default_inputs_stand_between_the_specs_and_the_callers(s):
 
 
 async def test_a_page_of_large_versions_is_short(s, monkeypatch):
-    monkeypatch.setattr(pages, "MOST_VERSION_BYTES", 150_000)
+    monkeypatch.setattr(pages, "MOST_PAGE_BYTES", 150_000)
     await s.store.create_automation(s.project.id, "a", "A", {})
     for _ in range(3):
         await s.store.create_version(s.project.id, "a", {"steps": [with_parameters("one", {"x": "y" * 60_000})]}, None)
@@ -303,8 +303,60 @@ async def test_a_page_of_large_versions_is_short(s, monkeypatch):
     assert [each.version for each in first.items] == [3, 2]
     rest = await s.store.versions(s.project.id, "a", cursor=first.next_cursor, limit=3)
     assert ([each.version for each in rest.items], rest.next_cursor) == ([1], None)
-    monkeypatch.setattr(pages, "MOST_VERSION_BYTES", 10)
+    monkeypatch.setattr(pages, "MOST_PAGE_BYTES", 10)
     assert len((await s.store.versions(s.project.id, "a", cursor=None, limit=3)).items) == 1
+
+
+async def test_pages_of_large_automations_and_actions_are_short(s, monkeypatch):
+    half, large = {"x": "y" * 30_000}, {"x": "y" * 60_000}
+    fields = [{"settings": large}, {"settings": half, "default_inputs": half}, {"default_inputs": large}, {}]
+    schemas = [{"input_schema": large}, {"input_schema": half, "output_schema": half}, {"output_schema": large}, {}]
+    for index in range(4):
+        await s.store.create_automation(s.project.id, f"a{index}", "A", fields[index])
+        await s.store.create_action(s.project.id, f"a{index}", schemas[index])
+
+    async def listed(most):
+        monkeypatch.setattr(pages, "MOST_PAGE_BYTES", most)
+        automations = await s.store.automations(s.project.id, status=None, cursor=None, limit=4)
+        rest = await s.store.automations(s.project.id, status=None, cursor=automations.next_cursor, limit=4)
+        recorded = await s.store.actions(s.project.id, cursor=None, limit=4)
+        more = await s.store.actions(s.project.id, cursor=recorded.next_cursor, limit=4)
+        assert [each.handle for each in automations.items] == [each.name for each in recorded.items]
+        assert [each.handle for each in rest.items] == [each.name for each in more.items]
+        return [each.handle for each in automations.items], [each.handle for each in rest.items]
+
+    assert await listed(150_000) == (["a3", "a2", "a1"], ["a0"])
+    assert await listed(100_000) == (["a3", "a2"], ["a1"])
+
+
+async def test_what_is_read_to_be_answered_stays_text(s):
+    """Decoded, what a client wrote may be a hundred times as large, and the event loop stands still meanwhile."""
+    inputs, source = {"x": [[]]}, {"type": "api"}
+    await s.publish("a", [action()], settings={"queue": "q"}, default_inputs={"y": [[]]})
+    await s.store.create_action(s.project.id, "resize", {"input_schema": {"x": [[]]}, "output_schema": {"y": [[]]}})
+    run = await s.start("a", inputs=inputs, source=source)
+    automation = await s.store.automation(s.project.id, "a")
+    read = [
+        (automation, "settings", "default_inputs"),
+        *((one, "settings", "default_inputs") for one in await listed(s.store.automations, s, status=None)),
+        (await s.store.action(s.project.id, "resize"), "input_schema", "output_schema"),
+        *((one, "input_schema", "output_schema") for one in await listed(s.store.actions, s)),
+        (await s.store.run(s.project.id, run.id), "inputs", "source"),
+        *((one, "inputs", "source") for one in await listed(s.store.runs, s, status=None, automation_id=None)),
+        *((one, "payload") for one in await s.store.events(s.project.id, run.id, since=0, limit=9)),
+    ]
+    (version,) = (await s.store.versions(s.project.id, "a", cursor=None, limit=9)).items
+    read.append((version, "spec"))
+    assert version.validation == {"valid": True, "errors": []}
+    assert len(read) > 9
+    for record, *names in read:
+        assert [type(getattr(record, name)) for name in names] == [msgspec.Raw] * len(names), type(record)
+    shown = plain(await s.store.run(s.project.id, run.id), "inputs", "source")
+    assert (shown.inputs, shown.source) == ({"y": [[]]} | inputs, source)
+
+
+async def listed(listing, s, **which):
+    return (await listing(s.project.id, cursor=None, limit=9, **which)).items
 
 
 async def test_what_describes_something_is_bounded(s):
@@ -348,7 +400,8 @@ async def test_versions_are_numbered_validated_and_published(s):
     assert ([each.version for each in rest.items], rest.next_cursor) == ([1], None)
     with pytest.raises(NotFound, match="has no version 9"):
         await s.store.publish_version(s.project.id, "a", 9)
-    assert await s.store.automation(s.project.id, "a") == automation
+    shown = await s.store.automation(s.project.id, "a")
+    assert plain(shown, "default_inputs", "settings", "tags") == automation
 
 
 async def test_a_run_keeps_the_version_that_it_began_with(s):

@@ -826,7 +826,7 @@ async def test_a_time_is_found_among_many_runs(s):
 async def test_a_page_of_runs_is_bounded_in_bytes_but_never_empty(s, monkeypatch):
     await s.publish("a", [action()])
     runs = [(await s.start("a", inputs={"x": "y" * 100})).id for _ in range(4)]
-    monkeypatch.setattr(pages, "MOST_RUN_BYTES", 250)
+    monkeypatch.setattr(pages, "MOST_PAGE_BYTES", 250)
     seen, cursor, sizes = [], None, []
     while True:
         page = await s.store.runs(s.project.id, status=None, automation_id=None, cursor=cursor, limit=3)
@@ -836,6 +836,6 @@ async def test_a_page_of_runs_is_bounded_in_bytes_but_never_empty(s, monkeypatch
         if cursor is None:
             break
     assert (seen, sizes) == (runs[::-1], [2, 2])
-    monkeypatch.setattr(pages, "MOST_RUN_BYTES", 10)
+    monkeypatch.setattr(pages, "MOST_PAGE_BYTES", 10)
     page = await s.store.runs(s.project.id, status=None, automation_id=None, cursor=None, limit=3)
     assert [run.id for run in page.items] == [runs[3]]

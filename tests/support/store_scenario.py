@@ -204,17 +204,18 @@ class Scenario:
         return await self.store.heartbeat(self.project.id, lease.job.id, lease.lease_token, now=at(now))
 
     async def run(self, run):
-        return _plain(await self.store.run(self.project.id, run.id, with_result=True), "result")
+        return plain(await self.store.run(self.project.id, run.id, with_result=True), "inputs", "source", "result")
 
     async def job(self, lease):
         return await self.store.job(self.project.id, lease.job.id)
 
     async def steps(self, run):
         steps = await self.store.steps(self.project.id, run.id)
-        return [_plain(step, "inputs", "parameters", "result") for step in steps]
+        return [plain(step, "inputs", "parameters", "result") for step in steps]
 
     async def events(self, run):
-        return await self.store.events(self.project.id, run.id, since=0, limit=10_000)
+        events = await self.store.events(self.project.id, run.id, since=0, limit=10_000)
+        return [plain(event, "payload") for event in events]
 
     async def event_types(self, run):
         return [event.event_type for event in await self.events(run)]
@@ -293,6 +294,6 @@ async def scenario(place, *, prepared=True, grace=False, **terms):
         await store.close()
 
 
-def _plain(record, *names):
+def plain(record, *names):
     """The record with what is read to be answered, as JSON text, decoded."""
     return replace(record, **{name: msgspec.json.decode(msgspec.json.encode(getattr(record, name))) for name in names})

@@ -19,8 +19,17 @@ DELETE FROM actions WHERE project_id = $1 AND name = $2 RETURNING 1
 -- name: action_by_name
 SELECT {action_columns} FROM actions WHERE project_id = $1 AND name = $2
 
+-- As many as fit into so many bytes, but one at least; the last column is how many there would be.
 -- name: actions_of_project
-SELECT seq, {action_columns} FROM actions WHERE project_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3
+SELECT * FROM (
+    SELECT *, sum(size) OVER (ORDER BY seq DESC) - size AS before, count(*) OVER () AS found
+    FROM (
+        SELECT seq, {action_columns}, coalesce(octet_length(input_schema), 0) + coalesce(octet_length(output_schema), 0) AS size
+        FROM actions WHERE project_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3
+    ) page
+) measured
+WHERE before = 0 OR before + size <= $4
+ORDER BY seq DESC
 
 -- name: only_once
 SELECT a.project_id, a.name FROM unnest($1::text[], $2::text[]) AS asked (project_id, name)

@@ -39,11 +39,21 @@ SELECT {automation_columns} FROM automations a WHERE a.project_id = $1 AND a.han
 -- name: lock_automation
 SELECT {automation_columns} FROM automations a WHERE a.project_id = $1 AND a.handle = $2 FOR UPDATE OF a
 
+-- As many as fit into so many bytes, but one at least; the last column is how many there would be.
 -- name: automations_of_project
-SELECT a.seq, {automation_columns} FROM automations a
-WHERE a.project_id = $1 AND a.seq < $2
-    AND CASE WHEN $3::text IS NULL THEN a.status <> 'archived' ELSE a.status = $3 END
-ORDER BY a.seq DESC LIMIT $4
+SELECT * FROM (
+    SELECT *, sum(size) OVER (ORDER BY seq DESC) - size AS before, count(*) OVER () AS found
+    FROM (
+        SELECT a.seq, {automation_columns},
+            coalesce(octet_length(a.default_inputs), 0) + coalesce(octet_length(a.settings), 0) AS size
+        FROM automations a
+        WHERE a.project_id = $1 AND a.seq < $2
+            AND CASE WHEN $3::text IS NULL THEN a.status <> 'archived' ELSE a.status = $3 END
+        ORDER BY a.seq DESC LIMIT $4
+    ) page
+) measured
+WHERE before = 0 OR before + size <= $5
+ORDER BY seq DESC
 
 -- name: version_columns
 id, project_id, automation_id, version, status, spec, validation, compiled_plan, created_at

@@ -20,7 +20,8 @@ DELETE FROM actions WHERE project_id = ? AND name = ?
 SELECT {action_columns} FROM actions WHERE project_id = ? AND name = ?
 
 -- name: actions_of_project
-SELECT seq, {action_columns} FROM actions WHERE project_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?
+SELECT seq, {action_columns}, coalesce(octet_length(input_schema), 0) + coalesce(octet_length(output_schema), 0)
+FROM actions WHERE project_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?
 
 -- name: only_once
 SELECT only_once FROM actions WHERE project_id = ? AND name = ?

@@ -36,7 +36,8 @@ SELECT {automation_columns} FROM automations WHERE project_id = ? AND handle = ?
 SELECT {automation_columns} FROM automations WHERE id = ?
 
 -- name: automations_of_project
-SELECT seq, {automation_columns} FROM automations
+SELECT seq, {automation_columns}, coalesce(octet_length(default_inputs), 0) + coalesce(octet_length(settings), 0)
+FROM automations
 WHERE project_id = ? AND seq < ? AND CASE WHEN ?3 IS NULL THEN status <> 'archived' ELSE status = ?3 END
 ORDER BY seq DESC LIMIT ?4
 
