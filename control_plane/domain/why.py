@@ -1,7 +1,8 @@
 """Why a job, or a run, waits: computed from what is there now, never stored. Pure decisions.
 
 The reasons come in the order in which they would have to be removed: a job of a paused queue is not helped by another
-worker. Where no worker is able to run the job, the nearest miss is the live worker that fails it in the fewest ways.
+worker. Where no worker is able to run the job, the nearest miss is the one whose terms fail it in the fewest ways; of
+those that would take it, one that has died comes before one that leaves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -219,11 +220,25 @@ def _is_leaving(session: Session) -> bool:
 
 
 def _nearest_miss(job: Job, presences: Sequence[Presence]) -> Miss | None:
-    misses = [(list(_differences(presence, job)), presence.session) for presence in presences]
-    if not misses:
+    if not presences:
         return None
-    differences, session = min(misses, key=lambda miss: (len(miss[0]), miss[1].worker_instance_id))
+    nearest = min(presences, key=lambda presence: _distance(presence, job))
+    session, differences = nearest.session, list(_differences(nearest, job))
     return Miss(worker_instance_id=session.worker_instance_id, session_id=session.id, differences=differences)
+
+
+def _distance(presence: Presence, job: Job) -> tuple[int, bool, bool, int, bool, str]:
+    """The smallest is nearest. What a worker takes is somebody's decision, as its drain is; that it is not heard of, or
+    full, is neither. Of the dead, the one heard of last."""
+    session = presence.session
+    return (
+        len(list(_mismatches(session.selector, job))),
+        _is_leaving(session),
+        presence.is_stale,
+        -session.last_seen_at if presence.is_stale else 0,
+        presence.busy >= session.concurrency_limit,
+        session.worker_instance_id,
+    )
 
 
 def _differences(presence: Presence, job: Job) -> Iterator[str]:

@@ -42,7 +42,7 @@ def a_worker(name: str = "rig-1", *, busy: int = 0, stale: bool = False, slots: 
         concurrency_limit=slots,
         selector=fields.pop("selector", Selector()),
         created_at=NOW,
-        last_seen_at=NOW,
+        last_seen_at=fields.pop("last_seen_at", NOW),
         **fields,
     )
     return why.Presence(session=session, busy=busy, is_stale=stale)
@@ -131,6 +131,41 @@ def test_the_nearest_miss_is_the_worker_with_the_fewest_differences() -> None:
     assert explanation.nearest_miss is not None
     assert explanation.nearest_miss.worker_instance_id == "near"
     assert explanation.nearest_miss.differences == ["offers print, fail and not action train"]
+
+
+ELSEWHERE = Selector(queues=("default",))
+FAR = Selector(queues=("default",), action_names=("print",))
+
+
+@pytest.mark.parametrize(
+    ("nearer", "farther"),
+    [
+        (a_worker("z", stale=True), a_worker("a", selector=ELSEWHERE)),
+        (a_worker("z", stale=True), a_worker("a", draining=True)),
+        (a_worker("z", stale=True, draining=True), a_worker("a", selector=ELSEWHERE)),
+        (a_worker("z", draining=True), a_worker("a", selector=ELSEWHERE)),
+        (a_worker("z", draining=True), a_worker("a", draining=True, stale=True)),
+        (a_worker("z", stale=True), a_worker("a", stale=True, last_seen_at=NOW - SECOND)),
+        (a_worker("z", selector=ELSEWHERE), a_worker("a", selector=ELSEWHERE, stale=True)),
+        (a_worker("z", selector=ELSEWHERE), a_worker("a", selector=ELSEWHERE, busy=2)),
+        (a_worker("z", selector=ELSEWHERE, busy=2), a_worker("a", selector=ELSEWHERE, draining=True)),
+        (a_worker("z", selector=ELSEWHERE, stale=True), a_worker("a", selector=FAR)),
+        (a_worker("a", selector=ELSEWHERE), a_worker("z", selector=ELSEWHERE)),
+    ],
+)
+def test_of_two_workers_that_cannot_run_it_the_nearer_is_named(nearer: why.Presence, farther: why.Presence) -> None:
+    for presences in ((nearer, farther), (farther, nearer)):
+        miss = explained(a_job(), *presences).nearest_miss
+        assert miss is not None
+        assert miss.session_id == nearer.session.id
+
+
+def test_a_worker_that_died_is_named_with_the_time_when_it_was_last_heard_of() -> None:
+    dead = a_worker("dead", stale=True, last_seen_at=NOW - 90 * SECOND)
+    explanation = explained(a_job(), a_worker("alive", selector=ELSEWHERE), dead)
+    assert explanation.nearest_miss is not None
+    assert explanation.nearest_miss.worker_instance_id == "dead"
+    assert explanation.nearest_miss.differences == ["not heard of since 2023-11-14T22:11:50Z"]
 
 
 def test_a_generation_names_its_model() -> None:
