@@ -107,6 +107,28 @@ def test_all_reasons_at_once_in_the_order_in_which_they_would_have_to_go() -> No
     assert "attempt 1 failed (Oops: no disk); the next of at most 2 more" in retry.message
 
 
+def test_a_limit_of_one_is_told_of_one_job() -> None:
+    explanation = explained(a_job(), a_worker(), limits=[why.Limit(what="queue gpu", most=1, running=1)])
+    assert explanation.summary == "queue gpu runs 1 job, and 1 is its limit"
+
+
+@pytest.mark.parametrize(
+    ("asked", "asks_back"),
+    [
+        ("resize_imgae", "; no worker knows this action: did you mean resize_image?"),
+        ("train", ""),
+        ("resize_image", ""),
+    ],
+)
+def test_a_misspelt_action_is_told_of_the_one_that_was_meant(asked: str, asks_back: str) -> None:
+    worker = a_worker(selector=Selector(queues=("default",), action_names=("print", "resize_image")))
+    explanation = explained(a_job(action_name=asked), worker)
+    says = f"the only connected worker does not take action {asked} from queue gpu"
+    assert explanation.summary == says + asks_back
+    takes_any = a_worker("rig-2", selector=Selector(queues=("default",)))
+    assert "did you mean" not in explained(a_job(action_name=asked), worker, takes_any).summary
+
+
 def test_a_worker_that_drains_is_not_said_to_take_something_else() -> None:
     explanation = explained(
         a_job(), a_worker(drain_requested=True), a_worker("rig-2", selector=Selector(queues=("x",)))

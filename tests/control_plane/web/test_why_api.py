@@ -163,6 +163,6 @@ async def test_a_paused_queue_and_a_limit_that_is_reached(plane: Serving, http: 
         job = await enqueued(http, queue="gpu")
         state, codes, answer = await why(http, job)
         assert (state, codes) == ("waiting", ["limit_reached"])
-        assert answer["summary"] == "queue gpu runs 1 jobs, and 1 is its limit"
+        assert answer["summary"] == "queue gpu runs 1 job, and 1 is its limit"
         (await http.patch(f"{P}/queues/gpu", json={"paused": True})).raise_for_status()
         assert (await why(http, job))[1] == ["queue_paused", "limit_reached"]
