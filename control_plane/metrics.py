@@ -32,7 +32,7 @@ CENSUS_TIMEOUT = 5.0
 """Seconds that the store has to answer."""
 
 SESSION_STATES = ("live", "stale", "draining")
-JOB_STATES = ("pending", "delayed", "claimed")
+JOB_STATES = ("pending", "delayed", "paused", "claimed")
 _QUEUE = ("project", "queue")
 
 
@@ -139,6 +139,7 @@ class _Scrape(Collector):
             numbers = (
                 sum(depth.pending for depth in depths),
                 sum(depth.delayed for depth in depths),
+                sum(depth.paused for depth in depths),
                 census.claimed.get(project_id, 0),
             )
             for state, number in zip(JOB_STATES, numbers, strict=True):

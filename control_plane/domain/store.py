@@ -274,12 +274,14 @@ class JobView(Struct, frozen=True, kw_only=True):
 
 
 class QueueDepth(Struct, frozen=True, kw_only=True):
-    """Jobs of one queue that wait: `pending` can be claimed now, the oldest since `oldest_at`; `delayed` cannot yet."""
+    """Jobs of one queue that wait: `pending` can be claimed now, the oldest since `oldest_at`; `delayed` cannot yet;
+    `paused` could be, were their queue not paused."""
 
     project_id: str
     queue: str
-    pending: int
-    delayed: int
+    pending: int = 0
+    delayed: int = 0
+    paused: int = 0
     oldest_at: int | None = None
 
 

@@ -11,14 +11,15 @@ def counted(
 ) -> Census:
     """What the rows say; a queue has several lanes."""
     queues: dict[tuple[str, str], QueueDepth] = {}
-    for project_id, queue, pending, delayed, oldest_at in lanes:
-        known = queues.get((project_id, queue))
-        ages = [at for at in (oldest_at, known.oldest_at if known is not None else None) if at is not None]
+    for project_id, queue, due, delayed, oldest_at, is_paused in lanes:
+        known = queues.get((project_id, queue), QueueDepth(project_id=project_id, queue=queue))
+        ages = [at for at in (oldest_at, known.oldest_at) if at is not None and not is_paused]
         queues[project_id, queue] = QueueDepth(
             project_id=project_id,
             queue=queue,
-            pending=pending + (known.pending if known is not None else 0),
-            delayed=delayed + (known.delayed if known is not None else 0),
+            pending=known.pending + (0 if is_paused else due),
+            delayed=known.delayed + delayed,
+            paused=known.paused + (due if is_paused else 0),
             oldest_at=min(ages, default=None),
         )
     return Census(

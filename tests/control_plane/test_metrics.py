@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane import metrics
 from control_plane.config import Address, ConfigurationError, ServeConfig
+from control_plane.domain.enqueue import NewJob
 from control_plane.domain.model import Job
 from control_plane.domain.store import Lease, Reaped, ReportOutcome
 from control_plane.observations import MOST_QUEUES, OTHER, Observations
@@ -144,6 +145,22 @@ async def test_the_census_of_a_store(s):
     before = await s.store.census(stale_before=0, now=at(-1))
     assert sum(depth.delayed for depth in before.queues) == 2
     assert {depth.oldest_at for depth in before.queues} == {None}
+
+
+async def test_jobs_of_a_paused_queue_are_counted_apart_and_wake_nobody(s):
+    await s.enqueue([NewJob(action_name=name, spec={}, queue="held") for name in ("a", "b")])
+    await s.enqueue([NewJob(action_name="a", spec={})])
+    await s.enqueue([NewJob(action_name="a", spec={}, queue="held", run_at=at(9e9))])
+    await s.store.update_queue(s.project.id, "held", {"paused": True})
+    found = samples(await rendering(s).render())
+    assert [of(found, "jobs", project="default", state=state) for state in metrics.JOB_STATES] == [1, 1, 2, 0]
+    assert of(found, "queue_jobs", project="default", queue="held") == 0
+    assert of(found, "queue_oldest_job_age_seconds", project="default", queue="held") == 0
+    await s.store.update_queue(s.project.id, "held", {"paused": False})
+    found = samples(await rendering(s).render())
+    assert [of(found, "jobs", project="default", state=state) for state in metrics.JOB_STATES] == [3, 1, 0, 0]
+    assert of(found, "queue_jobs", project="default", queue="held") == 2
+    assert of(found, "queue_oldest_job_age_seconds", project="default", queue="held") > 1e6
 
 
 async def test_commits_are_observed(s):

@@ -12,7 +12,10 @@ SELECT l.project_id, l.queue,
         SELECT 1 FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at > $1
         ORDER BY p.available_at LIMIT $2
     ) counted),
-    (SELECT min(available_at) FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at <= $1)
+    (SELECT min(available_at) FROM jobs_pending p WHERE p.lane_id = l.id AND p.available_at <= $1),
+    EXISTS (
+        SELECT 1 FROM queues q WHERE q.project_id = l.project_id AND q.name = l.queue AND q.paused_at IS NOT NULL
+    )
 FROM lanes l
 
 -- name: census_claimed
