@@ -10,8 +10,10 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
+from control_plane.certificate_dates import Validity, validity
 from control_plane.config import ConfigurationError
 from control_plane.domain.store import Store
+from control_plane.domain.times import rfc3339, to_microseconds
 from control_plane.services import Service
 from service_manager.credentials import others_can_read
 
@@ -20,6 +22,11 @@ HANDSHAKE_TIMEOUT = 10.0
 
 SHUTDOWN_TIMEOUT = 3.0
 """Seconds that a peer has to take part in the end of TLS."""
+
+NOTICE = to_microseconds(14 * 86_400.0)
+"""How long before its end a certificate is warned of."""
+
+_DAY = to_microseconds(86_400.0)
 
 _log = structlog.get_logger(__name__)
 
@@ -39,19 +46,29 @@ class Certificates:
     def __init__(self, files: CertificateFiles) -> None:
         self._files = files
         self._stamps = self._stat()
-        self._newest = _read(files)
-        self.context = _read(files)
+        self._newest, self.validity = _read(files)
+        self.context, _ = _read(files)
         self.context.sni_callback = self._take_newest
 
-    def renew(self) -> bool:
+    def renew(self, now: int) -> bool:
         """Read the files if they have changed; whether they were taken up. Raises ConfigurationError, and goes on with
-        what there was."""
+        what there was: also when that is valid now, and what is new is not."""
         stamps = self._stat()
         if stamps == self._stamps:
             return False
-        self._newest = _read(self._files)
-        self._stamps = stamps
+        newest, dates = _read(self._files)
+        fault = dates.fault(now)
+        if fault and not self.validity.fault(now):
+            raise ConfigurationError(f"{self._files.certificate} {fault}, and the certificate in use is valid")
+        self._newest, self.validity, self._stamps = newest, dates, stamps
         return True
+
+    def warning(self, now: int) -> str:
+        """What an operator should know of the certificate in use; empty: nothing."""
+        fault = self.validity.fault(now)
+        if not fault and now > self.validity.not_after - NOTICE:
+            fault = f"expires at {rfc3339(self.validity.not_after)}"
+        return fault and f"{self._files.certificate} {fault}"
 
     def _take_newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         # Called in every handshake, whether the peer names a host or not.
@@ -75,17 +92,28 @@ class CertificateWatchConfig(Struct, frozen=True, kw_only=True):
 
 
 class CertificateWatch(Service):
-    """Takes renewed files up. What is wrong with them is said once."""
+    """Takes renewed files up. What is wrong with them is said once; that the certificate in use has expired, or soon
+    will, once a day."""
 
     def __init__(self, store: Store, certificates: Certificates, config: CertificateWatchConfig) -> None:
         super().__init__(store, config.interval)
         self._certificates = certificates
         self._said = ""
+        self._warned = ""
+        self._warned_at = 0
 
-    async def run_once(self, now: int) -> None:  # noqa: ARG002 - the shape of a service
+    async def run_once(self, now: int) -> None:
         """One look."""
+        self._take_up(now)
+        warning = self._certificates.warning(now)
+        if warning and (warning != self._warned or now - self._warned_at >= _DAY):
+            _log.warning("renew the TLS certificate", reason=warning)
+            self._warned_at = now
+        self._warned = warning
+
+    def _take_up(self, now: int) -> None:
         try:
-            renewed = self._certificates.renew()
+            renewed = self._certificates.renew(now)
         except ConfigurationError as error:
             if str(error) != self._said:
                 _log.warning("renewed certificate not taken up", reason=str(error))
@@ -100,7 +128,7 @@ def _paths(files: CertificateFiles) -> list[Path]:
     return [path for path in (files.certificate, files.key, files.client_ca) if path is not None]
 
 
-def _read(files: CertificateFiles) -> ssl.SSLContext:
+def _read(files: CertificateFiles) -> tuple[ssl.SSLContext, Validity]:
     for path in _paths(files):
         _check_readable(path)
     secret = files.key or files.certificate
@@ -114,6 +142,7 @@ def _read(files: CertificateFiles) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(files.certificate, files.key, password=_refuse_to_ask_for_a_password)
+        dates = validity(files.certificate.read_text("latin-1"))
     except (OSError, ValueError) as error:
         where = f"{files.certificate} and {files.key or 'itself'}"
         raise ConfigurationError(
@@ -125,7 +154,7 @@ def _read(files: CertificateFiles) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{files.client_ca} holds no certificates in PEM format") from error
         context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return context, dates
 
 
 def _check_readable(path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,23 @@ from websockets.asyncio.client import connect
 
 from control_plane import certificates as certificates_module
 from control_plane import server as server_module
+from control_plane.certificate_dates import Validity, validity
 from control_plane.certificates import CertificateFiles, Certificates, CertificateWatch, CertificateWatchConfig
 from control_plane.config import ConfigurationError
+from control_plane.domain.times import to_microseconds
 from tests.support.certificates import Certificates as Authority
 from tests.support.control_plane_server import DEADLINE, Serving, answer_to, next_of, serving
 
 WORKERS = "/v1/projects/default/workers/socket"
+
+
+def at(year: int, month: int = 1, day: int = 1, hour: int = 0) -> datetime:
+    return datetime(year, month, day, hour, tzinfo=UTC)
+
+
+def watching(certificates: Certificates) -> CertificateWatch:
+    store: Any = None
+    return CertificateWatch(store, certificates, CertificateWatchConfig())
 
 
 @pytest.fixture
@@ -181,12 +193,76 @@ async def test_what_is_wrong_with_renewed_files_is_said_once(
     # Whoever has configured the log before has bound it to an output of his own.
     said = CapturingLogger()
     monkeypatch.setattr(certificates_module, "_log", said)
-    certificate, key = authority.write_server()
+    certificate, key = authority.write_server(not_before=at(2026), not_after=at(2027))
     certificates = Certificates(CertificateFiles(certificate=certificate, key=key))
-    store: Any = None
-    watch = CertificateWatch(store, certificates, CertificateWatchConfig())
-    await watch.run_once(0)
+    watch = watching(certificates)
+    now = to_microseconds(at(2026, 6).timestamp())
+    await watch.run_once(now)
     key.unlink()
     for _ in range(3):
-        await watch.run_once(0)
+        await watch.run_once(now)
     assert [call.args for call in said.calls] == [("renewed certificate not taken up",)]
+
+
+async def test_a_renewal_that_is_not_valid_now_does_not_replace_a_certificate_that_is(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = CapturingLogger()
+    monkeypatch.setattr(certificates_module, "_log", said)
+    certificate, key = authority.write_server(not_before=at(2026), not_after=at(2027))
+    certificates = Certificates(CertificateFiles(certificate=certificate, key=key))
+    watch = watching(certificates)
+    for first, last, fault in (
+        (at(2025), at(2026), "expired at 2026-01-01T00:00:00Z"),
+        (at(2026, 9), at(2028), "is not valid before 2026-09-01T00:00:00Z"),
+    ):
+        authority.write_server(not_before=first, not_after=last)
+        await watch.run_once(to_microseconds(at(2026, 6).timestamp()))
+        assert certificates.validity.not_after == to_microseconds(at(2027).timestamp())
+        reason = f"{certificate} {fault}, and the certificate in use is valid"
+        assert [call.kwargs for call in said.calls] == [{"reason": reason}]
+        said.calls.clear()
+    # Its time comes.
+    await watch.run_once(to_microseconds(at(2026, 9).timestamp()))
+    assert certificates.validity.not_after == to_microseconds(at(2028).timestamp())
+    assert [call.args for call in said.calls] == [("renewed certificate taken up",)]
+
+
+async def test_the_end_of_the_certificate_in_use_is_warned_of_once_a_day(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = CapturingLogger()
+    monkeypatch.setattr(certificates_module, "_log", said)
+    certificate, key = authority.write_server(not_before=at(2026), not_after=at(2026, 3, 15))
+    watch = watching(Certificates(CertificateFiles(certificate=certificate, key=key)))
+    for day, words in (
+        (at(2026, 3, 1), None),
+        (at(2026, 3, 1, 1), f"{certificate} expires at 2026-03-15T00:00:00Z"),
+        (at(2026, 3, 2), None),
+        (at(2026, 3, 2, 1), f"{certificate} expires at 2026-03-15T00:00:00Z"),
+        # Other news are said at once.
+        (at(2026, 3, 15), f"{certificate} expires at 2026-03-15T00:00:00Z"),
+        (at(2026, 3, 15, 1), f"{certificate} expired at 2026-03-15T00:00:00Z"),
+        (at(2026, 3, 15, 2), None),
+    ):
+        await watch.run_once(to_microseconds(day.timestamp()))
+        assert [call.kwargs for call in said.calls] == ([{"reason": words}] if words else [])
+        said.calls.clear()
+    # While nothing valid is served, anything new is an improvement.
+    authority.write_server(not_before=at(2026), not_after=at(2026, 3, 16))
+    await watch.run_once(to_microseconds(at(2026, 3, 20).timestamp()))
+    assert [call.args[0] for call in said.calls] == ["renewed certificate taken up", "renew the TLS certificate"]
+    assert said.calls[-1].kwargs == {"reason": f"{certificate} expired at 2026-03-16T00:00:00Z"}
+
+
+@pytest.mark.parametrize("last", [datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(2051, 6, 1, tzinfo=UTC)])
+def test_dates_before_and_after_2050_are_written_differently(authority: Authority, last: datetime) -> None:
+    certificate, _ = authority.write_server(not_before=at(1999), not_after=last)
+    found = validity("subject=/CN=what openssl puts in front\n" + certificate.read_text())
+    assert found == Validity(to_microseconds(at(1999).timestamp()), to_microseconds(last.timestamp()))
+
+
+@pytest.mark.parametrize("pem", ["", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"])
+def test_what_is_no_certificate_has_no_dates(pem: str) -> None:
+    with pytest.raises(ValueError, match="no certificate"):
+        validity(pem)

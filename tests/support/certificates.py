@@ -1,6 +1,7 @@
 """Certificates made by the test: an authority, a server's and a client's, as contexts and as files."""
 
 import ssl
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -40,9 +41,11 @@ class Certificates:
         self._authority.issue_cert("elsewhere.test").configure_cert(context)
         return context
 
-    def write_server(self, name: str = "server") -> tuple[Path, Path]:
+    def write_server(
+        self, name: str = "server", *, not_before: datetime | None = None, not_after: datetime | None = None
+    ) -> tuple[Path, Path]:
         """A new certificate of the server's and its key as files; whoever reads them meanwhile may see halves."""
-        issued = self._authority.issue_cert(HOST, "localhost", "127.0.0.1")
+        issued = self._authority.issue_cert(HOST, "localhost", "127.0.0.1", not_before=not_before, not_after=not_after)
         certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}-key.pem"
         certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         key.touch(mode=0o600)
