@@ -14,14 +14,9 @@ from control_plane.certificate_dates import Validity, validity
 from control_plane.config import ConfigurationError
 from control_plane.domain.store import Store
 from control_plane.domain.times import rfc3339, to_microseconds
+from control_plane.handshakes import reason
 from control_plane.services import Service
 from service_manager.credentials import others_can_read
-
-HANDSHAKE_TIMEOUT = 10.0
-"""Seconds from the connection to the end of its TLS handshake."""
-
-SHUTDOWN_TIMEOUT = 3.0
-"""Seconds that a peer has to take part in the end of TLS."""
 
 NOTICE = to_microseconds(14 * 86_400.0)
 """How long before its end a certificate is warned of."""
@@ -146,7 +141,7 @@ def _read(files: CertificateFiles) -> tuple[ssl.SSLContext, Validity]:
     except (OSError, ValueError) as error:
         where = f"{files.certificate} and {files.key or 'itself'}"
         raise ConfigurationError(
-            f"{where} hold no TLS certificate with its key, unencrypted, in PEM format ({_reason(error)})"
+            f"{where} hold no TLS certificate with its key, unencrypted, in PEM format ({reason(error)})"
         ) from error
     if files.client_ca is not None:
         try:
@@ -169,7 +164,3 @@ def _check_readable(path: Path) -> None:
 def _refuse_to_ask_for_a_password() -> str:
     """OpenSSL would ask at the terminal, and wait."""
     raise ValueError("the key is encrypted")
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", "") or error).replace("_", " ").lower()

@@ -17,8 +17,6 @@ import uvicorn
 
 from control_plane.bootstrap import ensure_key
 from control_plane.certificates import (
-    HANDSHAKE_TIMEOUT,
-    SHUTDOWN_TIMEOUT,
     CertificateFiles,
     Certificates,
     CertificateWatch,
@@ -26,6 +24,7 @@ from control_plane.certificates import (
 )
 from control_plane.config import ServeConfig
 from control_plane.domain.store import Committed, LeaseTerms, Store
+from control_plane.handshakes import FailedHandshakes, TlsListener
 from control_plane.hub import Hub
 from control_plane.key_holders import KeyHolders
 from control_plane.key_watch import KeyWatch, KeyWatchConfig
@@ -123,15 +122,16 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await self.lifespan.startup()
-        loop = asyncio.get_running_loop()
-        # uvicorn's own way has no limit for handshakes.
-        limits: dict[str, Any] = {}
-        if self._tls is not None:
-            limits = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
-        self.servers = [
-            await loop.create_server(self._protocol, sock=each, ssl=self._tls, backlog=self.config.backlog, **limits)
-            for each in sockets or []
-        ]
+        loop, tls = asyncio.get_running_loop(), self._tls
+        if tls is None:
+            backlog = self.config.backlog
+            self.servers = [
+                await loop.create_server(self._protocol, sock=each, backlog=backlog) for each in sockets or []
+            ]
+        else:
+            failures = FailedHandshakes(time.monotonic)
+            listeners: Any = [TlsListener(each, tls, self._protocol, failures) for each in sockets or []]
+            self.servers = listeners
         self.started = True
         self.on_listening()
 

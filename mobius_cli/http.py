@@ -373,17 +373,28 @@ class Mobius:
         if body is not None:
             headers["Content-Type"] = "application/json"
         content = None if body is None else _encoded(body)
+        answered = False
         try:
             async with self._client.stream(
                 method, path, params=params, content=content, headers=headers, timeout=limits
             ) as response:
+                answered = True
                 if not response.is_success:
                     raise self._refusal(response, await self._content(response))
                 yield response
         except httpx.TimeoutException as error:
             raise UnavailableError(f"{self.api_url} did not answer in time ({_reason(error)})") from error
         except httpx.HTTPError as error:
-            raise UnavailableError(f"cannot reach {self.api_url}: {_reason(error)}") from error
+            remedy = "" if answered else self._remedy(error)
+            raise UnavailableError(f"cannot reach {self.api_url}: {_reason(error)}{remedy}") from error
+
+    def _remedy(self, error: httpx.HTTPError) -> str:
+        """What a connection that ends without an answer is often for."""
+        if not isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+            return ""
+        if self.api_url.startswith("https:"):
+            return "; the server may ask for a client certificate (MOBIUS_CLIENT_CERTIFICATE_FILE)"
+        return "; if the server speaks TLS, its address begins with https://"
 
     async def _content(self, response: httpx.Response) -> bytes:
         content = bytearray()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidProxyStatus, InvalidStatus, ProxyError, WebSocketException
+from websockets.exceptions import InvalidMessage, InvalidProxyStatus, InvalidStatus, ProxyError, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Event
 
@@ -280,7 +280,7 @@ async def open_connection(where: Endpoint, key: ApiKey, receiver: Receiver) -> C
             raise UpgradeRefused(_REFUSALS[status]) from None
         raise ConnectionError(f"the control plane answered {status}") from None
     except (OSError, EOFError, ValueError, ConfigurationError, WebSocketException) as error:
-        raise ConnectionError(_sentence(error, proxy)) from None
+        raise ConnectionError(_sentence(error, where, proxy)) from None
     if not isinstance(opened, Connection) or opened.protocol.state is not OPEN:
         raise ConnectionError("closed as soon as it was open")
     opened.receiver = receiver
@@ -295,7 +295,7 @@ async def _tls(where: Endpoint, proxy: Proxy | None) -> dict[str, Any]:
     return {"ssl": context} | ({"proxy_ssl": context} if proxy is not None and proxy.url.startswith("https:") else {})
 
 
-def _sentence(error: Exception, proxy: Proxy | None) -> str:
+def _sentence(error: Exception, where: Endpoint, proxy: Proxy | None) -> str:
     """What went wrong, for people, without what the proxy's address may hold."""
     if isinstance(error, InvalidProxyStatus):
         return f"the proxy {proxy and proxy.shown} answered {error.response.status_code}"
@@ -307,4 +307,11 @@ def _sentence(error: Exception, proxy: Proxy | None) -> str:
             f"the certificate of the control plane is not trusted{through}: {error.verify_message or error}; if its "
             "authority is your own, name it in control_plane.ca_file or SSL_CERT_FILE"
         )
+    if isinstance(error, InvalidMessage):
+        remedy = (
+            "it may ask for a client certificate (control_plane.client_certificate_file)"
+            if where.is_encrypted
+            else "if TLS is spoken there, api_url begins with https://"
+        )
+        return f"the control plane gave no HTTP answer{through}; {remedy}"
     return (str(error) or type(error).__name__) + through

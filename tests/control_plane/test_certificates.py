@@ -1,6 +1,7 @@
 """TLS of the control plane over real sockets: who gets in, what is taken up, and what a slow or foreign peer costs."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import ssl
@@ -16,7 +17,7 @@ from structlog.testing import CapturingLogger
 from websockets.asyncio.client import connect
 
 from control_plane import certificates as certificates_module
-from control_plane import server as server_module
+from control_plane import handshakes
 from control_plane.certificate_dates import Validity, validity
 from control_plane.certificates import CertificateFiles, Certificates, CertificateWatch, CertificateWatchConfig
 from control_plane.config import ConfigurationError
@@ -114,6 +115,44 @@ async def test_a_client_certificate_that_is_asked_for(tmp_path: Path, authority:
                     await http.get("/healthz")
 
 
+@pytest.mark.parametrize("with_strange_certificate", [False, True])
+async def test_who_does_not_come_in_is_logged_with_the_reason(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, with_strange_certificate: bool
+) -> None:
+    said = CapturingLogger()
+    monkeypatch.setattr(handshakes, "_log", said)
+    async with serving(tmp_path, **settings(authority, client_ca=True)) as plane:
+        context = authority.client_context()
+        if with_strange_certificate:
+            other = Authority(tmp_path / "other")
+            context.load_cert_chain(other.client_certificate_file, other.client_key_file)
+        reader, writer = await asyncio.open_connection("127.0.0.1", plane.port, ssl=context)
+        host, port = writer.get_extra_info("sockname")
+        async with asyncio.timeout(DEADLINE):
+            with contextlib.suppress(OSError):
+                assert await reader.read() == b""
+        writer.close()
+        (call,) = said.calls
+        assert call.args == ("TLS handshake failed",)
+        assert call.kwargs["peer"] == f"{host}:{port}"
+        expected = "certificate verify failed: unable to get" if with_strange_certificate else "did not return a certif"
+        assert expected in call.kwargs["reason"]
+
+
+def test_failed_handshakes_have_a_line_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = CapturingLogger()
+    monkeypatch.setattr(handshakes, "_log", said)
+    moments = iter([10.0, 10.1, 10.9, 11.0, 12.5])
+    failures = handshakes.FailedHandshakes(lambda: next(moments))
+    for number in range(5):
+        failures.failed(f"peer-{number}", ssl.SSLError(1, "[SSL] no"))
+    assert [(call.kwargs["peer"], call.kwargs["left_out"]) for call in said.calls] == [
+        ("peer-0", 0),
+        ("peer-3", 2),
+        ("peer-4", 0),
+    ]
+
+
 async def test_a_renewed_certificate_is_taken_up(tmp_path: Path, authority: Authority) -> None:
     async with serving(tmp_path, **settings(authority, client_ca=True)) as plane:
         context = authority.client_context(with_certificate=True)
@@ -148,7 +187,7 @@ async def test_a_renewed_certificate_is_taken_up(tmp_path: Path, authority: Auth
 async def test_a_peer_that_says_nothing_is_dropped(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT", 0.2)
     async with serving(tmp_path, **settings(authority)) as plane:
         reader, writer = await asyncio.open_connection("127.0.0.1", plane.port)
         half, half_writer = await asyncio.open_connection("127.0.0.1", plane.port)

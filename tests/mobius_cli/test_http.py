@@ -225,7 +225,7 @@ BUSY = (
         (answering(b'HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{"items": 3}'), "no list of items"),
         (answering(b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n"), "500 without a Mobius error"),
         (answering(b"not http at all\r\n\r\n"), "cannot reach"),
-        (answering(b""), "cannot reach"),
+        (answering(b""), "cannot reach .*begins with https://"),
         (answering(BUSY), "wait"),
         (silent, "did not answer within 0.3 s"),
         (endless, "more than 1000000 bytes"),

@@ -105,7 +105,7 @@ async def test_files_are_read_again_at_every_connect(certificates: Certificates,
 async def test_a_certificate_of_the_workers_own_is_shown_where_it_is_asked_for(certificates: Certificates) -> None:
     async with scripted_server(certificates.server(asks_for_a_certificate=True)) as server:
         anonymous = TlsFiles(ca_file=certificates.ca_file)
-        assert await refused(server.url, anonymous)
+        assert "client certificate (control_plane.client_certificate_file)" in await refused(server.url, anonymous)
         files = TlsFiles(
             ca_file=certificates.ca_file,
             client_certificate_file=certificates.client_certificate_file,
@@ -118,6 +118,11 @@ async def test_a_server_that_speaks_no_tls_is_a_connection_error(certificates: C
     async with scripted_server() as server:
         plain = server.url.replace("http:", "https:")
         assert await refused(plain, TlsFiles(ca_file=certificates.ca_file))
+
+
+async def test_plain_http_to_a_server_that_speaks_tls_says_so(certificates: Certificates) -> None:
+    async with scripted_server(certificates.server()) as server:
+        assert "https://" in await refused(server.url.replace("https:", "http:"))
 
 
 # --- a proxy on the way -----------------------------------------------------------------------------------------------
