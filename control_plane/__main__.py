@@ -199,7 +199,8 @@ def migrate_command(store: str, store_password_file: Path | None, log_level: str
     """Bring the store's tables up to date; `serve` does the same when it starts."""
     log.configure(log_level)
     before, after = run(maintenance.migrate(store, chosen_password_file(store, store_password_file)))
-    click.echo(f"schema {after}, as it was" if before == after else f"schema {before} -> {after}")
+    changed = f"schema {before} -> {after}" if before else f"schema {after}, in a new store"
+    click.echo(f"schema {after}, as it was" if before == after else changed)
 
 
 @cli.command("check")

@@ -14,7 +14,7 @@ from control_plane.errors import StoreInUse, StoreRefused
 from control_plane.store.postgres_connections import FAULTS, Connection, Database
 from control_plane.store.postgres_migrations import migrate
 from control_plane.store.postgres_replicas import GONE_AFTER
-from control_plane.store.sqlite import SqliteStore
+from control_plane.store.sqlite import SqliteStore, require_file
 
 CHUNK = 2000
 """Rows that are read and written at a time."""
@@ -28,7 +28,7 @@ _NOT_OURS = ("sqlite_", SINGLETON)
 async def copy(source: Path, database: Database) -> dict[str, int]:
     """Rows by table. The source keeps its rows. Raises StoreInUse while a control plane serves either of them,
     StoreRefused when the target is not empty, StoreUnavailable."""
-    _check_source(source)
+    require_file(source)
     # Open, it is locked and of our schema.
     opened = SqliteStore(source, LeaseTerms())
     try:
@@ -45,11 +45,6 @@ async def copy(source: Path, database: Database) -> dict[str, int]:
             connection.terminate()
     finally:
         await opened.close()
-
-
-def _check_source(path: Path) -> None:
-    if not path.exists():
-        raise StoreRefused(f"store {path}: No such file or directory")
 
 
 class _Copy:

@@ -105,7 +105,8 @@ _log = structlog.get_logger("control_plane.store")
 
 
 class SqliteStore:
-    """control_plane.domain.store.Store on the file at `path`, made with mode 0600 when it does not exist."""
+    """control_plane.domain.store.Store on the file at `path`, made with mode 0600 when it does not exist (but not for
+    who is `shared`: a tool with a wrong name would work on a store of its own)."""
 
     replicated = False
 
@@ -184,6 +185,8 @@ class SqliteStore:
                 f"SQLite {apsw.sqlite_lib_version()} can corrupt databases in WAL mode; {oldest} or newer is needed: "
                 "install the apsw package from PyPI, which brings its own"
             )
+        if self._shared:
+            require_file(self.path)
         try:
             self._lock = _lock(self.path, shared=self._shared)
             # Made here and not by SQLite, so that the file and what SQLite puts beside it are for the owner alone.
@@ -714,6 +717,12 @@ def _identity(path: str | Path) -> _FileIdentity:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def require_file(path: Path) -> None:
+    """For those who have no use for an empty store. Raises StoreRefused."""
+    if not path.exists():
+        raise StoreRefused(f"store {path}: No such file or directory; `serve` and `migrate` make one")
 
 
 def _lock(path: Path, *, shared: bool) -> int | None:

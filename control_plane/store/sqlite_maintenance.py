@@ -10,7 +10,7 @@ import apsw
 from control_plane.domain.store import LeaseTerms
 from control_plane.errors import CannotCreate, StoreRefused, StoreUnavailable
 from control_plane.store.audit import Finding, finding, questions
-from control_plane.store.sqlite import BUSY_TIMEOUT, SqliteStore
+from control_plane.store.sqlite import BUSY_TIMEOUT, SqliteStore, require_file
 from control_plane.store.statements import load_migrations
 
 
@@ -70,8 +70,7 @@ def _version(path: Path) -> int:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[apsw.Connection]:
     try:
-        if not path.exists():
-            raise StoreRefused(f"store {path}: No such file or directory")
+        require_file(path)
         # Not query_only: VACUUM INTO counts as writing, though it does not touch this file.
         with contextlib.closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
             connection.set_busy_timeout(BUSY_TIMEOUT)

@@ -62,6 +62,10 @@ def plane(tmp_path: Path) -> Iterator[ControlPlaneProcess]:
         (["serve", "--store", "sqlite:x.db", "--lease-duration", "10s"], 78, ["twice"]),
         (["serve", "--store", "mysql://x", "--listen", "127.0.0.1:0"], 78, ["mysql"]),
         (["keys", "create", "--store", "sqlite:x.db", "--project", "Not A Handle"], 78, ["--project"]),
+        (["keys", "create", "--store", "sqlite:typo.db", "--project", "default"], 78, ["typo.db: No such", "`serve`"]),
+        (["keys", "list", "--store", "sqlite:typo.db", "--project", "default"], 78, ["typo.db: No such", "`serve`"]),
+        (["projects", "create", "lab", "--store", "sqlite:typo.db"], 78, ["typo.db: No such", "`migrate`"]),
+        (["check", "--store", "sqlite:typo.db"], 78, ["typo.db: No such", "`migrate`"]),
     ],
 )
 def test_a_wrong_command_line(
@@ -342,7 +346,7 @@ def test_migrate_check_and_backup(plane: ControlPlaneProcess) -> None:
     refused(run("backup", *store, "--to", str(copy)), 73, "File exists")
     plane.terminate()
     assert run("migrate", *store).stdout.endswith(", as it was\n")
-    refused(run("check", "--store", f"sqlite://{plane.directory}/nowhere.db"), 78, "nowhere.db")
+    assert run("migrate", "--store", f"sqlite://{plane.directory}/other.db").stdout.endswith(", in a new store\n")
 
 
 def test_a_store_that_is_not_as_it_should_be(plane: ControlPlaneProcess) -> None:
