@@ -46,7 +46,7 @@ from control_plane.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from control_plane.key_commands import keys_group
+from control_plane.key_commands import TOOLS_LOG, keys_group
 from control_plane.parent import Parent, inherited_pipe
 from control_plane.server import ControlPlane, tune_the_interpreter
 from control_plane.store import maintenance
@@ -178,6 +178,7 @@ cli.add_command(keys_group)
 @cli.group("projects")
 def projects_group() -> None:
     """Projects."""
+    log.configure(TOOLS_LOG)
 
 
 @projects_group.command("create")
@@ -234,6 +235,7 @@ def copy_command(source: str, target: str, store_password_file: Path | None) -> 
 
     The file keeps its rows. Serve the database next: whoever holds a job has a lease duration from that start on.
     """
+    log.configure(TOOLS_LOG)
     copied = run(maintenance.copy(source, target, chosen_password_file(target, store_password_file)))
     for table, number in copied.items():
         click.echo(f"{number:>12} {table}")

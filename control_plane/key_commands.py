@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from control_plane import log
 from control_plane.config import ConfigurationError, parse_duration, parse_handle
 from control_plane.domain import api_keys
 from control_plane.domain.model import ApiKey
@@ -19,6 +20,9 @@ from control_plane.keys import hash_secret, key_for_project
 from control_plane.store_options import opened_store, run, store_options, with_store
 
 T = TypeVar("T")
+TOOLS_LOG = "info"
+"""Level of what commands log, which has no option there: on standard error, so that scripts read the result alone."""
+
 LONGEST_LIFETIME = 36_500 * 86_400.0
 
 _project_option = click.option("--project", required=True, metavar="HANDLE", help="The one project of the key.")
@@ -31,6 +35,7 @@ _new_expiry_option = click.option(
 @click.group("keys")
 def keys_group() -> None:
     """API keys. A server that is running notices within seconds."""
+    log.configure(TOOLS_LOG)
 
 
 @keys_group.command("create")

@@ -368,12 +368,28 @@ def test_from_a_file_to_a_server(plane: ControlPlaneProcess, cluster: Cluster) -
     copy = ("copy", "--from", plane.store_url, "--to", url)
     refused(run(*copy), 73, "in use by another control plane")
     plane.terminate()
-    assert "1 automations" in run(*copy).stdout
+    copied = run(*copy)
+    assert "1 automations" in copied.stdout
+    assert "schema migrated" in copied.stderr
+    assert "schema migrated" not in copied.stdout
     refused(run(*copy), 78, "is not empty")
     moved = ControlPlaneProcess(plane.directory, store_url=url, key_file=plane.key_file)
     with moved, moved.http() as http:
         assert http.get("/v1/projects/default/automations/a").json()["name"] == "A"
         assert run("check", "--store", url).stdout.count("ok ") >= 5
+    cluster.drop_database(database)
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [(["projects", "create", "lab"], "proj_"), (["keys", "list", "--project", "default"], "")],
+)
+def test_what_a_command_logs_is_no_part_of_its_result(command: list[str], result: str, cluster: Cluster) -> None:
+    database = cluster.new_database()
+    told = run(*command, "--store", cluster.url(database))
+    assert "schema migrated" in told.stderr
+    assert told.stdout.strip().startswith(result)
+    assert len(told.stdout.split()) == (1 if result else 0)
     cluster.drop_database(database)
 
 
