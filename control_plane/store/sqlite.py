@@ -728,7 +728,7 @@ def require_file(path: Path) -> None:
 def _lock(path: Path, *, shared: bool) -> int | None:
     """A lock that dies with the process; None when `shared` and a control plane has it. SQLite's own locks would be
     lost with any other descriptor of the file."""
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _lock_file(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -739,6 +739,30 @@ def _lock(path: Path, *, shared: bool) -> int | None:
             f"store {path} is in use by another control plane; stop that one, or name another file"
         ) from error
     return descriptor
+
+
+def _lock_file(path: Path) -> int:
+    """For whoever may open the database: root, beside a service of another user, leaves it no lock of root's own."""
+    name = f"{path}.lock"
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        pass
+    except PermissionError as error:
+        raise StoreRefused(f"store {path}: its lock file {name} cannot be made: {error.strerror}") from error
+    else:
+        # Of what we have made ourselves alone: a name that was there may lead to any file.
+        if os.geteuid() == 0 and path.exists():
+            found = path.stat()
+            os.fchmod(descriptor, found.st_mode & 0o666)
+            os.fchown(descriptor, found.st_uid, found.st_gid)
+        return descriptor
+    try:
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise StoreRefused(
+            f"store {path}: its lock file {name} cannot be opened: {error.strerror}; give it the database's owner"
+        ) from error
 
 
 def _migrate(connection: apsw.Connection, path: Path, *, alone: bool) -> None:

@@ -464,6 +464,44 @@ def test_every_statement_can_be_prepared(path):
     connection.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work for somebody else")
+async def test_a_lock_that_root_makes_belongs_to_the_databases_owner(path):
+    async with scenario(SqlitePlace(path)):
+        pass
+    lock = path.with_name(f"{path.name}.lock")
+    lock.unlink()
+    os.chown(path, 4711, 4712)
+    path.chmod(0o640)
+    async with scenario(SqlitePlace(path), prepared=False):
+        made = lock.stat()
+        assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (4711, 4712, 0o640)
+    # One that was there stays as it is, wherever it leads.
+    other = path.with_name("other")
+    other.touch(0o600)
+    lock.unlink()
+    lock.symlink_to(other)
+    async with scenario(SqlitePlace(path), prepared=False):
+        found = other.stat()
+        assert (found.st_uid, found.st_mode & 0o777) == (0, 0o600)
+
+
+@pytest.mark.parametrize(("is_there", "words"), [(True, "cannot be opened"), (False, "cannot be made")])
+async def test_a_lock_that_we_may_not_have_is_named(path, monkeypatch, is_there, words):
+    lock = path.with_name(f"{path.name}.lock")
+    if is_there:
+        lock.touch()
+    opened = os.open
+
+    def guarded(name, flags, *mode):
+        # As for a user whom neither file nor directory belongs to; root may open everything.
+        if name == str(lock) and not (is_there and flags & os.O_EXCL):
+            raise PermissionError(13, "Permission denied", name)
+        return opened(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", guarded)
+    await refused(path, f"its lock file {lock} {words}: Permission denied")
+
+
 # --- the clock
 
 
