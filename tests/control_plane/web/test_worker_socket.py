@@ -433,7 +433,7 @@ async def test_a_socket_that_waits_for_its_turn_is_not_silent(plane: Serving, mo
     second.transport.abort()
 
 
-async def test_large_messages_keep_their_place(plane: Serving) -> None:
+async def test_large_messages_and_what_follows_them_are_taken(plane: Serving) -> None:
     project = await plane.store.project("default")
     await plane.store.enqueue(project.id, [NewJob(action_name="a", spec={"parameters": {}})] * 3)
     async with plane.worker() as worker:
@@ -444,8 +444,8 @@ async def test_large_messages_keep_their_place(plane: Serving) -> None:
             token = {"job_id": job["id"], "lease_token": job["lease_token"]}
             frame = {"type": "job.report", "message_id": f"r-{number}", "result": result, **token}
             await worker.send(json.dumps(frame))
-        acks = [(await next_of(worker, "job.report.ack"))["message_id"] for _ in jobs]
-        assert acks == ["r-0", "r-1", "r-2"]
+        acks = {(await next_of(worker, "job.report.ack"))["message_id"] for _ in jobs}
+        assert acks == {"r-0", "r-1", "r-2"}
     for number, job in enumerate(jobs):
         stored = await plane.store.job(project.id, job["id"])
         assert (stored.status, stored.result["number"]) == ("completed", number)
