@@ -193,9 +193,12 @@ class ControlPlane:
         )
         wakeups = Wakeups(store, self._listener, WakeupsConfig())
         timers = Timers(store, TimersConfig())
+        # Whoever heartbeats twice in a lease has a quarter of it left when he was not heard for a quarter.
+        overslept_after = terms.lease_duration / 4
+        sweeping = SessionSweeperConfig(overslept_after=overslept_after)
         self._services: list[Service] = [
-            Reaper(store, ReaperConfig(), observations.reaped),
-            SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, SessionSweeperConfig()),
+            Reaper(store, ReaperConfig(overslept_after=overslept_after), observations.reaped),
+            SessionSweeper(store, self.hub.take_seen, self.hub.live_sessions, sweeping),
             wakeups,
             KeyWatch(store, holders, KeyWatchConfig()),
             Retention(store, _retention(config), observations.retired),

@@ -19,6 +19,7 @@ from control_plane.domain.retention import Retired
 from control_plane.domain.store import COUNTED_UP_TO, Committed, JobClaimable, Listener, Reaped, Store, TimerArmed
 from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreUnavailable
+from control_plane.rounds import Rounds
 from service_manager.notify import Notifier
 
 _log = structlog.get_logger("control_plane.services")
@@ -82,24 +83,61 @@ class Service(ABC):
                     await self._woken.wait()
 
 
+def _seconds_since_boot() -> float:
+    """The machine's suspends count."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Judge(Service):
+    """A service that takes something from whoever was not heard. `overslept_after`: so many seconds late, a round finds
+    everybody silent because nobody could be heard, and all get one lease duration more."""
+
+    def __init__(
+        self, store: Store, interval: float, overslept_after: float, seconds: Callable[[], float] = _seconds_since_boot
+    ) -> None:
+        super().__init__(store, interval)
+        self._rounds = Rounds(interval, overslept_after)
+        self._seconds = seconds
+
+    def judge(self) -> None:
+        """To be called before anything is taken."""
+        overslept = self._rounds.begin(self._seconds())
+        if overslept:
+            self.store.postpone_lapses()
+            _log.warning(
+                "this process stood still, or its machine slept: leases get one lease duration of grace",
+                service=type(self).__name__,
+                seconds=round(overslept, 1),
+            )
+
+
 class ReaperConfig(Struct, frozen=True, kw_only=True):
-    """`interval` in seconds; at most `limit` jobs of each deadline a transaction."""
+    """`interval` and `overslept_after` (see Judge) in seconds; at most `limit` jobs of each deadline a transaction."""
 
     interval: float = 1.0
+    overslept_after: float = 15.0
     limit: int = 500
 
 
-class Reaper(Service):
+class Reaper(Judge):
     """Takes back lapsed leases, ends what ran too long, renews what waited too long; `observe` is told what it did."""
 
-    def __init__(self, store: Store, config: ReaperConfig, observe: Callable[[Reaped], None] = lambda _: None) -> None:
-        super().__init__(store, config.interval)
+    def __init__(
+        self,
+        store: Store,
+        config: ReaperConfig,
+        observe: Callable[[Reaped], None] = lambda _: None,
+        seconds: Callable[[], float] = _seconds_since_boot,
+    ) -> None:
+        super().__init__(store, config.interval, config.overslept_after, seconds)
         self._observe = observe
         self._limit = config.limit
 
     async def run_once(self, now: int) -> None:
         """Sweep until a sweep finds less than its limit."""
         while True:
+            # Before each: a round with much to do may be long.
+            self.judge()
             reaped = await self.store.reap(limit=self._limit, now=now)
             self._observe(reaped)
             if reaped.leases_lapsed or reaped.executions_timed_out or reaped.pending_renewed:
@@ -114,13 +152,15 @@ class Reaper(Service):
 
 
 class SessionSweeperConfig(Struct, frozen=True, kw_only=True):
-    """Seconds. A session without a live socket ends `end_after` seconds after it was last seen."""
+    """Seconds. A session without a live socket ends `end_after` seconds after it was last seen. `overslept_after`: see
+    Judge."""
 
     interval: float = 5.0
+    overslept_after: float = 15.0
     end_after: float = 600.0
 
 
-class SessionSweeper(Service):
+class SessionSweeper(Judge):
     """Writes when sessions were last seen, and ends those of which nothing has been seen for long.
 
     `take_seen` gives the ids of the sessions seen since it was last asked (Hub.take_seen), `live` those with an open
@@ -133,14 +173,16 @@ class SessionSweeper(Service):
         take_seen: Callable[[], Sequence[str]],
         live: Callable[[], Sequence[str]],
         config: SessionSweeperConfig,
+        seconds: Callable[[], float] = _seconds_since_boot,
     ) -> None:
-        super().__init__(store, config.interval)
+        super().__init__(store, config.interval, config.overslept_after, seconds)
         self._take_seen = take_seen
         self._live = live
         self._end_after = to_microseconds(config.end_after)
 
     async def run_once(self, now: int) -> None:
         """Write what was seen, then end what was not."""
+        self.judge()
         seen = self._take_seen()
         if seen:
             await self.store.sessions_seen(dict.fromkeys(seen, now))

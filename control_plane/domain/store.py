@@ -589,7 +589,8 @@ class Store(Protocol):
         """Change what is given; one that ends so was drained. An unknown session is no error (its row was retired)."""
 
     async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
-        """End the sessions last seen before `unseen_since` (microseconds), but for those ids; returns how many."""
+        """End the sessions last seen before `unseen_since` (microseconds), but for those ids; returns how many. No
+        session ends while no lease may lapse (see reap): who lost his socket must be able to come back first."""
 
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:
         """Rows not ended, or ended with jobs still in hand; newest first."""
@@ -717,7 +718,11 @@ class Store(Protocol):
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
         """One sweep over the three deadlines, at most `limit` jobs of each. No lease lapses in the first lease duration
-        after the store was opened or recovered from an outage (contract, "Obligations of a server")."""
+        after the store was opened or recovered from an outage (contract, "Obligations of a server"), nor after
+        postpone_lapses."""
+
+    def postpone_lapses(self) -> None:
+        """Nobody could heartbeat until now: no lease lapses before one lease duration from now."""
 
     async def next_available_at(self, *, now: int | None = None) -> int | None:
         """When the next job that is delayed at `now` becomes claimable, to time the wake-up; None when none waits."""

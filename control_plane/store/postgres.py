@@ -132,9 +132,9 @@ class PostgresStore:
         self._queries = Queries(statements)
         self._registry = Registry(self._known)
         self._keys = Keys(self._known)
-        self._pool = Pool(self.database, self._postpone_lapses)
+        self._pool = Pool(self.database, self.postpone_lapses)
         self._writer = Writer(
-            self.database, self._known, self._pool.run, self.now, self._jobs_finished, self._postpone_lapses
+            self.database, self._known, self._pool.run, self.now, self._jobs_finished, self.postpone_lapses
         )
         self._listener: Listener = _ignore
         self._leases_lapse_from = 0
@@ -153,7 +153,7 @@ class PostgresStore:
         self._listener = listener
         current, latest = await self._pool.run(lambda connection: connection.fetchrow(self._sql["clock"]))
         self._follow_the_clock(max(current, latest))
-        self._postpone_lapses()
+        self.postpone_lapses()
         if not self._shared:
             await self.replicas.start(listener)
         self._writer.start(self._announce)
@@ -194,12 +194,8 @@ class PostgresStore:
         self._clock.keep_above(database_time)
         if self._clock_known and self.now() - known > CLOCK_JUMP:
             _log.warning("the database's clock was set forward", seconds=(self.now() - known) / 1_000_000)
-            self._postpone_lapses()
+            self.postpone_lapses()
         self._clock_known = True
-
-    def _postpone_lapses(self) -> None:
-        """Nobody could heartbeat while the store was away: leases lapse a lease duration from now at the earliest."""
-        self._leases_lapse_from = self.now() + to_microseconds(self.terms.lease_duration)
 
     async def _read(self, query: Callable[..., Awaitable[ResultT]], *arguments: Any) -> ResultT:
         return await self._pool.run(lambda connection: query(connection, *arguments))
@@ -483,7 +479,7 @@ class PostgresStore:
     async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
         """See Store."""
         if (now if now is not None else self.now()) < self._leases_lapse_from:
-            return 0  # the store was away: other replicas could not write whom they have seen, either
+            return 0  # other replicas could not write whom they have seen, either
         ours = (self.replicas.id, self.replicas.gone_before)
         return await self._write(self._registry.end_sessions, unseen_since, except_for, ours, now=now)
 
@@ -721,6 +717,10 @@ class PostgresStore:
         reaped, facts = await self._pool.transact(sweep)
         self._announce(facts)
         return reaped
+
+    def postpone_lapses(self) -> None:
+        """See Store. Also when the store was away."""
+        self._leases_lapse_from = self.now() + to_microseconds(self.terms.lease_duration)
 
     async def next_available_at(self, *, now: int | None = None) -> int | None:
         """See Store."""

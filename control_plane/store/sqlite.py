@@ -126,7 +126,7 @@ class SqliteStore:
             partial(sqlite_enqueue.settle, self._known),
             self._before_commit,
             self._known.forget,
-            self._postpone_lapses,
+            self.postpone_lapses,
             self._clock,
         )
         self._lock: int | None = None
@@ -141,7 +141,7 @@ class SqliteStore:
     async def open(self, listener: Listener) -> None:
         """See Store.open. StoreRefused when trying again would change nothing."""
         connection = await asyncio.to_thread(self._open)
-        self._postpone_lapses()
+        self.postpone_lapses()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer.start(connection, listener)
 
@@ -259,10 +259,6 @@ class SqliteStore:
         connection.execute("UPDATE store_clock SET latest = ? WHERE latest < ?", (latest, latest))
         for session_id, job_seq in finished.items():
             connection.execute(self._known.sql["set_last_job"], (job_seq, session_id))
-
-    def _postpone_lapses(self) -> None:
-        """Nobody could heartbeat while the store was away: leases lapse a lease duration from now at the earliest."""
-        self._leases_lapse_from = self._clock.now() + to_microseconds(self.terms.lease_duration)
 
     async def _write(self, command: Callable[[Writing], ResultT], now: int | None) -> ResultT:
         return await self._writer.submit(command, now)
@@ -517,6 +513,8 @@ class SqliteStore:
 
     async def end_sessions(self, *, unseen_since: int, except_for: Sequence[str], now: int | None = None) -> int:
         """See Store."""
+        if (now if now is not None else self.now()) < self._leases_lapse_from:
+            return 0
         return await self._write(sqlite_registry.end_sessions(self._known, unseen_since, except_for), now)
 
     async def sessions(self, project_id: str, *, now: int | None = None) -> list[SessionView]:  # noqa: ARG002 - the port
@@ -692,6 +690,10 @@ class SqliteStore:
         """See Store."""
         command = sqlite_jobs.reap(self._known, limit, leases_lapse_from=self._leases_lapse_from)
         return await self._write(command, now)
+
+    def postpone_lapses(self) -> None:
+        """See Store. Also when the store was away."""
+        self._leases_lapse_from = self.now() + to_microseconds(self.terms.lease_duration)
 
     async def next_available_at(self, *, now: int | None = None) -> int | None:
         """See Store."""

@@ -95,6 +95,49 @@ async def test_the_sweeper_writes_who_was_seen_and_ends_who_was_not(s):
     assert (await s.store.session_by_token(s.project.id, cut_off.token_hash)).ended_at == at(601)
 
 
+class Hand:
+    """A clock that is set by hand: seconds, and what the store says at that moment."""
+
+    def __init__(self, s, monkeypatch):
+        self.seconds = 0.0
+        monkeypatch.setattr(s.store, "now", lambda: at(self.seconds))
+
+    def __call__(self):
+        return self.seconds
+
+
+async def test_a_reaper_that_overslept_takes_no_lease_before_its_holder_could_be_heard(s, monkeypatch):
+    hand = Hand(s, monkeypatch)
+    reaper = Reaper(s.store, ReaperConfig(overslept_after=15.0), seconds=hand)
+
+    async def round_at(seconds):
+        hand.seconds = seconds
+        await reaper.run_once(at(seconds))
+
+    await s.publish("a", [action()])
+    for _ in range(2):
+        await s.start("a")
+    heard, silent = await s.claim(now=0)
+    await round_at(0.0)
+    await round_at(LEASE + 8)
+    assert [(await s.job(lease)).status for lease in (heard, silent)] == ["claimed", "claimed"]
+    await s.heartbeat(heard, now=LEASE + 9)
+    await round_at(LEASE + 9)
+    # In time as they are now, rounds take whom nobody hears when the grace is over.
+    for seconds in range(10, 69):
+        await round_at(LEASE + seconds)
+    assert [(await s.job(lease)).error_type for lease in (heard, silent)] == [None, "LeaseLapsed"]
+
+
+async def test_a_sweeper_that_overslept_ends_no_session_before_it_could_come_back(s, monkeypatch):
+    hand = Hand(s, monkeypatch)
+    sweeper = SessionSweeper(s.store, list, list, SessionSweeperConfig(end_after=600), seconds=hand)
+    for seconds in (0, *range(700, 765, 5)):
+        hand.seconds = seconds
+        await sweeper.run_once(at(seconds))
+        assert len(await s.store.sessions(s.project.id)) == (seconds < 700 + LEASE)
+
+
 async def test_delayed_jobs_are_announced_when_they_are_due(s):
     await s.publish("a", [action(retry={"max_attempts": 3, "delay": "5s"})])
     await s.start("a")

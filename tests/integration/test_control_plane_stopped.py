@@ -1,0 +1,48 @@
+"""The control plane stands still for longer than a lease, as when its machine sleeps, and goes on."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support import automations
+from tests.support.control_plane_process import ControlPlaneProcess
+from tests.support.raw_worker import RawWorker
+
+LEASE = 4.0
+
+
+def test_who_comes_back_after_its_next_round_has_its_job_still(tmp_path: Path) -> None:
+    arguments = ("--lease-duration", f"{LEASE:g}s", "--heartbeat-cadence", "2s")
+    with ControlPlaneProcess(tmp_path, *arguments) as plane, plane.http() as http:
+        automations.publish(http, "a", [automations.action_step("one", "work")])
+        run = automations.start(http, "a")
+        with RawWorker(plane) as worker:
+            worker.register("w")
+            job = worker.claim("work")
+        os.kill(plane.pid, signal.SIGSTOP)
+        # What passes here is the fault itself.
+        time.sleep(1.5 * LEASE)
+        os.kill(plane.pid, signal.SIGCONT)
+        wait_for_lapse_or_grace(plane, http)
+        with RawWorker(plane) as worker:
+            worker.register("w")
+            worker.ask(claim_of(job) | {"type": "job.heartbeat"}, "job.heartbeat.ack")
+            worker.ask(claim_of(job) | {"type": "job.report", "result": {"n": 1}}, "job.report.ack")
+        finished = automations.finish(http, run)
+        assert (finished["status"], finished["result"]) == ("completed", {"one": {"n": 1}})
+
+
+def claim_of(job: dict[str, Any]) -> dict[str, Any]:
+    return {"job_id": job["id"], "lease_token": job["lease_token"], "message_id": "1"}
+
+
+def wait_for_lapse_or_grace(plane: ControlPlaneProcess, http: httpx.Client) -> None:
+    """Until its next round has looked at the leases."""
+    deadline = time.monotonic() + 30
+    while not any(said in plane.log() for said in ('"leases_lapsed": 1', "of grace")):
+        assert time.monotonic() < deadline, plane.log()
+        assert http.get("/healthz").status_code == 200
