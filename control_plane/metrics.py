@@ -1,7 +1,8 @@
 """Observations and a look at the store -> Prometheus. No label names a worker, a session or a job.
 
 What is counted is in memory; what there is now is one bounded look at the store, at most every CENSUS_MAX_AGE seconds
-however many ask, and never part of a claim's transaction.
+however many ask, and never part of a claim's transaction. It begins with a write: a store that can only be read accepts
+nothing.
 """
 
 import asyncio
@@ -80,6 +81,7 @@ class Metrics:
             if self._census is None or self._clock() >= self._census_at + CENSUS_MAX_AGE:
                 try:
                     async with asyncio.timeout(CENSUS_TIMEOUT):
+                        await self._store.ping()
                         census = await self._store.census(stale_before=self._store.now() - self._stale_after)
                 except (StoreUnavailable, TimeoutError):
                     return self._census or Census(now=0), False
@@ -108,7 +110,7 @@ class _Scrape(Collector):
         yield InfoMetricFamily("mobius_control_plane_build", "What runs.", value={"version": package_version()})
         yield GaugeMetricFamily(
             "mobius_control_plane_store_up",
-            "1 when the store answered this scrape; what it would have said has no samples otherwise.",
+            "1 when the store takes writes and answers; what it would have said has no samples otherwise.",
             value=float(self._store_up),
         )
         if self._store_up:

@@ -3,12 +3,14 @@ the fault is over the store works again."""
 
 import asyncio
 import os
+import re
 import threading
 
 import apsw
 import httpx
 import pytest
 
+from control_plane import metrics
 from control_plane.errors import StoreUnavailable
 from control_plane.web import api, app
 from tests.support.control_plane_server import ask, next_of, register, serving
@@ -241,6 +243,24 @@ async def test_clients_are_told_and_workers_get_no_answer_that_is_not_true(tmp_p
         assert (await http.get("/readyz")).status_code == 200
         assert (await http.post(START, json={})).status_code == 202
         await next_of(worker, "work.available")
+
+
+async def store_up(http):
+    (said,) = re.findall(r"^mobius_control_plane_store_up (.*)$", (await http.get("/metrics")).text, re.MULTILINE)
+    return float(said)
+
+
+async def test_a_scrape_says_that_nothing_is_accepted_until_something_is(tmp_path, disk, monkeypatch):
+    monkeypatch.setattr(metrics, "CENSUS_MAX_AGE", 0.0)
+    async with serving(tmp_path) as plane, plane.http() as http:
+        assert await store_up(http) == 1
+        disk.writes_raise = apsw.FullError("database or disk is full")
+        assert [await store_up(http) for _ in range(2)] == [0, 0]
+        disk.writes_raise = None
+        await until_it_works(plane.store.ping)
+        assert await store_up(http) == 1
+        plane.store.path.rename(tmp_path / "aside.db")
+        assert await store_up(http) == 0
 
 
 async def test_a_flush_that_takes_too_long_for_a_client_is_told_as_unknown(tmp_path, disk, monkeypatch):
