@@ -1,7 +1,10 @@
-"""The store's clock on one machine: wall time read once, then carried on by the monotonic clock."""
+"""The store's clock on one machine: the monotonic clock carries it on, and the wall clock moves it forward."""
 
 import time
 from collections.abc import Callable
+
+MOST_BEHIND = 1_000_000_000
+"""Nanoseconds: what the wall clock is ahead by more was set, or passed while the machine slept."""
 
 
 class Clock:
@@ -10,12 +13,21 @@ class Clock:
     def __init__(
         self, wall: Callable[[], int] = time.time_ns, monotonic: Callable[[], int] = time.monotonic_ns
     ) -> None:
+        self._wall = wall
         self._monotonic = monotonic
         self._offset = wall() - monotonic()
 
     def keep_above(self, floor: int) -> None:
         """Go on from `floor` (a time that is already stored), if the clock is behind it."""
         self._offset = max(self._offset, floor * 1000 - self._monotonic())
+
+    def follow(self) -> int:
+        """Go on from the wall clock, if the clock is behind it by more than a second; the microseconds gone forward."""
+        behind = self._wall() - self._monotonic() - self._offset
+        if behind <= MOST_BEHIND:
+            return 0
+        self._offset += behind
+        return behind // 1000
 
     def now(self) -> int:
         """Microseconds since the epoch, UTC."""

@@ -66,7 +66,7 @@ from control_plane.domain.store import (
     SessionView,
     Turn,
 )
-from control_plane.domain.times import to_microseconds
+from control_plane.domain.times import MICROSECONDS, to_microseconds
 from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.store import (
     sqlite_actions,
@@ -688,12 +688,20 @@ class SqliteStore:
 
     async def reap(self, *, limit: int, now: int | None = None) -> Reaped:
         """See Store."""
+        self._follow_the_clock()
         command = sqlite_jobs.reap(self._known, limit, leases_lapse_from=self._leases_lapse_from)
         return await self._write(command, now)
 
     def postpone_lapses(self) -> None:
         """See Store. Also when the store was away."""
         self._leases_lapse_from = self.now() + to_microseconds(self.terms.lease_duration)
+
+    def _follow_the_clock(self) -> None:
+        """In a round that comes every second, so that no call pays for it."""
+        forward = self._clock.follow()
+        if forward:
+            self.postpone_lapses()
+            _log.warning("the machine's clock was set forward, or the machine slept", seconds=forward / MICROSECONDS)
 
     async def next_available_at(self, *, now: int | None = None) -> int | None:
         """See Store."""

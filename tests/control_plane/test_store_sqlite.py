@@ -10,6 +10,7 @@ import apsw
 import apsw.ext
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from control_plane.domain.enqueue import NewJob
 from control_plane.domain.store import LeaseTerms
@@ -18,7 +19,7 @@ from control_plane.store import sqlite, store_at
 from control_plane.store.clock import Clock
 from control_plane.store.sqlite import SqliteStore
 from control_plane.store.statements import load_migrations, load_statements
-from tests.support.store_scenario import SqlitePlace, action, scenario
+from tests.support.store_scenario import LEASE, START, Scenario, SqlitePlace, action, at, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -513,13 +514,62 @@ class HandClock:
         return Clock(wall=lambda: self.wall, monotonic=lambda: self.steady)
 
 
-def test_the_clock_is_anchored_once():
+def test_the_clock_goes_on_steadily_when_the_wall_clock_is_set_back():
     hand = HandClock()
     clock = hand.make()
     assert clock.now() == 1_000_000_000
     hand.wall -= 500_000_000_000
     hand.steady += 2_000_000
+    assert clock.follow() == 0
     assert clock.now() == 1_000_002_000
+
+
+@pytest.mark.parametrize(
+    ("set_forward", "followed"), [(0, 0), (1_000_000, 0), (1_000_001, 1_000_001), (3_600_000_000, 3_600_000_000)]
+)
+def test_the_clock_follows_what_is_set_forward_by_more_than_a_second(set_forward, followed):
+    hand = HandClock()
+    clock = hand.make()
+    hand.wall += set_forward * 1000
+    assert clock.now() == 1_000_000_000
+    assert clock.follow() == followed
+    assert clock.now() == 1_000_000_000 + followed
+    assert clock.follow() == 0
+
+
+def test_a_clock_ahead_of_the_wall_clock_waits_for_it():
+    hand = HandClock()
+    clock = hand.make()
+    clock.keep_above(1_010_000_000)
+    hand.wall += 10_000_000_000
+    assert clock.follow() == 0
+    hand.wall += 5_000_000_000
+    assert clock.follow() == 5_000_000
+    assert clock.now() == 1_015_000_000
+
+
+async def test_a_round_after_the_clock_was_set_forward_says_so_and_takes_no_lease(path):
+    hand = HandClock()
+    hand.wall = START * 1000
+    store = SqliteStore(path, LeaseTerms(lease_duration=LEASE), hand.make())
+    await store.open(lambda _: None)
+    s = Scenario(SqlitePlace(path), store)
+    await s.prepare()
+    await s.publish("a", [action()])
+    await s.start("a")
+    lease = await s.claim_one()
+    with capture_logs() as logs:
+        hand.wall += 3_600_000_000_000
+        assert (await store.reap(limit=9)).leases_lapsed == 0
+        assert (await store.reap(limit=9)).leases_lapsed == 0
+    assert [(entry["log_level"], entry["seconds"]) for entry in logs] == [("warning", 3600.0)]
+    assert store.now() == at(3600)
+    # Whoever is not heard of in the grace loses it then.
+    hand.steady += round(LEASE * 1e9)
+    hand.wall += round(LEASE * 1e9)
+    assert (await store.reap(limit=9)).leases_lapsed == 1
+    assert (await s.job(lease)).error_type == "LeaseLapsed"
+    await store.close()
 
 
 def test_the_clock_is_never_behind_what_is_stored():
