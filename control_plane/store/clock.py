@@ -3,8 +3,24 @@
 import time
 from collections.abc import Callable
 
+from control_plane.domain.times import MICROSECONDS
+
 MOST_BEHIND = 1_000_000_000
 """Nanoseconds: what the wall clock is ahead by more was set, or passed while the machine slept."""
+
+MOST_AHEAD = 60_000_000
+"""Microseconds that a clock may be ahead of what it follows without a word."""
+
+
+def lead(ahead: int) -> str | None:
+    """What an operator should know of a store's clock that is so many microseconds ahead."""
+    if ahead <= MOST_AHEAD:
+        return None
+    return (
+        f"the store's clock is {ahead // MICROSECONDS} s ahead and stays so until that time is reached, since it once "
+        "ran ahead and never goes back: what is created has times in the future, and what sleeps until a given time "
+        "wakes that much too early"
+    )
 
 
 class Clock:
@@ -20,6 +36,10 @@ class Clock:
     def keep_above(self, floor: int) -> None:
         """Go on from `floor` (a time that is already stored), if the clock is behind it."""
         self._offset = max(self._offset, floor * 1000 - self._monotonic())
+
+    def ahead(self) -> int:
+        """Microseconds ahead of the wall clock."""
+        return (self._monotonic() + self._offset - self._wall()) // 1000
 
     def follow(self) -> int:
         """Go on from the wall clock, if the clock is behind it by more than a second; the microseconds gone forward."""

@@ -75,7 +75,7 @@ from control_plane.store import (
     postgres_queues,
     postgres_retention,
 )
-from control_plane.store.clock import Clock
+from control_plane.store.clock import Clock, lead
 from control_plane.store.postgres_batch import (
     CancelJob,
     CancelRun,
@@ -153,6 +153,8 @@ class PostgresStore:
         self._listener = listener
         current, latest = await self._pool.run(lambda connection: connection.fetchrow(self._sql["clock"]))
         self._follow_the_clock(max(current, latest))
+        if (ahead := lead(latest - current)) is not None:
+            _log.warning(ahead)
         self.postpone_lapses()
         if not self._shared:
             await self.replicas.start(listener)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from control_plane.errors import CannotCreate, StoreRefused, StoreUnavailable
 from control_plane.store.audit import Finding, finding, questions
+from control_plane.store.clock import lead
 from control_plane.store.postgres_connections import FAULTS, Database
 from control_plane.store.postgres_migrations import schema_version
-from control_plane.store.statements import load_migrations
+from control_plane.store.statements import load_migrations, load_statements
 
 _ADVICE = (
     "back the database up with what its operators use (pg_basebackup with an archive of the log, or the provider's "
@@ -34,6 +35,9 @@ async def check(database: Database) -> list[Finding]:
             for sentence, faults, text in questions():
                 number = await connection.fetchval(text, timeout=3600)
                 findings.append(finding(sentence, number, faults=faults))
+        current, latest = await connection.fetchrow(load_statements("postgresql")["clock"])
+        if (ahead := lead(latest - current)) is not None:
+            findings.append(Finding(sentence=ahead))
         return findings
     except FAULTS as error:
         raise database.unavailable(error) from error

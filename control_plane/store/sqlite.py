@@ -80,7 +80,7 @@ from control_plane.store import (
     sqlite_retention,
     sqlite_timers,
 )
-from control_plane.store.clock import Clock
+from control_plane.store.clock import Clock, lead
 from control_plane.store.sqlite_queries import Queries
 from control_plane.store.sqlite_unit import Known
 from control_plane.store.sqlite_writer import FAULTS, Writer, Writing
@@ -202,6 +202,8 @@ class SqliteStore:
         except apsw.Error as error:
             raise StoreUnavailable(f"store {self.path} cannot be opened: {error}") from error
         self._clock.keep_above(latest)
+        if (ahead := lead(self._clock.ahead())) is not None:
+            _log.warning(ahead)
         return connection
 
     def _connect(self) -> apsw.Connection:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import apsw
 from control_plane.domain.store import LeaseTerms
 from control_plane.errors import CannotCreate, StoreRefused, StoreUnavailable
 from control_plane.store.audit import Finding, finding, questions
+from control_plane.store.clock import lead
 from control_plane.store.sqlite import BUSY_TIMEOUT, SqliteStore, require_file
 from control_plane.store.statements import load_migrations
 
@@ -37,6 +39,9 @@ def check(path: Path) -> list[Finding]:
         for sentence, faults, text in questions():
             ((number,),) = connection.execute(text)
             findings.append(finding(sentence, number, faults=faults))
+        ((latest,),) = connection.execute("SELECT latest FROM store_clock")
+        if (ahead := lead(latest - time.time_ns() // 1000)) is not None:
+            findings.append(Finding(sentence=ahead))
         return findings
 
 

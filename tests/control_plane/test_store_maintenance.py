@@ -1,12 +1,15 @@
 """What operators do with a store: check it, back it up, and take it from a file to a server."""
 
 import asyncio
+import re
 import subprocess
+import time
 from contextlib import closing
 
 import apsw
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from control_plane.domain.store import LeaseTerms
 from control_plane.errors import CannotCreate, StoreInUse, StoreRefused
@@ -129,6 +132,19 @@ async def test_what_is_broken_is_counted(place, damage, rule):
         await s.write(damage)
     broken = {finding.sentence for finding in await maintenance.check(place.url, None) if finding.faults}
     assert rule in broken
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(50, False), (3_700, True)])
+async def test_a_clock_that_is_ahead_is_said_at_the_start_and_by_a_check_and_is_no_fault(place, seconds, said):
+    async with scenario(place) as s:
+        await s.write(f"UPDATE store_clock SET latest = {s.store.now() + seconds * 1_000_000}")
+    with capture_logs() as logs:
+        async with scenario(place, prepared=False) as s:
+            assert s.store.now() > time.time_ns() // 1000 + (seconds - 30) * 1_000_000
+    ahead = re.compile(r"the store's clock is 3[67]\d\d s ahead")
+    assert [entry["log_level"] for entry in logs if ahead.match(entry["event"])] == ["warning"] * said
+    found = [finding for finding in await maintenance.check(place.url, None) if ahead.match(finding.sentence)]
+    assert [finding.faults for finding in found] == [None] * said
 
 
 async def test_a_store_of_another_schema_is_not_judged(place):
