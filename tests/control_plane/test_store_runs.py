@@ -523,6 +523,15 @@ async def test_a_session_is_renewed_and_keeps_its_jobs(s):
     assert (view.current_jobs, view.last_job.id) == ([], lease.job.id)
 
 
+async def test_a_session_was_last_seen_at_its_end_at_the_latest(s):
+    """Who has been seen is written now and then: also behind the end of one that has left."""
+    other = await s.register("w-2")
+    await s.store.update_session(s.session.id, ended=True, now=at(20))
+    await s.store.sessions_seen({s.session.id: at(25), other.id: at(25)})
+    seen = await s.read("SELECT worker_instance_id, last_seen_at, ended_at FROM sessions ORDER BY worker_instance_id")
+    assert seen == [("w-1", at(20), at(20)), ("w-2", at(25), None)]
+
+
 async def test_sessions_end_when_they_are_not_seen(s):
     other = await s.register("w-2", selector=Selector(queues=("gpu",)), capabilities=("x",))
     await s.store.sessions_seen({other.id: at(100)})

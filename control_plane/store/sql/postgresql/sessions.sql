@@ -46,7 +46,7 @@ RETURNING id
 
 -- Answers those that are ours: no other replica has taken them over, and no other process their identity.
 -- name: sessions_seen
-UPDATE sessions s SET last_seen_at = greatest(s.last_seen_at, seen.at)
+UPDATE sessions s SET last_seen_at = greatest(s.last_seen_at, least(seen.at, s.ended_at))
 FROM (
     SELECT l.id, asked.at FROM unnest($1::text[], $2::bigint[]) AS asked (id, at) JOIN sessions l USING (id)
     WHERE l.replica_id = $3 AND NOT l.superseded

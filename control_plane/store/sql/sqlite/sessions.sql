@@ -37,7 +37,7 @@ UPDATE sessions SET superseded = 1, ended_at = coalesce(ended_at, ?), end_reason
 WHERE project_id = ? AND worker_instance_id = ? AND id <> ? AND draining = 0 AND superseded = 0
 
 -- name: session_seen
-UPDATE sessions SET last_seen_at = max(last_seen_at, ?) WHERE id = ?
+UPDATE sessions SET last_seen_at = max(last_seen_at, min(?1, coalesce(ended_at, ?1))) WHERE id = ?2
 
 -- name: set_draining
 UPDATE sessions SET draining = ? WHERE id = ?
