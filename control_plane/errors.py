@@ -9,6 +9,7 @@ ControlPlaneError
  +- StoreUnavailable        the store cannot write or read now; nothing was acknowledged
  +- StoreRefused            the store will never open like this (wrong SQLite, newer schema, no such directory)
      +- StoreInUse          another control plane owns it
+     +- StoreDamaged        its file is not what was written
 """
 
 from typing import Any
@@ -58,6 +59,10 @@ class StoreRefused(StoreUnavailable):
 
 class StoreInUse(StoreRefused):
     """Another control plane serves this store."""
+
+
+class StoreDamaged(StoreRefused):
+    """A SQLite file that cannot be read to its end."""
 
 
 class FenceBrokenError(RuntimeError):

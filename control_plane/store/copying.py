@@ -14,7 +14,7 @@ from control_plane.errors import StoreInUse, StoreRefused
 from control_plane.store.postgres_connections import FAULTS, Connection, Database
 from control_plane.store.postgres_migrations import migrate
 from control_plane.store.postgres_replicas import GONE_AFTER
-from control_plane.store.sqlite import SqliteStore, require_file
+from control_plane.store.sqlite import SqliteStore, require_file, unreadable
 
 CHUNK = 2000
 """Rows that are read and written at a time."""
@@ -27,7 +27,7 @@ _NOT_OURS = ("sqlite_", SINGLETON)
 
 async def copy(source: Path, database: Database) -> dict[str, int]:
     """Rows by table. The source keeps its rows. Raises StoreInUse while a control plane serves either of them,
-    StoreRefused when the target is not empty, StoreUnavailable."""
+    StoreRefused when the target is not empty, StoreDamaged, StoreUnavailable."""
     require_file(source)
     # Open, it is locked and of our schema.
     opened = SqliteStore(source, LeaseTerms())
@@ -41,6 +41,8 @@ async def copy(source: Path, database: Database) -> dict[str, int]:
                     return await _Copy(reading, connection, database).run()
         except FAULTS as error:
             raise database.unavailable(error) from error
+        except apsw.Error as error:
+            raise unreadable(source, error) from error
         finally:
             connection.terminate()
     finally:

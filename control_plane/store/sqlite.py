@@ -67,7 +67,7 @@ from control_plane.domain.store import (
     Turn,
 )
 from control_plane.domain.times import MICROSECONDS, to_microseconds
-from control_plane.errors import StoreInUse, StoreRefused, StoreUnavailable
+from control_plane.errors import StoreDamaged, StoreInUse, StoreRefused, StoreUnavailable
 from control_plane.store import (
     sqlite_actions,
     sqlite_deltas,
@@ -197,10 +197,8 @@ class SqliteStore:
             connection = self._connect_writer()
             _migrate(connection, self.path, alone=self._lock is not None)
             ((latest,),) = connection.execute("SELECT latest FROM store_clock")
-        except apsw.NotADBError as error:
-            raise StoreRefused(f"store {self.path} is no SQLite database") from error
         except apsw.Error as error:
-            raise StoreUnavailable(f"store {self.path} cannot be opened: {error}") from error
+            raise unreadable(self.path, error) from error
         self._clock.keep_above(latest)
         if (ahead := lead(self._clock.ahead())) is not None:
             _log.warning(ahead)
@@ -735,6 +733,15 @@ def require_file(path: Path) -> None:
     """For those who have no use for an empty store. Raises StoreRefused."""
     if not path.exists():
         raise StoreRefused(f"store {path}: No such file or directory; `serve` and `migrate` make one")
+
+
+def unreadable(path: Path, error: apsw.Error) -> StoreUnavailable:
+    """What SQLite says of the file, for an operator."""
+    if isinstance(error, apsw.NotADBError):
+        return StoreRefused(f"store {path} is no SQLite database")
+    if isinstance(error, apsw.CorruptError):
+        return StoreDamaged(f"store {path} is damaged ({error}): put a backup in its place")
+    return StoreUnavailable(f"store {path} cannot be read: {error}")
 
 
 def _lock(path: Path, *, shared: bool) -> int | None:

@@ -1,6 +1,7 @@
 """What an operator does with a SQLite store: migrate, check, back up."""
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -9,10 +10,10 @@ from pathlib import Path
 import apsw
 
 from control_plane.domain.store import LeaseTerms
-from control_plane.errors import CannotCreate, StoreRefused, StoreUnavailable
+from control_plane.errors import CannotCreate
 from control_plane.store.audit import Finding, finding, questions
 from control_plane.store.clock import lead
-from control_plane.store.sqlite import BUSY_TIMEOUT, SqliteStore, require_file
+from control_plane.store.sqlite import BUSY_TIMEOUT, SqliteStore, require_file, unreadable
 from control_plane.store.statements import load_migrations
 
 
@@ -56,7 +57,11 @@ def backup(path: Path, target: Path) -> int:
             undo.callback(os.close, descriptor)
             with _reading(path) as connection:
                 # One read transaction: writers go on, and the copy has nothing of what they do.
-                connection.execute("VACUUM INTO ?", (str(partial),))
+                try:
+                    connection.execute("VACUUM INTO ?", (str(partial),))
+                except apsw.FullError as error:
+                    # Of the two files it writes to the copy alone.
+                    raise CannotCreate(f"backup {target}: {os.strerror(errno.ENOSPC)}") from error
             os.fsync(descriptor)
             # A link, unlike a rename, replaces nothing.
             os.link(partial, target)
@@ -81,7 +86,5 @@ def _reading(path: Path) -> Iterator[apsw.Connection]:
             connection.set_busy_timeout(BUSY_TIMEOUT)
             connection.wal_autocheckpoint(0)
             yield connection
-    except apsw.NotADBError as error:
-        raise StoreRefused(f"store {path} is no SQLite database") from error
     except apsw.Error as error:
-        raise StoreUnavailable(f"store {path} cannot be read: {error}") from error
+        raise unreadable(path, error) from error

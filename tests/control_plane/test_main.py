@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.control_plane_process import ControlPlaneProcess
 from tests.support.postgres_cluster import PASSWORD, Cluster
+from tests.support.small_disk import small_disk
 from wire.pipe import PIPE_FD_VARIABLE, Bye, Hello
 
 KEY = "mbx_" + "k3" * 16
@@ -358,6 +359,38 @@ def test_a_store_that_is_not_as_it_should_be(plane: ControlPlaneProcess) -> None
     checked = run("check", "--store", plane.store_url)
     assert checked.returncode == 65
     assert "BROKEN (1)   every state is a job's" in checked.stdout
+
+
+def damage(path: Path, table: str) -> None:
+    """Overwrite the table's first page."""
+    with contextlib.closing(apsw.Connection(str(path))) as connection:
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,))
+        size = connection.pragma("page_size")
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\xff" * size)
+
+
+def test_a_damaged_file_is_said_to_be_damaged(plane: ControlPlaneProcess, cluster: Cluster) -> None:
+    plane.terminate()
+    path = plane.directory / "control-plane.db"
+    damage(path, "projects")
+    database = cluster.new_database()
+    refused(run("copy", "--from", plane.store_url, "--to", cluster.url(database)), 65, f"{path} is damaged", "backup")
+    cluster.drop_database(database)
+    refused(run("check", "--store", plane.store_url), 65, f"{path} is damaged", "malformed")
+    refused(run("backup", "--store", plane.store_url, "--to", f"{path}.copy"), 65, f"{path} is damaged")
+    os.truncate(path, path.stat().st_size // 2)
+    for command in ("check", "migrate"):
+        refused(run(command, "--store", plane.store_url), 65, f"{path} is damaged")
+
+
+def test_a_backup_to_a_full_disk_blames_the_disk(plane: ControlPlaneProcess) -> None:
+    with small_disk(plane.directory / "disk", 1) as disk:
+        disk.fill()
+        target = disk.path / "backup.db"
+        refused(run("backup", "--store", plane.store_url, "--to", str(target)), 73, f"backup {target}: No space left")
+        assert not list(disk.path.glob("backup*"))
 
 
 def test_from_a_file_to_a_server(plane: ControlPlaneProcess, cluster: Cluster) -> None:
