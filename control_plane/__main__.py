@@ -74,6 +74,7 @@ EXIT_CODES: tuple[tuple[type[ControlPlaneError], int], ...] = (
 )
 
 
+_CONFIG_FILE = "control_plane.config_file"
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _level_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
 
@@ -87,6 +88,7 @@ def cli() -> None:
 def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     # Options of the command line go over those of the file.
     context.default_map = serve_file.read(path) if path is not None else None
+    context.meta[_CONFIG_FILE] = path
 
 
 @cli.command("serve")
@@ -314,6 +316,10 @@ def _exit_code(arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name="mobius-control-plane", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.MissingParameter) and error.ctx and error.ctx.meta.get(_CONFIG_FILE):
+            key = error.param.name if error.param else ""
+            missing = f"--config {error.ctx.meta[_CONFIG_FILE]}: {key} is missing, there and on the command line"
+            return _failed(ConfigurationError(missing), EX_CONFIG)
         error.show()
         return EX_USAGE
     except (click.Abort, KeyboardInterrupt):

@@ -3,13 +3,13 @@
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import tomli
 from msgspec import Struct, field
 
-from control_plane.config import ConfigurationError
+from control_plane.config import ConfigurationError, ProjectDialect
 
 
 class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,8 +19,8 @@ class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: str | None = None
     store_password_file: str | None = None
     bootstrap_key_file: str | None = None
-    dialect: str | None = None
-    project_dialect: dict[str, str] = field(default_factory=dict)
+    dialect: ProjectDialect | None = None
+    project_dialect: dict[str, ProjectDialect] = field(default_factory=dict)
     lease_duration: str | None = None
     heartbeat_cadence: str | None = None
     insecure_listen: bool | None = None
@@ -33,7 +33,7 @@ class ServeFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     trusted_proxy: list[str] | None = None
     keep_finished: str | None = None
     keep_deltas: str | None = None
-    log_level: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -68,4 +68,12 @@ def _faults(table: dict[str, Any]) -> Iterator[str]:
         try:
             msgspec.convert({key: value}, ServeFile)
         except msgspec.ValidationError as error:
-            yield str(error).replace(" | null", "")  # which TOML does not have
+            sentence = str(error).replace(" | null", "")  # which TOML does not have
+            yield "; ".join([sentence, *_choices(key)])
+
+
+def _choices(key: str) -> Iterator[str]:
+    """What msgspec does not say of a value that is none of a few."""
+    for kind in get_args(get_type_hints(ServeFile)[key]):
+        if get_origin(kind) is Literal:
+            yield f"expected one of {', '.join(get_args(kind))}"

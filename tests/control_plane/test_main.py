@@ -330,6 +330,10 @@ def test_options_come_from_a_file_and_the_command_line_goes_over_them(tmp_path: 
     refused(run("serve", "--config", str(tmp_path / "no.toml")), 78, "no.toml cannot be read")
     (tmp_path / "serve.toml").write_text("stor = 'sqlite:x.db'\n")
     refused(run(*serve), 78, "did you mean store?")
+    (tmp_path / "serve.toml").write_text("listen = '127.0.0.1:0'\n")
+    refused(run(*serve), 78, "serve.toml: store is missing")
+    (tmp_path / "serve.toml").write_text("store = 'sqlite:x.db'\ndialect = 'x'\n")
+    refused(run(*serve), 78, "serve.toml", "dialect", "automations")
 
 
 # --- the store, and what operators do with it

@@ -1,6 +1,7 @@
 """The file of `serve --config`: the options, by their names."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
 import pytest
@@ -22,6 +23,13 @@ def test_every_option_of_serve_is_a_key() -> None:
     serve = cli.commands["serve"]
     options = {parameter.name for parameter in serve.params if isinstance(parameter, click.Option)}
     assert options - {"config", "help"} == set(ServeFile.__struct_fields__)
+
+
+def test_a_key_takes_what_its_option_takes() -> None:
+    for parameter in cli.commands["serve"].params:
+        if isinstance(parameter.type, click.Choice):
+            kinds = get_args(get_type_hints(ServeFile)[str(parameter.name)])
+            assert get_args(kinds[0]) == tuple(parameter.type.choices)
 
 
 def test_the_example_says_what_a_cluster_needs() -> None:
@@ -49,6 +57,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("xyz = 'red'", "xyz: no such key; expected one of listen, store"),
         ("listen = 8780", "Expected `str"),
         ("listen = ", "is no TOML"),
+        ("dialect = 'x'", "Invalid enum value 'x' - at `$.dialect`; expected one of automations, loops"),
+        ("[project_dialect]\nold = 'x'", "at `$.project_dialect[...]`; expected one of automations, loops"),
+        ("log_level = 'loud'", "'loud' - at `$.log_level`; expected one of debug, info, warning, error"),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, sentence: str) -> None:
