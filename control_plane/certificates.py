@@ -126,6 +126,8 @@ def _paths(files: CertificateFiles) -> list[Path]:
 def _read(files: CertificateFiles) -> tuple[ssl.SSLContext, Validity]:
     for path in _paths(files):
         _check_readable(path)
+    if files.key is None and b"PRIVATE KEY-----" not in files.certificate.read_bytes():
+        raise ConfigurationError(f"{files.certificate} has no key in it: name the key's own file with --tls-key-file")
     secret = files.key or files.certificate
     if others_can_read(secret):
         raise ConfigurationError(f"{secret} has the key of the TLS certificate and can be read by others: chmod 600 it")

@@ -219,7 +219,9 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
         (CertificateFiles(certificate=certificate, key=tmp_path / "no-key"), "no-key cannot be read"),
         (CertificateFiles(certificate=certificate, key=readable), "readable.pem .* can be read by others: chmod 600"),
         (CertificateFiles(certificate=certificate, key=foreign), "hold no TLS certificate with its key.*mismatch"),
-        (CertificateFiles(certificate=empty), "empty.pem and itself hold no TLS certificate"),
+        (CertificateFiles(certificate=certificate), "server.pem has no key in it: .* --tls-key-file"),
+        (CertificateFiles(certificate=key), "server-key.pem and itself hold no TLS certificate"),
+        (CertificateFiles(certificate=readable), "readable.pem .* can be read by others: chmod 600"),
         (CertificateFiles(certificate=certificate, key=key, client_ca=empty), "empty.pem holds no certificates"),
     ):
         with pytest.raises(ConfigurationError, match=words):
