@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -137,6 +139,47 @@ async def test_who_does_not_come_in_is_logged_with_the_reason(
         assert call.kwargs["peer"] == f"{host}:{port}"
         expected = "certificate verify failed: unable to get" if with_strange_certificate else "did not return a certif"
         assert expected in call.kwargs["reason"]
+
+
+class NoFiles(socket.socket):
+    """Has no file for the first connection."""
+
+    refusals = 1
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_a_connection_that_cannot_be_accepted_now_is_accepted_later(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = CapturingLogger()
+    monkeypatch.setattr(handshakes, "_log", said)
+    monkeypatch.setattr(handshakes, "ACCEPT_AGAIN", 0.01)
+    certificate, key = authority.write_server()
+    context = Certificates(CertificateFiles(certificate=certificate, key=key)).context
+    with NoFiles() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        host, port = listening.getsockname()
+        failures = handshakes.FailedHandshakes(lambda: 0.0)
+        listener = handshakes.TlsListener(listening, context, asyncio.Protocol, failures)
+        async with asyncio.timeout(DEADLINE):
+            _, writer = await asyncio.open_connection(host, port, ssl=authority.client_context())
+            assert [call.kwargs for call in said.calls] == [{"reason": "Too many open files"}]
+            # Who is in the middle of it does not keep it from ending.
+            reader, half = await asyncio.open_connection(host, port)
+            listener._accept()
+            assert listener._handshakes
+            listener.close()
+            await listener.wait_closed()
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        for each in (writer, half):
+            each.close()
 
 
 def test_failed_handshakes_have_a_line_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
