@@ -390,7 +390,7 @@ class Mobius:
 
     def _remedy(self, error: httpx.HTTPError) -> str:
         """What a connection that ends without an answer is often for."""
-        if not isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+        if not isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
             return ""
         if self.api_url.startswith("https:"):
             return "; the server may ask for a client certificate (MOBIUS_CLIENT_CERTIFICATE_FILE)"

@@ -307,7 +307,7 @@ def _sentence(error: Exception, where: Endpoint, proxy: Proxy | None) -> str:
             f"the certificate of the control plane is not trusted{through}: {error.verify_message or error}; if its "
             "authority is your own, name it in control_plane.ca_file or SSL_CERT_FILE"
         )
-    if isinstance(error, InvalidMessage):
+    if isinstance(error, InvalidMessage | ConnectionResetError):
         remedy = (
             "it may ask for a client certificate (control_plane.client_certificate_file)"
             if where.is_encrypted

@@ -43,6 +43,8 @@ def test_a_run_from_end_to_end_with_client_certificates(tmp_path: Path) -> None:
         assert "CERTIFICATE_VERIFY_FAILED" in distrusted.stderr
         nobody = command.run("runs", "list", "--ca-file", authority.ca_file)
         assert nobody.returncode == 69, nobody.stderr
+        assert "may ask for a client certificate (MOBIUS_CLIENT_CERTIFICATE_FILE)" in nobody.stderr
+        assert "peer did not return a certificate" in plane.log()
         command.environment |= {
             "MOBIUS_CA_FILE": authority.ca_file,
             "MOBIUS_CLIENT_CERTIFICATE_FILE": authority.client_certificate_file,
