@@ -1,4 +1,4 @@
-"""What a request could have said where it named something that there is none of."""
+"""What a request could have said where it named something that there is none of, or that is no name."""
 
 import re
 from functools import lru_cache
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-_AT = re.compile(r"^Invalid enum value .* - at `\$(?P<path>.*)`$", re.DOTALL)
+_AT = re.compile(r"^(Invalid enum value|Expected `str` matching regex) .* - at `\$(?P<path>.*)`$", re.DOTALL)
 _SHOWN = 200
 """Characters at each end of an error that quotes what was sent."""
 
@@ -16,19 +16,27 @@ _PART = re.compile(r"\.(?P<field>\w+)|\[")
 
 
 def with_allowed(error: msgspec.ValidationError, shape: type[msgspec.Struct]) -> str:
-    """The error of decoding a `shape`, and, where it names none of a few values, which these are."""
+    """The error of decoding a `shape`, and, where it names none of a few values, which these are; where a text does not
+    match, what is said of such texts, and no regular expression."""
     text = str(error)
-    found = _AT.match(text)
-    values = [] if found is None else _values(_kind(shape), found["path"])
     shown = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}...{text[-_SHOWN:]}"
+    found = _AT.match(text)
+    if found is None:
+        return shown
+    kinds = _kinds(_kind(shape), found["path"])
+    for each in kinds:
+        said = getattr(each, "extra_json_schema", None) or {}
+        if "description" in said:
+            return f"Expected {said['description']} - at `${found['path']}`"
+    values = [value for each in kinds if isinstance(each, inspect.LiteralType) for value in each.values]
     return f"{shown}: expected one of {', '.join(map(str, values))}" if values else shown
 
 
-def _values(kind: Any, path: str) -> list[Any]:
+def _kinds(kind: Any, path: str) -> tuple[Any, ...]:
     for part in _PART.finditer(path):
         inner = [_below(each, part["field"]) for each in _of_union(kind)]
         kind = next((each for each in inner if each is not None), None)
-    return [value for each in _of_union(kind) if isinstance(each, inspect.LiteralType) for value in each.values]
+    return _of_union(kind)
 
 
 def _of_union(kind: Any) -> tuple[Any, ...]:

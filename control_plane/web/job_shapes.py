@@ -27,7 +27,15 @@ from control_plane.web.shapes import (
     moment,
 )
 
-QueueName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z")]
+QueueName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z",
+        description="letters, digits, `.`, `_`, `:`, `@` and `-`, beginning with a letter or digit",
+    ),
+]
 ExternalId = Annotated[str, Meta(min_length=1, max_length=256)]
 Priority = Annotated[int, Meta(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Duration = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -38,7 +38,15 @@ from wire.frames import ModelCapability
 SESSION_STALE_AFTER = 90.0
 """Seconds without a sign of life after which a presence row is shown as stale."""
 
-Handle = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z")]
+Handle = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z",
+        description="lower-case letters and digits, in words joined by single `.`, `_` or `-`",
+    ),
+]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
 TagValue = Annotated[str, Meta(max_length=256)]

@@ -29,6 +29,14 @@ def test_what_was_sent_is_not_sent_back_whole() -> None:
     assert told.endswith("xxx' - at `$.status`: expected one of active, all, archived, draft, paused")
 
 
+def test_a_text_that_does_not_match_is_told_in_words() -> None:
+    told = refused({"handle": "My Pipeline", "name": "x"}, shapes.CreateAutomationRequest)
+    assert told == "Expected lower-case letters and digits, in words joined by single `.`, `_` or `-` - at `$.handle`"
+    told = refused({"jobs": [{"action_name": "a"}, {"action_name": "a", "queue": "-"}]}, job_shapes.EnqueueJobsRequest)
+    assert told.startswith("Expected letters, digits, `.`, `_`, `:`, `@` and `-`, beginning with")
+    assert told.endswith(" - at `$.jobs[1].queue`")
+
+
 def test_other_errors_stay_as_they_are() -> None:
     assert refused({"limit": "x"}, shapes.AutomationsQuery) == "Expected `int`, got `str` - at `$.limit`"
     quoted = "Invalid enum value 'x' - at `$.nowhere.to[0].be`"
