@@ -71,6 +71,7 @@ def test_the_tables_are_what_the_code_has() -> None:
 def test_codes_and_limits_are_those_of_the_code() -> None:
     codes = set(re.findall(r"`(\w+)`", "".join(re.findall(r"(?:400|404|409) `\w+`", PAGE))))
     raised = {"signal_refused", "not_a_wait_step", "unknown_step", "already_signalled", "run_ended", "run_skipped"}
+    raised |= {"external_id_conflict"}
     assert codes == raised == {code for code in raised if f'"{code}"' in DOMAIN}
     assert f"At most {conditions.LONGEST} characters and {conditions.DEEPEST} levels" in PAGE
     assert f"at most {specs.MAX_CLEANUP_STEPS} actions" in PAGE
