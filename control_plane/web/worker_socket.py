@@ -288,16 +288,17 @@ class WorkerSocket(asyncio.Protocol):
             self._put_off += events
             return
         for place, event in enumerate(events):
-            if isinstance(event, bytes):
-                if len(event) >= LARGE and self._held is not None:
-                    self._put_off = events[place:]
-                    self._gate.turnstile.add(self._held.key.id, self._take_large)
-                    break
-                self._message(event)
-            elif isinstance(event, Frame):
-                self._frame(event)
-            else:
+            if isinstance(event, Request):
                 self._upgrade(event)
+                continue
+            data = event if isinstance(event, bytes) else self._frame(event)
+            if data is None:
+                continue
+            if len(data) >= LARGE and self._held is not None:
+                self._put_off = [data, *events[place + 1 :]]
+                self._gate.turnstile.add(self._held.key.id, self._take_large)
+                break
+            self._message(data)
         self._take_received()
         unfinished = self._unfinished
         if not unfinished:
@@ -405,22 +406,24 @@ class WorkerSocket(asyncio.Protocol):
         if self._invalid_frames > MOST_INVALID_FRAMES:
             self.close(POLICY_VIOLATION, f"more than {MOST_INVALID_FRAMES} messages were no frames")
 
-    def _frame(self, frame: Frame) -> None:
+    def _frame(self, frame: Frame) -> bytes | None:
+        """The message of which it is the last part, if it is."""
         connection = self._connection
         if connection is None or self._shutting_down:
-            return
+            return None
         opcode = frame.opcode
         if opcode in (Opcode.PING, Opcode.PONG):
             connection.seen(self._last_heard)
         elif opcode is Opcode.CLOSE:
             self._fragments = None
         elif opcode is Opcode.CONT:
-            self._fragment(frame)
+            return self._fragment(frame)
         elif opcode is Opcode.TEXT:
             self._fragments = bytearray(frame.data)
         else:
             message = "a binary message is no frame of this socket: send JSON as text"
             self._invalid(connection, RemoteFrameError(message))
+        return None
 
     @property
     def _unfinished(self) -> int:
@@ -430,13 +433,14 @@ class WorkerSocket(asyncio.Protocol):
         since = self._unfinished_since
         return None if since is None or not self._reading else since + MESSAGE_TIMEOUT + self._unfinished / SLOWEST
 
-    def _fragment(self, frame: Frame) -> None:
+    def _fragment(self, frame: Frame) -> bytes | None:
         if self._fragments is None:
-            return  # the rest of a binary message, which was refused
+            return None  # the rest of a binary message, which was refused
         self._fragments += frame.data
-        if frame.fin:
-            data, self._fragments = bytes(self._fragments), None
-            self._message(data)
+        if not frame.fin:
+            return None
+        data, self._fragments = bytes(self._fragments), None
+        return data
 
     def _message(self, data: bytes) -> None:
         connection = self._connection

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from control_plane.domain.enqueue import NewJob
+from control_plane.turnstile import Turnstile
 from control_plane.web import inbound_bytes, worker_socket
 from control_plane.web.worker_socket import WorkerSocket
 from tests.support.control_plane_server import DEADLINE, Serving, answer_to, ask, next_of, register, serving
@@ -433,7 +434,13 @@ async def test_a_socket_that_waits_for_its_turn_is_not_silent(plane: Serving, mo
     second.transport.abort()
 
 
-async def test_large_messages_and_what_follows_them_are_taken(plane: Serving) -> None:
+@pytest.mark.parametrize("in_fragments", [False, True])
+async def test_large_messages_and_what_follows_them_are_taken(
+    plane: Serving, monkeypatch: pytest.MonkeyPatch, in_fragments: bool
+) -> None:
+    put_off: list[str] = []
+    add = Turnstile.add
+    monkeypatch.setattr(Turnstile, "add", lambda self, key, work: (put_off.append(key), add(self, key, work))[1])
     project = await plane.store.project("default")
     await plane.store.enqueue(project.id, [NewJob(action_name="a", spec={"parameters": {}})] * 3)
     async with plane.worker() as worker:
@@ -443,9 +450,11 @@ async def test_large_messages_and_what_follows_them_are_taken(plane: Serving) ->
             result = {"text": "x" * (300_000 if number == 1 else 10), "number": number}
             token = {"job_id": job["id"], "lease_token": job["lease_token"]}
             frame = {"type": "job.report", "message_id": f"r-{number}", "result": result, **token}
-            await worker.send(json.dumps(frame))
+            text = json.dumps(frame)
+            await worker.send([text[:100], text[100:200], text[200:]] if in_fragments else text)
         acks = {(await next_of(worker, "job.report.ack"))["message_id"] for _ in jobs}
         assert acks == {"r-0", "r-1", "r-2"}
+    assert len(put_off) == 1
     for number, job in enumerate(jobs):
         stored = await plane.store.job(project.id, job["id"])
         assert (stored.status, stored.result["number"]) == ("completed", number)
