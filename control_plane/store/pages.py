@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from control_plane.domain.store import Page, RunFilter
@@ -77,6 +77,11 @@ def page(found: list[tuple[int, Any]], limit: int, *, more: bool = False) -> Pag
     shown = found[:limit]
     more = more or len(found) > limit
     return Page(items=[item for _, item in shown], next_cursor=_cursor(shown[-1][0]) if more and shown else None)
+
+
+def is_cut(found: Sequence[Sequence[Any]]) -> bool:
+    """Whether the database has left out rows that did not fit: the last column is how many there would be."""
+    return bool(found) and found[0][-1] > len(found)
 
 
 def fitting_page(found: Iterable[tuple[int, int, Any]], limit: int) -> Page:

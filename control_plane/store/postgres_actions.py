@@ -59,8 +59,7 @@ async def actions_of_project(
     """See Store.actions."""
     bindings = (project_id, position(cursor), limit + 1, pages.MOST_PAGE_BYTES)
     found = [tuple(row) for row in await connection.fetch(sql["actions_of_project"], *bindings)]
-    cut = bool(found) and found[0][-1] > len(found)
-    return page([(row[0], rows.action(row[1:-3], rows.raw_json)) for row in found], limit, more=cut)
+    return page([(row[0], rows.action(row[1:-3], rows.raw_json)) for row in found], limit, more=pages.is_cut(found))
 
 
 def _not_found(name: str) -> NotFound:

@@ -92,8 +92,9 @@ class Queries:
         """See Store.automations."""
         bindings = (project_id, position(cursor), status, limit + 1, pages.MOST_PAGE_BYTES)
         found = await self._all(connection, "automations_of_project", *bindings)
-        cut = bool(found) and found[0][-1] > len(found)
-        return page([(row[0], rows.automation(row[1:-3], rows.raw_json)) for row in found], limit, more=cut)
+        return page(
+            [(row[0], rows.automation(row[1:-3], rows.raw_json)) for row in found], limit, more=pages.is_cut(found)
+        )
 
     async def automation(self, connection: Connection, project_id: str, handle: str) -> Automation:
         """See Store.automation."""
@@ -109,9 +110,8 @@ class Queries:
         automation = await self.automation(connection, project_id, handle)
         bindings = (automation.id, position(cursor), limit + 1, pages.MOST_PAGE_BYTES)
         found = await self._all(connection, "versions", *bindings)
-        cut = bool(found) and found[0][-1] > len(found)
         versions = [rows.version(row[:-1], rows.raw_json) for row in found]
-        return page([(version.version, version) for version in versions], limit, more=cut)
+        return page([(version.version, version) for version in versions], limit, more=pages.is_cut(found))
 
     # --- runs
 
@@ -142,8 +142,7 @@ class Queries:
         asked = (project_id, min(before, behind), first, status, automation_id, more.parent_run_id)
         rest = (more.external_id, more.created_after, more.created_before, limit + 1, pages.MOST_PAGE_BYTES)
         found = await self._all(connection, pages.runs_statement(status, automation_id, more), *asked, *rest)
-        cut = bool(found) and found[0][-1] > len(found)
-        return page([(row[0], rows.run(row[:-2], rows.raw_json)) for row in found], limit, more=cut)
+        return page([(row[0], rows.run(row[:-2], rows.raw_json)) for row in found], limit, more=pages.is_cut(found))
 
     async def _created_between(self, connection: Connection, more: RunFilter) -> tuple[int, int]:
         """Keys of runs; see pages.created_between."""

@@ -10,6 +10,12 @@ def place(request, tmp_path):
     if request.param == "sqlite":
         yield SqlitePlace(tmp_path / "store.db")
         return
-    made = PostgresPlace(request.getfixturevalue("cluster"))
+    yield request.getfixturevalue("postgres_place")
+
+
+@pytest.fixture
+def postgres_place(cluster):
+    """A database of its own."""
+    made = PostgresPlace(cluster)
     yield made
     made.remove()

@@ -4,17 +4,15 @@ import pytest
 
 from control_plane.store import postgres_facts
 from control_plane.store.postgres_facts import Facts
-from tests.support.store_scenario import PostgresPlace, action, scenario
+from tests.support.store_scenario import action, scenario
 
 STEPS = 50
 
 
 @pytest.fixture
-async def s(cluster):
-    place = PostgresPlace(cluster)
-    async with scenario(place) as made:
+async def s(postgres_place):
+    async with scenario(postgres_place) as made:
         yield made
-    place.remove()
 
 
 @pytest.fixture

@@ -7,16 +7,14 @@ import pytest
 from control_plane.domain.enqueue import NewJob
 from control_plane.store import postgres_held
 from control_plane.store.postgres_facts import Facts
-from tests.support.store_scenario import LEASE, PostgresPlace, action, at, scenario
+from tests.support.store_scenario import LEASE, action, at, scenario
 from wire.frames import Report
 
 
 @pytest.fixture
-async def s(cluster):
-    place = PostgresPlace(cluster)
-    async with scenario(place) as made:
+async def s(postgres_place):
+    async with scenario(postgres_place) as made:
         yield made
-    place.remove()
 
 
 @pytest.fixture

@@ -6,16 +6,14 @@ from msgspec.structs import replace
 from control_plane.domain.enqueue import NewJob
 from control_plane.store import postgres_waiting, postgres_writer
 from control_plane.store.postgres_facts import Facts
-from tests.support.store_scenario import PostgresPlace, at, scenario
+from tests.support.store_scenario import at, scenario
 from wire.verdicts import OVER_CAPACITY
 
 
 @pytest.fixture
-async def s(cluster):
-    place = PostgresPlace(cluster)
-    async with scenario(place) as made:
+async def s(postgres_place):
+    async with scenario(postgres_place) as made:
         yield made
-    place.remove()
 
 
 @pytest.fixture

@@ -87,20 +87,24 @@ ORDER BY o.seq DESC LIMIT 1
 
 -- With what is asked for comes what else its run has, the smallest first, up to so many bytes: a decision that needs some
 -- of it may need all, and each question is a round trip in which everybody else waits. $3 and $4 are what is known.
--- name: step_results
+-- name: run_values_page_begin
 SELECT run_seq, step_key, result FROM (
     SELECT s.run_seq, s.step_key, s.result, s.step_key = asked.step_key AS is_asked,
         sum(octet_length(s.result)) OVER (
             PARTITION BY asked.run_seq, asked.step_key ORDER BY octet_length(s.result), s.step_key
         ) AS so_far
     FROM unnest($1::bigint[], $2::text[]) AS asked (run_seq, step_key)
-    JOIN steps s ON s.run_seq = asked.run_seq AND s.status = 'completed'
+
+-- name: run_values_page_end
     WHERE NOT EXISTS (
         SELECT 1 FROM unnest($3::bigint[], $4::text[]) AS known (run_seq, step_key)
         WHERE known.run_seq = s.run_seq AND known.step_key = s.step_key
     )
 ) found
 WHERE is_asked OR so_far <= $5
+
+-- name: step_results
+{run_values_page_begin} JOIN steps s ON s.run_seq = asked.run_seq AND s.status = 'completed' {run_values_page_end}
 
 -- name: kept_bytes
 SELECT s.run_seq, sum(

@@ -20,21 +20,8 @@ WHERE run_timers.run_seq = asked.run_seq AND run_timers.kind = asked.kind
 -- name: outcomes
 SELECT run_seq, payload FROM run_timers WHERE run_seq = ANY($1::bigint[]) AND kind = 'cleanup'
 
--- See step_results.
 -- name: kept_signals
-SELECT run_seq, step_key, result FROM (
-    SELECT s.run_seq, s.step_key, s.result, s.step_key = asked.step_key AS is_asked,
-        sum(octet_length(s.result)) OVER (
-            PARTITION BY asked.run_seq, asked.step_key ORDER BY octet_length(s.result), s.step_key
-        ) AS so_far
-    FROM unnest($1::bigint[], $2::text[]) AS asked (run_seq, step_key)
-    JOIN run_signals s ON s.run_seq = asked.run_seq
-    WHERE NOT EXISTS (
-        SELECT 1 FROM unnest($3::bigint[], $4::text[]) AS known (run_seq, step_key)
-        WHERE known.run_seq = s.run_seq AND known.step_key = s.step_key
-    )
-) found
-WHERE is_asked OR so_far <= $5
+{run_values_page_begin} JOIN run_signals s ON s.run_seq = asked.run_seq {run_values_page_end}
 
 -- Who takes turns follows one another: the locks of these keys are taken before any run's. A sweep does not wait.
 -- name: try_keys
